@@ -1,0 +1,98 @@
+"""Frozen types that travel between the floors; no behaviour. Shapes: T tokens, S segments, N loss positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example in the internal form every data format is converted to.
+
+    messages: conversation as OpenAI message dicts (role, content, optional tool_calls, reasoning_content, weight); empty for plain text.
+    text: the document, for plain-text formats; None for conversations.
+    tools: function schemas given to the chat template.
+    answer: the checkable final answer, if the format has one.
+    meta: what a verifier or a filter may need (tests, entry point, language, subject ...).
+    """
+
+    messages: tuple[Mapping[str, Any], ...] = ()
+    text: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    answer: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One example as tokens, cut into segments; a segment continues its parent.
+
+    ids: int32 [T], segments one after the other, a parent before its children.
+    weights: float32 [T], loss weight of the token at that place as a target; 0 = context only.
+    segment_lengths: int32 [S], sums to T.
+    segment_parents: int32 [S], index of the parent segment, -1 for a root.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    segment_lengths: np.ndarray
+    segment_parents: np.ndarray
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """What a micro-batch must know of the optimizer step it belongs to, so that losses do not depend on the split.
+
+    weight: sum of loss weights over the whole step, all ranks and micro-batches.
+    examples: number of examples in the whole step.
+    parts: micro-batches of the step over all ranks; a micro-batch's loss is `sum / weight * parts`
+        because the loop averages over micro-batches and ranks.
+    """
+
+    weight: float
+    examples: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """One micro-batch: one row of T tokens cut into S segments; a segment sees itself, causally, and its ancestors.
+
+    ids: int64 [T]. positions: int64 [T], continuing from the parent.
+    segments: int64 [S, 3] on the host: start, end, parent (-1 for a root); parents come before children.
+    source: int64 [N], the place in 0..T-1 whose hidden state predicts the target. target: int64 [N], token id.
+    segment: int64 [N], the segment of the target. weight: float32 [N].
+    example: int64 [S] on the host, index of the example within the micro-batch.
+    share: the step's global denominators.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    source: Tensor
+    target: Tensor
+    segment: Tensor
+    weight: Tensor
+    example: Tensor
+    share: StepShare
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """Per-target statistics of the next-token distribution; float32 [N]; None where not asked for.
+
+    logps: log p(target). lse: log-sum-exp of the (soft-capped, tempered) logits. entropy: of the distribution, nats.
+    mean_logps: mean over the vocabulary of log p, for label smoothing. correct: whether the target is the argmax (bool).
+    """
+
+    logps: Tensor
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    mean_logps: Tensor | None = None
+    correct: Tensor | None = None
