@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python >= 3.11, make and a package index:
+#   make run    environment, install, quickstart
+#   make test   environment, install, tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := 2.13.0
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: run test check format types lint floors bench clean
+
+run: $(VENV)/.base
+	$(BIN)/python -m posttrain
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/sft.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# On a machine without an NVIDIA GPU the CPU build, which a package index may hold beside the others, or PyTorch's own index does;
+# never the several GB of CUDA packages.
+$(VENV)/.torch: | $(VENV)/bin/python
+	@if [ "$$(uname)" = Darwin ] || command -v nvidia-smi > /dev/null; then $(PIP) 'torch==$(TORCH)'; \
+	else $(PIP) 'torch==$(TORCH)+cpu' 2> /dev/null || $(PIP) 'torch==$(TORCH)+cpu' --index-url $(CPU_INDEX); fi
+	@touch $@
+
+$(VENV)/.base: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""Generated arithmetic with worked steps: sums and differences of two whole numbers, digit by digit, so that a tiny model can learn it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+SYMBOLS = {"add": "+", "subtract": "-"}
+
+
+def problems(
+    split: str,
+    *,
+    operations: Sequence[str] = ("add", "subtract"),
+    digits: int = 2,
+    train: int = 20_000,
+    held_out: int = 500,
+    seed: int = 0,
+) -> Iterator[dict[str, str]]:
+    """Rows {"question", "answer"}; the answer ends in ``#### N``.
+
+    split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: most digits of a number.
+    train, held_out: rows of each split; where fewer different problems exist, all that are left train. seed: of the choice and the order.
+    """
+    chosen = _choose(operations, digits, held_out, train, seed)
+    for a, b, operation in chosen[:held_out] if split == "val" else chosen[held_out:]:
+        yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": worked(int(a), int(b), operation)}
+
+
+def _choose(operations: Sequence[str], digits: int, held_out: int, train: int, seed: int) -> list[tuple[int, int, str]]:
+    """Different problems in a random order, the held-out ones first."""
+    random = np.random.default_rng(np.random.SeedSequence([seed, digits]))
+    top = 10**digits
+    count = len(operations) * top * top
+    codes = random.permutation(count) if count < 10**7 else random.integers(0, count, 4 * (train + held_out))
+    found: dict[tuple[int, int, str], None] = {}
+    for code in codes.tolist():
+        rest, b = divmod(code, top)
+        which, a = divmod(rest, top)
+        if operations[which] == "add" or a >= b:
+            found[(a, b, operations[which])] = None
+        if len(found) == train + held_out:
+            break
+    return list(found)
+
+
+def worked(a: int, b: int, operation: str) -> str:
+    """The steps from the last digit to the first, and the result: ``7+5=12`` writes 2 and carries 1 into the next line."""
+    steps = _sum_steps(a, b) if operation == "add" else _difference_steps(a, b)
+    result = a + b if operation == "add" else a - b
+    return "\n".join([*steps, f"#### {result}"])
+
+
+def _digit_pairs(a: int, b: int) -> Iterator[tuple[int, int]]:
+    for place in range(max(len(str(a)), len(str(b)))):
+        yield a // 10**place % 10, b // 10**place % 10
+
+
+def _sum_steps(a: int, b: int) -> Iterator[str]:
+    carry = 0
+    for x, y in _digit_pairs(a, b):
+        total = x + y + carry
+        yield f"{x}+{y}+{carry}={total}, write {total % 10} carry {total // 10}"
+        carry = total // 10
+
+
+def _difference_steps(a: int, b: int) -> Iterator[str]:
+    borrow = 0
+    for x, y in _digit_pairs(a, b):
+        lent = 10 if x - y - borrow < 0 else 0
+        rest = x + lent - y - borrow
+        yield f"{x + lent}-{y}-{borrow}={rest}, write {rest} borrow {lent // 10}"
+        borrow = lent // 10
+
+
+def documents(
+    split: str,
+    *,
+    operations: Sequence[str] = ("add", "subtract"),
+    digits: int = 2,
+    train: int = 20_000,
+    held_out: int = 500,
+    seed: int = 0,
+) -> Iterator[dict[str, str]]:
+    """The same problems as plain text, rows {"text"}, for pretraining."""
+    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+        yield {"text": f"{row['question']}\n{row['answer']}\n"}

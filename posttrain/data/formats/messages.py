@@ -1,0 +1,103 @@
+"""OpenAI messages: Code-Feedback, UltraChat, and everything with a `messages` list; tools, tool calls and reasoning included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.formats.fields import Message, conversation, list_of
+from posttrain.data.formats.registry import RowError, register
+from posttrain.types import Example
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def _has_messages(row: Mapping[str, Any]) -> bool:
+    messages = row["messages"]
+    return isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
+
+
+@register("messages", needs=[["messages"]], absent=["chosen", "rejected"], accepts=_has_messages)
+def convert(row: Mapping[str, Any]) -> Example:
+    """{"messages": [{"role", "content", ...}], "tools": [...]}; a message's `weight` 0 leaves it untrained."""
+    messages = [message_of(message, place) for place, message in enumerate(list_of(row, "messages"), 1)]
+    return conversation(messages, tools=tuple(tools_of(row.get("tools"))))
+
+
+def message_of(message: Any, place: int) -> Message:
+    """A checked message; null fields dropped, tool-call arguments parsed, reasoning under `reasoning_content`."""
+    if not isinstance(message, Mapping):
+        raise RowError(f"message {place} must be an object, got {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise RowError(f"message {place} has the role {role!r}, expected one of {', '.join(ROLES)}")
+    found = {key: value for key, value in message.items() if value is not None}
+    content = found.get("content", "")
+    if not isinstance(content, str) and not _is_parts(content):
+        raise RowError(f"message {place}: content must be a string or a list of text parts, got {type(content).__name__}")
+    kept: Message = {"role": "tool" if role == "function" else role, "content": content}
+    kept |= {key: found[key] for key in ("name", "tool_call_id") if key in found}
+    reasoning = next((found[key] for key in _REASONING if found.get(key)), None)
+    if reasoning is not None:
+        kept["reasoning_content"] = reasoning
+    if "weight" in found:
+        kept["weight"] = weight_of(found["weight"], place)
+    calls = _calls(found, place)
+    return kept | ({"tool_calls": calls} if calls else {})
+
+
+def weight_of(value: Any, place: int) -> float:
+    """A message's loss weight: a finite number from 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise RowError(f"message {place}: weight must be a number from 0, got {value!r}")
+    return float(value)
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
+
+
+def _calls(message: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
+    calls = list(list_of(message, "tool_calls"))
+    if "function_call" in message:
+        calls.append({"function": message["function_call"]})
+    return [call_of(call, place) for call in calls]
+
+
+def call_of(call: Any, place: int) -> dict[str, Any]:
+    """A tool call with its arguments as an object: templates write them as JSON themselves."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(f"message {place}: a tool call needs a function name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except json.JSONDecodeError as error:
+            raise RowError(f"message {place}: the arguments of {function['name']} are not JSON: {error.msg}") from error
+    kept = {key: call[key] for key in ("id",) if call.get(key)}
+    return kept | {"type": "function", "function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
+
+
+def tools_of(tools: Any) -> list[dict[str, Any]]:
+    """Function schemas in the OpenAI form; a JSON string and bare function schemas are understood."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else []
+        except json.JSONDecodeError as error:
+            raise RowError(f"field 'tools' is not JSON: {error.msg}") from error
+    if tools is None:
+        return []
+    if not isinstance(tools, (list, tuple)):
+        raise RowError(f"field 'tools' must be a list, got {type(tools).__name__}")
+    return [tool_of(tool) for tool in tools]
+
+
+def tool_of(tool: Any) -> dict[str, Any]:
+    """One function schema, wrapped as {"type": "function", "function": ...}."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError("a tool needs a name")
+    return {"type": "function", "function": dict(function)}

@@ -1,0 +1,79 @@
+"""Plain iterables of micro-batches that know where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from posttrain.data.plan import StepPlan, balance, first_fit
+from posttrain.data.tree import collate, ghost
+from posttrain.types import StepShare, TokenizedExample, TokenTree
+
+
+class Examples(Protocol):
+    """Tokenised examples by index, with their lengths [N] and summed loss weights [N]."""
+
+    lengths: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+
+
+class TreeLoader:
+    """A rank's micro-batches of a whole run, in order; one pass. Resumes at any optimizer step without replaying data."""
+
+    def __init__(self, examples: Examples, plan: StepPlan, *, rank: int = 0) -> None:
+        self.examples = examples
+        self.plan = plan
+        self.rank = rank
+        self.given = 0
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.micro_batches
+
+    def __iter__(self) -> Iterator[TokenTree]:
+        first, skip = divmod(self.given, self.plan.micro_batches)
+        for number in range(first, self.plan.steps):
+            step = self.plan.step(number)
+            for indices in step.split[self.rank][skip:]:
+                self.given += 1
+                yield micro_batch(self.examples, indices, step.share)
+            skip = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
+
+
+def micro_batch(examples: Examples, indices: Sequence[int], share: StepShare) -> TokenTree:
+    """The token tree of some examples; a ghost where there are none."""
+    if not indices:
+        return collate([ghost(examples[0])], share)
+    return collate([examples[index] for index in indices], share)
+
+
+class EvaluationBatches:
+    """A rank's share of the first `limit` examples, every example once; as many micro-batches on every rank, made when they are asked for.
+
+    A tree's share states the totals over all ranks.
+    """
+
+    def __init__(self, examples: Examples, *, max_tokens: int, rank: int = 0, ranks: int = 1, limit: int | None = None) -> None:
+        count = len(examples) if limit is None else min(limit, len(examples))
+        lengths = examples.lengths[:count]
+        bins = -(-first_fit(lengths, max_tokens) // ranks) * ranks
+        self.examples = examples
+        self.groups = balance(lengths, bins, max_tokens)[rank::ranks]
+        self.share = StepShare(float(examples.targets[:count].sum(dtype=np.float64)), count, bins)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[TokenTree]:
+        return (micro_batch(self.examples, group, self.share) for group in self.groups)

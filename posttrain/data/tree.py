@@ -1,0 +1,117 @@
+"""Token trees: sequences merged over common prefixes, and examples collated into one micro-batch row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from posttrain.types import StepShare, TokenizedExample, TokenTree
+
+WeightedSequence = tuple[np.ndarray, np.ndarray]
+
+
+def tree_of(sequences: Sequence[WeightedSequence]) -> TokenizedExample:
+    """Merge token sequences into one tree that holds every common prefix once.
+
+    sequences: (ids [L] int, weights [L] float) pairs. Tokens are shared only where no sharing sequence trains them, so each
+    target belongs to exactly one sequence. The first token of a root has no predictor: its weight becomes 0.
+    Raises ValueError for no sequence, an empty one, or unequal lengths.
+    """
+    if not sequences:
+        raise ValueError("a token tree needs at least one sequence")
+    for ids, weights in sequences:
+        if len(ids) == 0 or len(ids) != len(weights):
+            raise ValueError(f"a sequence needs as many weights as ids and at least one, got {len(ids)} ids and {len(weights)} weights")
+    parts: list[tuple[np.ndarray, np.ndarray, int]] = []
+    _grow([(np.asarray(i, np.int32), np.asarray(w, np.float32)) for i, w in sequences], -1, parts)
+    weights = np.concatenate([w for _, w, _ in parts]).astype(np.float32, copy=True)
+    lengths = np.array([len(i) for i, _, _ in parts], np.int32)
+    parents = np.array([p for _, _, p in parts], np.int32)
+    starts = np.cumsum(lengths) - lengths
+    weights[starts[parents < 0]] = 0.0
+    return TokenizedExample(np.concatenate([i for i, _, _ in parts]).astype(np.int32, copy=False), weights, lengths, parents)
+
+
+def _grow(sequences: list[WeightedSequence], parent: int, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> None:
+    """Append the segments of `sequences` under `parent`, depth first; sequences that start alike share a segment."""
+    groups: dict[tuple[int, bool], list[WeightedSequence]] = {}
+    for number, (ids, weights) in enumerate(sequences):
+        alone = bool(weights[0] != 0)
+        groups.setdefault((number, True) if alone else (int(ids[0]), False), []).append((ids, weights))
+    for group in groups.values():
+        shared = _shared_length(group)
+        ids, weights = group[0]
+        parts.append((ids[:shared], weights[:shared], parent))
+        here = len(parts) - 1
+        rests = [(i[shared:], w[shared:]) for i, w in group if len(i) > shared]
+        if rests:
+            _grow(rests, here, parts)
+
+
+def _shared_length(group: list[WeightedSequence]) -> int:
+    """Tokens that all sequences of the group begin with and none trains; the whole sequence where it stands alone."""
+    first_ids, first_weights = group[0]
+    if len(group) == 1:
+        return len(first_ids)
+    shared = min(len(ids) for ids, _ in group)
+    for ids, weights in group:
+        same = (ids[:shared] == first_ids[:shared]) & (weights[:shared] == 0)
+        shared = shared if same.all() else int(np.argmin(same))
+    return shared
+
+
+def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree:
+    """Lay examples one after the other into one row. No padding.
+
+    The target at the first place of a segment is predicted by the last token of its parent; places of weight 0 are no targets.
+    Raises ValueError for an empty list; a rank without work in a step gets `ghost`.
+    """
+    if not examples:
+        raise ValueError("a micro-batch needs at least one example")
+    ids = np.concatenate([e.ids for e in examples])
+    weights = np.concatenate([e.weights for e in examples])
+    lengths = np.concatenate([e.segment_lengths for e in examples]).astype(np.int64)
+    counts = np.array([len(e.segment_lengths) for e in examples])
+    offsets = np.repeat(np.cumsum(counts) - counts, counts)
+    parents = np.concatenate([e.segment_parents for e in examples]).astype(np.int64)
+    parents = np.where(parents < 0, -1, parents + offsets)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    previous = np.arange(len(ids)) - 1
+    previous[starts] = np.where(parents < 0, -1, ends[parents] - 1)
+    places = np.flatnonzero((weights != 0) & (previous >= 0))
+    return TokenTree(
+        ids=torch.from_numpy(ids.astype(np.int64)),
+        positions=torch.from_numpy(_positions(starts, lengths, parents)),
+        segments=torch.from_numpy(np.stack([starts, ends, parents], 1)),
+        source=torch.from_numpy(previous[places]),
+        target=torch.from_numpy(ids[places].astype(np.int64)),
+        segment=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[places]),
+        weight=torch.from_numpy(weights[places].astype(np.float32)),
+        example=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
+        share=share,
+    )
+
+
+def _positions(starts: np.ndarray, lengths: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """Position of every token; a segment continues where its parent ends."""
+    first = np.zeros(len(lengths), np.int64)
+    for segment in np.flatnonzero(parents >= 0):
+        first[segment] = first[parents[segment]] + lengths[parents[segment]]
+    return np.arange(int(lengths.sum())) - np.repeat(starts - first, lengths)
+
+
+
+def ghost(example: TokenizedExample) -> TokenizedExample:
+    """One token without a target: what a rank runs when a step has nothing for it, so that collectives still meet."""
+    one = np.ones(1, np.int32)
+    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one)
+
+
+def to_device(tree: TokenTree, device: torch.device) -> TokenTree:
+    """The tree with what the model computes on at `device`; segments and example numbers stay on the host."""
+    moved = {name: getattr(tree, name).to(device, non_blocking=True) for name in ("ids", "positions", "source", "target", "segment", "weight")}
+    return replace(tree, **moved)

@@ -1,0 +1,103 @@
+"""Generative exact match: decode greedily, take the final answer, compare it with the expected one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.evaluation.generation import greedy
+from posttrain.rewards.answers import choice_letter, final_answer, same_answer
+
+
+class Checkable(Protocol):
+    """An example with a checkable answer, as data preparation gives it."""
+
+    @property
+    def prompt_ids(self) -> np.ndarray | Sequence[int]: ...
+    @property
+    def prompt_text(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def example_index(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One example after the check; `extracted` is None where the completion names no answer."""
+
+    example: int
+    prompt: str
+    completion: str
+    expected: str
+    extracted: str | None
+    correct: bool
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """Outcome over `n` examples; `accuracy` is the share of correct ones, NaN when there is none."""
+
+    checked: tuple[Checked, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.checked)
+
+    @property
+    def accuracy(self) -> float:
+        return sum(c.correct for c in self.checked) / self.n if self.checked else float("nan")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows as plain dicts, ready for samples.jsonl."""
+        return [asdict(c) for c in self.checked]
+
+
+def exact_match(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    checkables: Sequence[Checkable],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 16384,
+    stop_ids: Sequence[int] | None = None,
+) -> ExactMatch:
+    """Greedy answers of the model to `checkables` (of this rank), checked against the expected ones. See `greedy` for the arguments."""
+    prompts = [c.prompt_ids for c in checkables]
+    tokens = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids)
+    texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+    return ExactMatch(tuple(check(c, text) for c, text in zip(checkables, texts, strict=True)))
+
+
+def check(example: Checkable, completion: str) -> Checked:
+    """Compare one completion with what its example expects."""
+    extracted = extract(completion, expected=example.answer)
+    correct = extracted is not None and same_answer(extracted, example.answer)
+    return Checked(example.example_index, example.prompt_text, completion, example.answer, extracted, correct)
+
+
+def extract(completion: str, *, expected: str) -> str | None:
+    """The answer in a completion: a choice letter where one is expected, else the final answer, else the whole text if it is short."""
+    wanted = expected.strip().strip("().")
+    if len(wanted) == 1 and wanted.upper() in "ABCDE" and (letter := choice_letter(completion)):
+        return letter
+    if found := final_answer(completion):
+        return found
+    whole = completion.strip()
+    return whole if whole and len(whole) <= 2 * len(expected) + 16 else None
+
+
+def merge(parts: Iterable[ExactMatch]) -> ExactMatch:
+    """The outcome of all ranks as one, in the order of the examples."""
+    return ExactMatch(tuple(sorted((c for part in parts for c in part.checked), key=lambda c: c.example)))
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> ExactMatch:
+    """The outcome that `rows` were made of (ranks exchange plain dicts)."""
+    return ExactMatch(tuple(Checked(**row) for row in rows))

@@ -1,0 +1,152 @@
+"""Suites on a local file, prepared exactly as training data are: generative exact match, and likelihood of the targets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import track
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.prepare import CheckableExample, Prepared, prepare
+from posttrain.data.readers import kind_of
+from posttrain.data.sources import find_files, is_hub_id
+from posttrain.errors import DataError, Problem
+from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.scoring import micro_batches, scorer
+from posttrain.evaluation.suites.result import SuiteResult
+from posttrain.evaluation.validation import summarise, validate
+from posttrain.types import TokenStats, TokenTree
+
+Kind = Literal["auto", "conversation", "text"]
+PART = 128  # prompts between two moves of the progress bar
+_ANY_LENGTH = 1 << 30
+
+
+def generative(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    data: str,
+    limit: int | None = None,
+    max_new_tokens: int = 512,
+    batch_tokens: int = 16384,
+    format: str = "auto",
+    system: str | None = None,
+) -> SuiteResult:
+    """Greedy answers to the prompts of a file, compared with its checkable answers.
+
+    Args:
+        data: a file, folder, glob or hub id with rows of any known format that has an answer (GSM8K, MATH, arithmetic ...).
+        limit: first rows that are read.
+        max_new_tokens: most tokens of an answer.
+        batch_tokens: tokens, prompt and answer, of one batch.
+        format: name of the rows' format; auto = detected.
+        system: system message for conversations without one.
+
+    Raises:
+        DataError: the file cannot be read, or no row has a checkable answer.
+    """
+    # A worked solution of any length may stand in the file; only the prompt and the final answer matter here.
+    prepared = _prepared(data, tokenizer, kind="conversation", max_length=_ANY_LENGTH, limit=limit, format=format, system=system)
+    found = list(prepared.val_checkable)
+    if not found:
+        raise DataError(Problem(f"data={data}", "no row has a checkable answer", "suite=validation measures the loss on any data"))
+    parts = [
+        exact_match(model, tokenizer, part, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+        for part in track(_parts(found), "answering", disable=not sys.stderr.isatty(), transient=True)
+    ]
+    whole: ExactMatch = merge(parts)
+    metrics = {"exact_match": whole.accuracy, "exact_match_stderr": _stderr(whole.accuracy, whole.n), "n": float(whole.n)}
+    metrics["answered"] = sum(c.extracted is not None for c in whole.checked) / whole.n
+    return SuiteResult(metrics, whole.rows, _facts(prepared))
+
+
+def likelihood(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    data: str,
+    limit: int | None = None,
+    max_tokens: int = 16384,
+    max_length: int = 1024,
+    format: str = "auto",
+    kind: Kind = "auto",
+    system: str | None = None,
+) -> SuiteResult:
+    """Loss (nats a target token), perplexity and token accuracy on the tokens that training would target.
+
+    Args:
+        data: a file, folder, glob or hub id with rows of any known format.
+        limit: first rows that are read.
+        max_tokens: tokens of one forward.
+        max_length: tokens of an example; longer documents are split, longer conversations cut on the right.
+        format: name of the rows' format; auto = detected.
+        kind: conversation (loss on assistant turns) or text (loss on all); auto = text for .txt files, else conversation.
+        system: system message for conversations without one.
+    """
+    chosen = _kind_of(data) if kind == "auto" else kind
+    prepared = _prepared(data, tokenizer, kind=chosen, max_length=max_length, limit=limit, format=format, system=system)
+    examples = prepared.val
+    assert examples is not None, "the data were given as validation data"
+    rows: list[dict[str, Any]] = []
+    with scorer(model) as score:
+        sums = validate(_recording(score, rows), micro_batches((examples[i] for i in range(len(examples))), max_tokens=max(max_tokens, max_length)))
+    return SuiteResult({**summarise(**sums), "tokens": sums["sum_weight"]}, rows, _facts(prepared) | {"kind": chosen})
+
+
+def _prepared(
+    data: str, tokenizer: PreTrainedTokenizerBase, *, kind: str, max_length: int, limit: int | None, format: str, system: str | None
+) -> Prepared:
+    """The file as validation data. Preparation wants training data too: the same file, which its cache makes free."""
+    node = {"name": "evaluation", "train": data, "val": data, "format": format, "system": system}
+    return prepare(node, tokenizer, kind=kind, max_length=max_length, seed=0, limit=limit)
+
+
+def _kind_of(data: str) -> str:
+    """Plain-text files are documents; everything else is conversations."""
+    if is_hub_id(data):
+        return "conversation"
+    return "text" if all(kind_of(file) == ".txt" for file in find_files(data)) else "conversation"
+
+
+def _parts(items: Sequence[CheckableExample]) -> list[Sequence[CheckableExample]]:
+    return [items[start : start + PART] for start in range(0, len(items), PART)]
+
+
+def _stderr(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent trials."""
+    return float((share * (1 - share) / count) ** 0.5)
+
+
+def _recording(score: Callable[[TokenTree], TokenStats], rows: list[dict[str, Any]]) -> Callable[[TokenTree], TokenStats]:
+    """`score`, adding one row an example to `rows` as it goes."""
+
+    def recorded(tree: TokenTree) -> TokenStats:
+        stats = score(tree)
+        # What is compared stays on the host: `validate` multiplies with the tree's weights, which are there.
+        stats = TokenStats(stats.logps.cpu(), correct=None if stats.correct is None else stats.correct.cpu())
+        rows.extend(_example_rows(tree, stats, first=len(rows)))
+        return stats
+
+    return recorded
+
+
+def _example_rows(tree: TokenTree, stats: TokenStats, *, first: int) -> Iterator[dict[str, Any]]:
+    weight = tree.weight.double().numpy()
+    owner = tree.example[tree.segment].numpy()
+    nll = -stats.logps.double().numpy() * weight
+    for index in range(int(tree.example.max()) + 1):
+        mine = owner == index
+        total = float(weight[mine].sum())
+        yield {"example": first + index, "tokens": total, "loss": float(nll[mine].sum()) / total if total else float(np.nan)}
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    """What preparation read and left out."""
+    report = prepared.report.sources[-1]
+    kept = ("format", "digest", "rows", "examples", "truncated", "lost")
+    return {name: getattr(report, name) for name in kept}

@@ -1,0 +1,43 @@
+"""The host-side shape of a token tree, from which the attention backends work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from posttrain.types import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Segments of one row of T tokens.
+
+    segments: (start, end, parent), parents before children, parent -1 for a root. positions: int64 [T] on the compute device.
+    backend: name of the attention backend. cache: what a backend computes once a micro-batch and uses in every layer (masks).
+    """
+
+    segments: tuple[tuple[int, int, int], ...]
+    positions: Tensor
+    backend: str = "sdpa"
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> bool:
+        """Whether any segment has a parent."""
+        return any(parent >= 0 for _, _, parent in self.segments)
+
+    def ancestors(self, index: int) -> list[int]:
+        """Ancestors of a segment, root first."""
+        chain: list[int] = []
+        parent = self.segments[index][2]
+        while parent >= 0:
+            chain.append(parent)
+            parent = self.segments[parent][2]
+        return chain[::-1]
+
+
+def layout_of(tree: TokenTree, backend: str) -> Layout:
+    """The layout of a micro-batch for one attention backend."""
+    return Layout(tuple((start, end, parent) for start, end, parent in tree.segments.tolist()), tree.positions, backend)

@@ -1,0 +1,73 @@
+"""Tree attention as a loop over segments with SDPA; runs anywhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain.models.attention.layout import Layout
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """One attention call a segment, over its ancestors' keys and its own. Shapes as in `backends.Backend`."""
+    lengths = [end - start for start, end, _ in layout.segments]
+    queries, keys, values = q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2)
+    outs = []
+    for index, length in enumerate(lengths):
+        chain = [*layout.ancestors(index), index]
+        near_k = keys[index] if len(chain) == 1 else torch.cat([keys[i] for i in chain], 2)
+        near_v = values[index] if len(chain) == 1 else torch.cat([values[i] for i in chain], 2)
+        seen = _mask(layout, length, near_k.shape[2], window, q.device)
+        if softcap is None and sinks is None:
+            out = F.scaled_dot_product_attention(
+                queries[index], near_k, near_v, attn_mask=seen, is_causal=seen is None, scale=scale, dropout_p=dropout, enable_gqa=True
+            )
+        else:
+            out = _explicit(queries[index], near_k, near_v, seen, scale, softcap, sinks, dropout)
+        outs.append(out)
+    return torch.cat(outs, 2)
+
+
+def _mask(layout: Layout, length: int, total: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Boolean [length, total] mask of a segment whose last `length` keys are its own; None where plain causality says it all."""
+    windowed = window if window is not None and window < total else None
+    if length == total and windowed is None:
+        return None
+    key = (length, total, windowed)
+    if key not in layout.cache:
+        place = torch.arange(total - length, total, device=device)[:, None]
+        other = torch.arange(total, device=device)[None]
+        seen = other <= place
+        layout.cache[key] = seen if windowed is None else seen & (place - other < windowed)
+    return layout.cache[key]
+
+
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None, dropout: float
+) -> Tensor:
+    """Attention with the scores written out, for soft-capping (Gemma 2, arXiv:2408.00118) and sinks (an extra score without a value)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if seen is None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        extra = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
+        scores = torch.cat([scores, extra], -1)
+    probs = scores.softmax(-1, dtype=torch.float32).to(q.dtype)[..., : k.shape[2]]
+    return F.dropout(probs, dropout) @ v

@@ -1,0 +1,65 @@
+"""From a model config to the policy that methods train: weights, quantisation, adapters, exact layout, memory options."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.models.attention import backends
+from posttrain.models.loading import build_model, weights_dtype
+from posttrain.models.peft import apply_peft
+from posttrain.models.policy import PolicyModel, causal_lm
+from posttrain.models.probe import LayoutError, Probe, probe
+
+log = logging.getLogger(__name__)
+
+
+def build_policy(model: Mapping[str, Any], *, precision: str, seed: int, device: torch.device) -> PolicyModel:
+    """The policy of a model config, ready to train, on the CPU (the strategy moves it).
+
+    precision: float32, bf16 or bf16_true. device: where it will run; the layout is probed there. Raises ConfigError if the layout asked
+    for is not exact for the model's family.
+    """
+    base = build_model(model, dtype=weights_dtype(precision), seed=seed)
+    found = _probe(base, model, device)
+    peft = model.get("peft")
+    wrapped = base if peft is None else apply_peft(base, peft)
+    inner = causal_lm(wrapped)
+    if found.layout != "padded":
+        inner.set_attn_implementation(backends.register())
+    if model.get("gradient_checkpointing"):
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+    if model.get("compile"):
+        compile_layers(inner)
+    policy = PolicyModel(
+        wrapped, layout=found.layout, head=found.head, attention=model.get("attention", "auto"), aux_coefficient=aux_coefficient(inner)
+    )
+    return policy.train()
+
+
+def _probe(base: PreTrainedModel, model: Mapping[str, Any], device: torch.device) -> Probe:
+    asked = model.get("layout", "auto")
+    try:
+        found = probe(base, asked=asked, attention=model.get("attention", "auto"), device=device)
+    except LayoutError as error:
+        hint = "use model.layout=auto" if asked != "auto" else "please report this family"
+        raise ConfigError(Problem("model.layout", str(error), hint)) from error
+    if asked == "auto" and found.layout != "tree":
+        log.warning("token trees are not exact for %s (%s): using the %s layout", base.config.model_type, found.errors["tree"], found.layout)
+    return found
+
+
+def aux_coefficient(model: PreTrainedModel) -> float:
+    """Weight of the family's load-balancing loss, 0 where it has none."""
+    return float(getattr(model.config, "router_aux_loss_coef", 0.0) or 0.0)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile every decoder layer in place, with dynamic lengths; attention over a tree stays outside the compiled graphs."""
+    for layer in model.base_model.layers:
+        layer.compile(dynamic=True)

@@ -1,0 +1,133 @@
+"""Causal language models: pretrained from a folder or the hub, or with random weights from an architecture."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.models.architectures import model_config
+from posttrain.models.hub import hub_errors, is_local, source_options
+from posttrain.models.integrity import has_record, verify
+from posttrain.models.quantisation import dequantise, quantise
+
+ADAPTER_CONFIG = "adapter_config.json"
+DEFAULT_SEED = 0
+DTYPES = {"float32": torch.float32, "bf16": torch.float32, "bf16_true": torch.bfloat16}
+
+
+def weights_dtype(precision: str) -> torch.dtype:
+    """The dtype weights are kept in: `bf16` computes in bfloat16 over float32 weights, `bf16_true` keeps bfloat16 weights."""
+    return DTYPES[precision]
+
+
+def build_model(model: Mapping[str, Any], *, dtype: torch.dtype, seed: int | None = None) -> PreTrainedModel:
+    """The causal LM of a model config on the CPU, in evaluation mode, weights in `dtype`.
+
+    Random weights are a function of the architecture and `seed` (None: 0) alone; the global random state stays as it was.
+    Pretrained weights come from safetensors, or from a torch file read with ``weights_only=True``. A folder with an adapter is
+    loaded as its base with the adapter merged, so that it is a starting point like any other model.
+    Raises ConfigError when the source cannot be read, or its weights do not fill the model.
+    """
+    if model["weights"] == "random":
+        return _random_model(model, dtype, DEFAULT_SEED if seed is None else seed)
+    path = model.get("path")
+    if path is not None and is_local(path) and (Path(path).expanduser() / ADAPTER_CONFIG).is_file():
+        return _adapter_model(model, dtype)
+    return _pretrained_model(model, dtype)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """CPU random numbers from `seed` inside; outside the global state is undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _random_model(model: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    config = model_config(model)
+    # The family's default ids belong to its own tokenizer: as padding_idx one would freeze an unrelated row of the embedding.
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+    with seeded(seed):
+        built = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=bool(model.get("trust_remote_code")))
+    return built.eval()
+
+
+def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    path = model.get("path")
+    if path is None:
+        raise ConfigError(Problem("model.path", "is needed for pretrained weights", "model.path=DIR_OR_HUB_ID, or model.weights=random"))
+    options = source_options(path, model.get("revision"))
+    if is_local(path) and has_record(Path(path).expanduser()):
+        verify(Path(path).expanduser())
+    with hub_errors(path), _weight_errors(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            weights_only=True,
+            trust_remote_code=bool(model.get("trust_remote_code")),
+            output_loading_info=True,
+            **options,
+        )
+    built: PreTrainedModel = loaded[0]
+    _require_complete(path, loaded[1])
+    built.config.name_or_path = str(Path(path).expanduser().absolute()) if is_local(path) else path
+    return built.eval()
+
+
+def _require_complete(path: str, report: Mapping[str, Any]) -> None:
+    """transformers fills absent weights with random numbers and logs it; here that is an error."""
+    problems = [Problem("model.path", f"{path} lacks the weight {name}") for name in sorted(report["missing_keys"])]
+    problems += [Problem("model.path", f"{path} has another shape for {item[0]}") for item in sorted(report["mismatched_keys"])]
+    if problems:
+        raise ConfigError(problems[:20])
+
+
+@contextmanager
+def _weight_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        message = f"the safetensors file in {path} is damaged: {error}"
+        raise ConfigError(Problem("model.path", message, "fetch or write it again")) from error
+    except pickle.UnpicklingError as error:
+        message = f"the torch file in {path} holds more than tensors and was not opened"
+        raise ConfigError(Problem("model.path", message, "only safetensors, or torch files that load with weights_only=True")) from error
+
+
+def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights."""
+    folder = Path(model["path"]).expanduser()
+    record = verify(folder) if has_record(folder) else {}
+    base = _pretrained_model(base_of_adapter(model, folder), dtype)
+    if record.get("quantised"):
+        dequantise(quantise(base, **record["quantised"]), dtype=dtype)
+    with hub_errors(str(folder)), _weight_errors(str(folder)):
+        adapted = PeftModel.from_pretrained(base, str(folder))
+    merged = adapted.merge_and_unload(safe_merge=True)
+    forget_source(merged)
+    return merged.eval()
+
+
+def forget_source(model: PreTrainedModel) -> None:
+    """Note in the config that these weights lie in no folder or repository, so that an adapter on them is not saved without them."""
+    model.config.name_or_path = ""
+
+
+def base_of_adapter(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The model config of the base an adapter folder was trained on."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ConfigError(Problem("model.path", f"{folder / ADAPTER_CONFIG} does not name its base model"))
+    return {**model, "path": base, "revision": config.get("revision"), "tokenizer": None}

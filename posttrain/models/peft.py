@@ -1,0 +1,197 @@
+"""Adapters: LoRA, DoRA, rsLoRA, PiSSA on full or quantised weights, through the peft library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import nn
+from transformers import PreTrainedModel
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.models.loading import DEFAULT_SEED, seeded
+from posttrain.models.quantisation import dequantise, expert_parameters, is_quantised, quantise
+
+ALL_LINEAR = "all-linear"
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PeftOptions:
+    """The keys of `model.peft`.
+
+    kind: `lora` (arXiv 2106.09685), `dora` (2402.09353), `rslora` (2312.03732: scale alpha / sqrt(r)), `pissa` (2404.02948: starts
+        from the leading singular vectors of the weights, which moves them out of the base).
+    targets: `all-linear`, or endings of module names. target_parameters: endings of fused expert tensors; `auto`: all of them when
+        targets is all-linear, none otherwise.
+    modules_to_save: endings of modules that are trained in full and saved with the adapter.
+    quantise: how the frozen base is kept, see `quantisation.quantise`.
+    """
+
+    kind: Literal["lora", "dora", "rslora", "pissa"] = "lora"
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    target_parameters: Literal["auto"] | list[str] = "auto"
+    modules_to_save: list[str] = field(default_factory=list)
+    quantise: Literal["nf4", "int8"] | None = None
+    double_quantise: bool = True
+    outlier_threshold: float = 6.0
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+def peft_options(peft: Mapping[str, Any]) -> PeftOptions:
+    """Check the keys and types of `model.peft`. Raises ConfigError with every problem."""
+    try:
+        return TypeAdapter(PeftOptions).validate_python(dict(peft))
+    except ValidationError as error:
+        raise ConfigError([_problem(detail) for detail in error.errors()]) from error
+
+
+def _problem(detail: Any) -> Problem:
+    key = ".".join(str(part) for part in detail["loc"])
+    close = get_close_matches(key, list(PeftOptions.__dataclass_fields__), n=1)
+    hint = f"did you mean {close[0]}?" if close and close[0] != key else ""
+    return Problem(f"model.peft.{key}", f"{detail['msg']}, got {detail['input']!r}", hint)
+
+
+def apply_peft(model: PreTrainedModel, peft: Mapping[str, Any], *, seed: int | None = None) -> PeftModel:
+    """Put adapters on `model` (in place; its weights are frozen, and quantised first where asked) and return the PEFT model.
+
+    Adapter weights are float32 and drawn from `seed` alone (None: 0). Raises ConfigError for unknown keys, targets that match
+    nothing, and combinations peft cannot do.
+    """
+    options = peft_options(peft)
+    if problems := [*_combination_problems(options, model), *_target_problems(options, model)]:
+        raise ConfigError(problems)
+    if options.quantise is not None:
+        dtype = None if options.compute_dtype == "auto" else getattr(torch, options.compute_dtype)
+        quantise(
+            model, kind=options.quantise, double=options.double_quantise, outlier_threshold=options.outlier_threshold, compute_dtype=dtype
+        )
+    with seeded(DEFAULT_SEED if seed is None else seed):
+        return get_peft_model(model, lora_config(options, model))
+
+
+def adapt_for_counting(model: PreTrainedModel, peft: Mapping[str, Any]) -> PeftModel:
+    """`apply_peft` for a model on the meta device: the same adapters, without the quantisation and the SVD that need values."""
+    plain = {**peft, "quantise": None, "kind": "lora" if peft.get("kind") == "pissa" else peft.get("kind", "lora")}
+    options = peft_options(plain)
+    if problems := [*_combination_problems(peft_options(peft), model), *_target_problems(options, model)]:
+        raise ConfigError(problems)
+    return get_peft_model(model, lora_config(options, model), low_cpu_mem_usage=True)
+
+
+def lora_config(options: PeftOptions, model: PreTrainedModel) -> LoraConfig:
+    """peft's config of the options for this model."""
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.config.name_or_path or None,
+        r=options.r,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        target_modules=options.targets,
+        target_parameters=expert_targets(options, model) or None,
+        modules_to_save=options.modules_to_save or None,
+        use_dora=options.kind == "dora",
+        use_rslora=options.kind == "rslora",
+        init_lora_weights="pissa" if options.kind == "pissa" else True,
+    )
+
+
+def expert_targets(options: PeftOptions, model: nn.Module) -> list[str]:
+    """Endings of the fused expert tensors that get adapters."""
+    if options.target_parameters != "auto":
+        return list(options.target_parameters)
+    return expert_parameters(model) if options.targets == ALL_LINEAR else []
+
+
+def disabling_restores_base(peft: Mapping[str, Any]) -> bool:
+    """Whether the model with its adapters off is the model they were put on: not for PiSSA, which moves weights out of the base.
+
+    Trained copies of `modules_to_save` are switched off with the adapters, so they do not matter here.
+    """
+    return peft_options(peft).kind != "pissa"
+
+
+def _combination_problems(options: PeftOptions, model: nn.Module) -> list[Problem]:
+    problems = []
+    if options.kind == "pissa" and options.quantise is not None:
+        problems.append(Problem("model.peft.quantise", "PiSSA needs the full weights for its SVD", "use kind=lora or quantise=null"))
+    if expert_targets(options, model) and options.kind in {"dora", "pissa"}:
+        message = f"kind={options.kind} cannot adapt fused expert tensors"
+        problems.append(Problem("model.peft.target_parameters", message, "set model.peft.target_parameters=[] or kind=lora"))
+    if expert_targets(options, model) and options.dropout > 0:
+        message = "dropout cannot be applied to adapters on fused expert tensors"
+        problems.append(Problem("model.peft.dropout", message, "set model.peft.dropout=0 or model.peft.target_parameters=[]"))
+    return problems
+
+
+def _target_problems(options: PeftOptions, model: nn.Module) -> list[Problem]:
+    """One problem for each target ending that matches nothing, with the names there are."""
+    modules = [name for name, _ in model.named_modules() if name]
+    linears = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    tensors = [name for name, _ in model.named_parameters()]
+    problems = []
+    if options.targets != ALL_LINEAR:
+        problems += [_no_match("targets", target, linears) for target in options.targets if not _matches(target, modules)]
+    if options.target_parameters != "auto":
+        missing = [target for target in options.target_parameters if not _matches(target, tensors)]
+        problems += [_no_match("target_parameters", target, expert_parameters(model)) for target in missing]
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in modules if not name.rsplit(".", 1)[-1].isdigit()})
+    problems += [_no_match("modules_to_save", target, leaves) for target in options.modules_to_save if not _matches(target, modules)]
+    return problems
+
+
+def _matches(ending: str, names: list[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for name in names)
+
+
+def _no_match(key: str, target: str, names: list[str]) -> Problem:
+    return Problem(f"model.peft.{key}", f"{target!r} matches nothing in the model", f"there are: {', '.join(names) or 'none'}")
+
+
+def merge(model: PeftModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The plain model with the adapters in its weights; `model` is used up.
+
+    A quantised base is first written back to full precision (`dtype`; None: the dtype of its unquantised weights): adding to
+    rounded 4-bit weights and rounding again would lose most of what was learned.
+    """
+    merged: PreTrainedModel
+    if not is_quantised(model):
+        merged = model.merge_and_unload(safe_merge=True)
+        return merged
+    config = adapter_config(model)
+    adapter = get_peft_model_state_dict(model)
+    base: PreTrainedModel = model.unload()
+    dequantise(base, dtype=dtype or _full_dtype(base))
+    twin: Any = get_peft_model(base, config)
+    set_peft_model_state_dict(twin, adapter)
+    merged = twin.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _full_dtype(model: PreTrainedModel) -> torch.dtype:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.dtype
+
+
+def adapter_config(model: PeftModel) -> LoraConfig:
+    """The config of the adapter `apply_peft` put on the model."""
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def base_model(model: PeftModel) -> PreTrainedModel:
+    """The transformers model under the adapters."""
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    return base

@@ -1,0 +1,148 @@
+"""A causal language model that reads token trees and answers with per-target statistics, never with logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.functional.logprobs import HeadSpec, token_stats
+from posttrain.models.attention.backends import pick_backend
+from posttrain.models.attention.layout import layout_of
+from posttrain.models.layouts import padded_hidden, unshared
+from posttrain.types import TokenStats, TokenTree
+
+LayoutName = Literal["tree", "packed", "padded"]
+
+
+class PolicyModel(nn.Module):
+    """Wraps a transformers causal LM (or a PEFT model around one) behind `forward(tree) -> TokenStats`.
+
+    layout: `tree` computes shared segments once; `packed` repeats them, one row without padding; `padded` is the model's own batch
+    layout. The three give the same numbers. attention: auto, sdpa, flex or varlen. head: how the model's logits come from its hidden
+    states. aux_coefficient: weight of a mixture-of-experts' load-balancing loss, 0 where the family has none.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, layout: LayoutName, head: HeadSpec, attention: str = "auto", aux_coefficient: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+        self.head = head
+        self.attention = attention
+        self.aux_coefficient = aux_coefficient
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model inside, without the adapter wrapper."""
+        return causal_lm(self.model)
+
+    def forward(
+        self, tree: TokenTree, *, entropy: bool = False, mean_logps: bool = False, correct: bool = False, noise: float = 0.0
+    ) -> tuple[TokenStats, Tensor | None]:
+        """Statistics at the tree's targets, and the auxiliary loss of a mixture of experts (None without one).
+
+        noise: NEFTune's alpha; 0 for none.
+        """
+        hidden, aux = self.hidden(tree, noise=noise)
+        output = self.causal_lm.get_output_embeddings()
+        assert isinstance(output, nn.Module)
+        stats = token_stats(
+            hidden[tree.source], _dense(output), tree.target, output.bias if isinstance(output, nn.Linear) else None,
+            head=self.head, entropy=entropy, mean_logps=mean_logps, correct=correct,
+        )  # fmt: skip
+        return stats, aux
+
+    def hidden(self, tree: TokenTree, *, noise: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """Final hidden states [T, H] of a tree, and the auxiliary loss."""
+        if self.layout == "padded":
+            return padded_hidden(self, tree, noise)
+        if self.layout == "packed":
+            flat, home = unshared(tree)
+            hidden, aux = self._row(flat, noise)
+            return hidden[home], aux
+        return self._row(tree, noise)
+
+    def _row(self, tree: TokenTree, noise: float) -> tuple[Tensor, Tensor | None]:
+        config = self.causal_lm.config
+        layout = layout_of(tree, self._backend(tree))
+        lengths = sequence_lengths(tree) if noise and self.training else None
+        out = self.backbone(tree.ids[None], noise, lengths, position_ids=tree.positions[None], token_tree=layout)
+        return out.last_hidden_state[0], self.auxiliary(out, config)
+
+    def backbone(self, ids: Tensor, noise: float = 0.0, lengths: Tensor | None = None, **kwargs: Any) -> Any:
+        """Run the model below its head on ids [B, L]; lengths [B, L] or [B, 1] scale the embedding noise."""
+        body = self.causal_lm.base_model
+        if self.aux_coefficient:
+            kwargs["output_router_logits"] = True
+        if noise and self.training and lengths is not None:
+            embedded = neftune(self.causal_lm.get_input_embeddings()(ids), lengths, alpha=noise)
+            return body(inputs_embeds=embedded, use_cache=False, **kwargs)
+        return body(input_ids=ids, use_cache=False, **kwargs)
+
+    def auxiliary(self, out: Any, config: Any, mask: Tensor | None = None) -> Tensor | None:
+        """Load-balancing loss of this forward (Switch, arXiv:2101.03961, eq. 4), times its coefficient."""
+        if not self.aux_coefficient:
+            return None
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        experts = getattr(config, "num_experts", None) or config.num_local_experts
+        loss = load_balancing_loss_func(out.router_logits, experts, config.num_experts_per_tok, mask)
+        assert isinstance(loss, Tensor)
+        return self.aux_coefficient * loss
+
+    def _backend(self, tree: TokenTree) -> str:
+        config = self.causal_lm.config
+        shared = bool((tree.segments[:, 2] >= 0).any()) and self.layout == "tree"
+        plain = getattr(config, "attn_logit_softcapping", None) is None and "sinks" not in _leaf_names(self.causal_lm)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        device = tree.ids.device.type
+        half = torch.is_autocast_enabled(device) or self.causal_lm.dtype in (torch.bfloat16, torch.float16)
+        return pick_backend(self.attention, device, shared=shared, plain=plain, head_dim=head_dim, half=half)
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def neftune(embedded: Tensor, lengths: Tensor, *, alpha: float) -> Tensor:
+    """Add uniform noise of magnitude alpha / sqrt(L d) to embeddings [B, L, d] (NEFTune, arXiv:2310.05914, section 2).
+
+    lengths: [B, L] or [B, 1], tokens of the sequence each token belongs to, so that packing does not change the noise.
+    """
+    magnitude = alpha / (lengths * embedded.shape[-1]).sqrt()
+    return embedded + torch.empty_like(embedded).uniform_(-1, 1) * magnitude[..., None].to(embedded.dtype)
+
+
+def sequence_lengths(tree: TokenTree) -> Tensor:
+    """Tokens from the root to the end of every token's segment, [1, T]."""
+    ends = tree.segments[:, 1]
+    last = tree.positions[(ends - 1).to(tree.positions.device)] + 1
+    return torch.repeat_interleave(last, (ends - tree.segments[:, 0]).to(last.device))[None].float()
+
+
+def _leaf_names(model: nn.Module) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
+
+
+def _dense(output: nn.Module) -> Tensor:
+    """The head's weight [V, H]; adapters on the head are folded in, differentiably."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(output, ModulesToSaveWrapper):
+        return _dense(output.modules_to_save[output.active_adapters[0]])
+    if isinstance(output, LoraLayer):
+        base = output.get_base_layer().weight
+        if output.disable_adapters:
+            return base
+        return base + sum(output.get_delta_weight(name) for name in output.active_adapters)
+    weight = output.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,148 @@
+r"""Final answers: find the one a text commits to, and decide whether two answers are the same. Pure, linear time, never raises.
+
+Finding (`final_answer`), the first rule that applies: the last closed ``\boxed{...}``; the line after the last ``####`` (GSM8K);
+the words after the last "answer is" / "answer:"; the last number of the text.
+
+Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had for almost nothing:
+- Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``; ``0.333 != 1/3``.
+- Dropped before comparing: the outer ``$...$``, ``\(...\)``, ``\[...\]`` and ``**``, one trailing period, ``$``, ``%`` and degree signs
+  (so ``50% == 50`` and ``50% != 0.5``), LaTeX spacing and ``\text{}`` wrappers, the parentheses of a lone choice letter.
+- Units and words stay: ``42 apples != 42``. Everything that is not a number is text, compared without case and without spaces around
+  punctuation: ``(1, 2) == (1,2)``, ``Paris == paris``, ``x = 5 != 5``.
+- An answer that is empty after this equals nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
+_FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
+_PHRASE = re.compile(r"answer(?:\*\*)? ?(?:is|:)(?:\*\*)?[ :]?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_DECIMAL = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
+_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
+_NOISE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\^\{?\\circ\}?|\\degree|\\?[$%]|\u00b0|\*\*")
+_SPACED = re.compile(r" ?([^\w\s]) ?")
+_MAX_DIGITS = 200  # a longer "number" is text: int() of it would not be linear
+_MINUS = {0x2212: "-", 0x2013: "-", 0x00A0: " ", 0x202F: " "}
+
+
+def final_answer(text: str) -> str | None:
+    """The answer that `text` commits to, as written there, or None if it names none. Rules and their order: see the module."""
+    for rule in (_boxed, _after_hashes, _after_phrase, _last_number):
+        if found := rule(text):
+            return found
+    return None
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers are the same number or the same text; symmetric. What counts as the same: see the module."""
+    left, right = _normalise(a), _normalise(b)
+    if not left or not right:
+        return False
+    if left == right:
+        return True
+    value, other = _rational(left), _rational(right)
+    return value is not None and value == other
+
+
+def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
+    r"""The option of a multiple-choice question that `text` picks, upper case, or None if it picks none or is unclear.
+
+    The first that applies: the last ``\boxed{B}``; the last "answer is (B)" / "Answer: B" / Vietnamese "dap an: B"; a text that starts with
+    the letter alone ("B", "B.", "(B) because"); the only letter in parentheses. A capital inside a sentence ("A dog ...") is no choice.
+    """
+    group = f"([{letters.upper()}{letters.lower()}])"
+    boxed = _boxed(text)
+    if boxed is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(boxed))):
+        return match[1].upper()
+    phrase = rf"(?:answer|ch\u1ecdn|\u0111\u00e1p \u00e1n(?: \u0111\u00fang)?)(?:\*\*)?(?: is| l\u00e0)?:?(?:\*\*)? ?(?:option |choice )?[(*]{{0,3}}{group}(?!\w)"
+    if matches := re.findall(phrase, text, flags=re.IGNORECASE):
+        return matches[-1].upper()
+    if match := re.match(rf"[(*]{{0,3}}{group}(?:[.):*]|\s*$)", text.lstrip()):
+        return match[1].upper()
+    bracketed = {letter.upper() for letter in re.findall(rf"\({group}\)", text)}
+    return bracketed.pop() if len(bracketed) == 1 else None
+
+
+def _boxed(text: str) -> str | None:
+    r"""Content of the last ``\boxed{...}`` that is closed, nested braces included; also ``\fbox{5}`` and ``\boxed 5``."""
+    best_start, best = -1, ""
+    opened: list[tuple[int, bool]] = []
+    for match in re.finditer(r"\\(?:boxed|fbox) ?\{|\\boxed ([^\s${}]{1,80})|\\.|[{}]", text):
+        token = match[0]
+        if match[1] is not None and match.start() > best_start:
+            best_start, best = match.start(), match[1]
+        elif token[-1] == "{" and len(token) != 2:
+            opened.append((match.end(), len(token) > 1))
+        elif token == "}" and opened:
+            start, is_box = opened.pop()
+            if is_box and start > best_start:
+                best_start, best = start, text[start : match.start()].strip()
+    return best or None
+
+
+def _after_hashes(text: str) -> str | None:
+    """The rest of the line after the last ``####``."""
+    _, mark, rest = text.rpartition("####")
+    return (rest.strip().split("\n", 1)[0].strip() or None) if mark else None
+
+
+def _after_phrase(text: str) -> str | None:
+    """The rest of the sentence after the last "answer is" or "answer:", without markdown, dollars and the closing period."""
+    end = None
+    for match in _PHRASE.finditer(text):
+        end = match.end()
+    if end is None:
+        return None
+    sentence = _SENTENCE_END.split(text[end:].lstrip(), maxsplit=1)[0].strip().strip("*").strip()
+    return sentence.removesuffix(".").strip() or None
+
+
+def _last_number(text: str) -> str | None:
+    r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``; a minus between two numbers is a subtraction, not a sign."""
+    text = text.translate(_MINUS)
+    last: re.Match[str] | None = None
+    for pattern in (_NUMBER, _FRACTION):
+        for match in pattern.finditer(text):
+            if last is None or match.end() >= last.end():
+                last = match
+    if last is None:
+        return None
+    start = last.start()
+    signed = text[max(0, start - 1) : start] == "-" and not re.match(r"[\w)\]}]", text[max(0, start - 2) : start - 1])
+    return ("-" if signed else "") + last[0]
+
+
+def _normalise(answer: str) -> str:
+    """The answer without the decoration that never changes its meaning; text is case-folded."""
+    text = answer.translate(_MINUS).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
+    text = _WRAPPER.sub(r"\1", text).replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "")
+    text = " ".join(_NOISE.sub("", text).split())
+    text = _SPACED.sub(r"\1", text).removesuffix(".").strip().casefold()
+    return text[1] if re.fullmatch(r"\([a-z]\)", text) else text
+
+
+def _rational(text: str) -> Fraction | None:
+    r"""The exact value of a decimal, ``a/b`` or ``\frac{a}{b}``; None if `text` is not a number."""
+    sign = 1
+    if match := re.fullmatch(r"([+-]?)\\frac(?:\{([^{}]*)\}\{([^{}]*)\}|(\d)(\d))", text):
+        sign = -1 if match[1] == "-" else 1
+        above, below = match[2] or match[4], match[3] or match[5]
+    else:
+        above, slash, below = text.partition("/")
+        below = below if slash else "1"
+    numerator, denominator = _decimal(above or ""), _decimal(below or "")
+    return sign * numerator / denominator if numerator is not None and denominator else None
+
+
+def _decimal(text: str) -> Fraction | None:
+    """The exact value of a decimal number with optional sign, thousands commas and exponent; None if it is not one."""
+    match = _DECIMAL.fullmatch(text) if len(text) <= _MAX_DIGITS else None
+    if match is None or not (match[2] or match[3]):
+        return None
+    whole, fraction, exponent = (match[2] or "").replace(",", ""), match[3] or "", int(match[4] or 0)
+    value = Fraction(int(whole + fraction)) * Fraction(10) ** (exponent - len(fraction))
+    return -value if match[1] == "-" else value

@@ -1,0 +1,73 @@
+"""Seeds every micro-batch, and writes a line of metrics for every step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from posttrain.data.plan import StepPlan
+from posttrain.methods.base import Method
+from posttrain.runs.callbacks.base import StepCallback
+from posttrain.runs.reporter import Reporter
+from posttrain.runs.ranks import Ranks, sum_over_ranks
+
+
+class StepRecorder(StepCallback):
+    """One line a step: loss and the method's metrics over the whole step, gradient norm, learning rate, tokens and examples so far.
+
+    Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    def __init__(self, reporter: Reporter, plan: StepPlan, *, seed: int, ranks: Ranks, every_steps: int = 1) -> None:
+        self.reporter = reporter
+        self.plan = plan
+        self.seed = seed
+        self.ranks = ranks
+        self.every_steps = every_steps
+        self.totals = {"tokens": 0, "targets": 0.0, "examples": 0, "train_seconds": 0.0}
+        self._lr = 0.0
+        self._began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.totals)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.totals.update(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(micro_seed(self.seed, batch_idx, self.ranks))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._lr = float(optimizer.param_groups[0]["lr"])
+
+    def on_step_end(self, trainer: Trainer, module: Method) -> None:
+        step = trainer.global_step
+        chosen = self.plan.examples(step - 1)
+        tokens = int(self.plan.lengths[chosen].sum())
+        self.totals["tokens"] += tokens
+        self.totals["targets"] += float(self.plan.weights[chosen].sum(dtype="float64"))
+        self.totals["examples"] += len(chosen)
+        sums = sum_over_ranks(module.pop_sums(), module.device)
+        self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
+        if step % self.every_steps == 0 or step == self.plan.steps:
+            counts = {name: self.totals[name] for name in ("tokens", "examples")}
+            self.reporter.step(step, {**sums, "grad_norm": module.grad_norm, "lr": self._lr, **counts}, tokens=tokens, seconds=seconds)
+        self._began = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """Leave out the time since the last step: evaluation and checkpoints are not training."""
+        self._began = time.perf_counter()
+
+
+def micro_seed(seed: int, batch_idx: int, ranks: Ranks) -> int:
+    """A 63-bit seed of its own for every (seed, micro-batch of the run, rank)."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + batch_idx * 0xBF58476D1CE4E5B9 + ranks.rank * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

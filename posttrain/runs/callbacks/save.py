@@ -1,0 +1,80 @@
+"""Writes checkpoints at step ends, and stops there when asked to."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from posttrain.runs import checkpoint
+from posttrain.runs.callbacks.base import StepCallback
+from posttrain.runs.files import prepare_folder, writing
+from posttrain.runs.reporter import Reporter
+from posttrain.runs.ranks import Ranks, barrier, sum_over_ranks
+from posttrain.runs.signals import StopRequest
+
+
+class CheckpointWriter(StepCallback):
+    """Saves every `every_steps` steps, every `every_minutes` minutes, at the last step, and when a signal asks the run to stop.
+
+    All ranks decide alike and save together; the leading rank makes the checkpoint complete with one rename.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        stop: StopRequest,
+        *,
+        ranks: Ranks,
+        every_steps: int | None,
+        every_minutes: float | None,
+        keep_last: int,
+        keep_best: int,
+        monitor: str,
+    ) -> None:
+        self.folder = reporter.output_dir / "checkpoints"
+        self.reporter = reporter
+        self.stop = stop
+        self.ranks = ranks
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.keep_last, self.keep_best, self.monitor = keep_last, keep_best, monitor
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.install()  # Lightning has put its SIGTERM handler in front
+        self._saved_at = time.monotonic()
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        stopping, overdue = self._asked(module.device)
+        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
+        if stopping or overdue or due or trainer.global_step == trainer.max_steps:
+            self.save(trainer)
+        trainer.should_stop = trainer.should_stop or stopping
+
+    def _asked(self, device: torch.device) -> tuple[bool, bool]:
+        """Whether any rank was told to stop, and whether the leading rank's clock says it is time."""
+        late = self.every_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        votes = {"stop": float(self.stop.signal is not None), "late": float(late and self.ranks.leads)}
+        votes = sum_over_ranks(votes, device)
+        return votes["stop"] > 0, votes["late"] > 0
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint of this moment. Raises OSError that says what to do; earlier checkpoints stay."""
+        step = trainer.global_step
+        self.reporter.sync()
+        if self.ranks.leads:
+            prepare_folder(self.folder)
+            checkpoint.clear_partial(self.folder)
+            checkpoint.partial_path(self.folder, step).mkdir()
+        barrier()
+        with writing(self.folder):
+            trainer.save_checkpoint(checkpoint.partial_path(self.folder, step) / checkpoint.STATE)
+        barrier()
+        if self.ranks.leads:
+            score = checkpoint.best_score(self.reporter.values_at(step), self.monitor)
+            checkpoint.complete(self.folder, step, score)
+            checkpoint.prune(self.folder, last=self.keep_last, best=self.keep_best)
+        self._saved_at = time.monotonic()

@@ -1,0 +1,50 @@
+"""Finds every mistake in a configuration before anything heavy is imported, read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs import rules
+from posttrain.runs.compose import compose_partly, is_below
+from posttrain.runs.validate import validate
+
+
+def check(config: dict[str, Any], *, allow_targets: Collection[str] = (), here: bool = True) -> list[Problem]:
+    """Every problem of a composed configuration: names, types, targets, then the rules over several keys.
+
+    allow_targets: packages the user lets configs name in `_target_` besides the built-in list.
+    here: the run starts on this machine now, so devices and strategies must be there; False for plans and clusters.
+    """
+    problems = validate(config, allow=allow_targets)
+    broken = {problem.where for problem in problems}
+    chosen = (*rules.STATIC, *rules.HERE) if here else rules.STATIC
+    sound = [rule for rule in chosen if not any(_overlap(key, place) for key in rule.reads for place in broken)]
+    return problems + [problem for rule in sound for problem in rule.find(config)]
+
+
+def _overlap(one: str, other: str) -> bool:
+    return is_below(one, {other}) or is_below(other, {one})
+
+
+def compose_and_check(
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[str | Path] = (),
+    base: Path | None = None,
+    allow_targets: Collection[str] = (),
+    here: bool = True,
+) -> dict[str, Any]:
+    """The resolved configuration of a command line, checked.
+
+    Raises:
+        ConfigError: with the problems of the composition and of the values together.
+    """
+    composed = compose_partly(overrides, config_dirs=config_dirs, base=base)
+    found = check(composed.config, allow_targets=allow_targets, here=here)
+    problems = [*composed.problems, *(problem for problem in found if not is_below(problem.where, composed.broken))]
+    if problems:
+        raise ConfigError(problems)
+    return composed.config

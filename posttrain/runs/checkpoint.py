@@ -1,0 +1,103 @@
+"""Checkpoints for resuming: complete or absent, never half; the last k and the best kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from posttrain.runs.files import sync_folder, write_atomic, writing
+
+STATE, META = "state.ckpt", "meta.json"
+NAME = re.compile(r"step-(\d{8})$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint. score: the monitored value when it was written (smaller is better), None if there was none."""
+
+    path: Path
+    step: int
+    score: float | None = None
+
+    @property
+    def state(self) -> Path:
+        """What Lightning saved: a file, or a folder of shards."""
+        return self.path / STATE
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first. Folders whose writing was cut short do not count."""
+    found = []
+    for path in sorted(folder.glob("step-*")):
+        if NAME.search(path.name) and (path / META).is_file():
+            meta = json.loads((path / META).read_text())
+            found.append(Checkpoint(path, meta["step"], meta["score"]))
+    return found
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, if any."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is complete."""
+    return folder / f".partial-step-{step:08d}"
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a killed process left half-written. Only for the process that leads the run."""
+    for path in folder.glob(".partial-step-*"):
+        shutil.rmtree(path)
+
+
+def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
+    """Turn a fully written partial folder into a checkpoint: durable contents, then one rename."""
+    partial, final = partial_path(folder, step), folder / f"step-{step:08d}"
+    with writing(final):
+        for file in (path for path in partial.rglob("*") if path.is_file()):
+            _sync_file(file)
+        done = Checkpoint(final, step, None if score is None or math.isnan(score) else score)
+        write_atomic(partial / META, json.dumps({key: value for key, value in asdict(done).items() if key != "path"}))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        sync_folder(folder)
+    return done
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def kept(found: list[Checkpoint], *, last: int, best: int) -> set[Path]:
+    """Which checkpoints stay: the newest `last` and the `best` with the lowest scores (the newest of equals). The newest always stays."""
+    newest = found[-max(last, 1) :]
+    scored = sorted((c for c in found if c.score is not None), key=lambda c: (c.score, -c.step))
+    return {c.path for c in [*newest, *scored[:best]]}
+
+
+def prune(folder: Path, *, last: int, best: int) -> None:
+    """Remove the checkpoints that `kept` does not name."""
+    found = checkpoints(folder)
+    staying = kept(found, last=last, best=best)
+    for checkpoint in found:
+        if checkpoint.path not in staying:
+            shutil.rmtree(checkpoint.path)
+
+
+def best_score(metrics: Mapping[str, float], monitor: str) -> float | None:
+    """The monitored value among a step's metrics; accuracies and rewards are monitored as `-name` so that smaller is better."""
+    sign, name = (-1.0, monitor[1:]) if monitor.startswith("-") else (1.0, monitor)
+    return sign * metrics[name] if name in metrics else None

@@ -1,0 +1,111 @@
+"""`posttrain plan [overrides]`: what a run would be, without running it.
+
+Shows the resolved config, the parameters, the tokens of an optimizer step, the number of steps, and whether it can run on this machine.
+Local and generated data are prepared (training finds them in the cache); hub data are not fetched, numbers about them are upper bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from posttrain.runs import rules
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.commands.table import Call
+
+Rows = list[tuple[str, str]]
+
+
+def run(call: Call) -> int:
+    """Prints the plan."""
+    config = compose_and_check(call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, here=False)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))
+    console.print(as_table("Model", model_rows(config)))
+    console.print(as_table("Step", step_rows(config)))
+    console.print(as_table("Checks", check_rows(config)))
+    return 0
+
+
+def model_rows(config: dict[str, Any]) -> Rows:
+    """Parameters, counted on the meta device: no weights are read and no memory is used."""
+    from posttrain.models.counts import count_parameters
+
+    counts = count_parameters(config["model"])
+    share = 100 * counts.trainable / counts.total
+    return [
+        ("model", config["model"]["name"]),
+        ("parameters", f"{counts.total:,}"),
+        ("trainable", f"{counts.trainable:,} ({share:.3g} %)"),
+        ("in embeddings", f"{counts.embedding:,}"),
+    ]
+
+
+def step_rows(config: dict[str, Any]) -> Rows:
+    """Examples and tokens of an optimizer step, and how many steps there are."""
+    hardware = config["hardware"]
+    rows = [
+        (
+            "devices",
+            f"{hardware['nodes']} x {hardware['devices']} {hardware['device_name'] or hardware['accelerator']}, {config['precision']}",
+        ),
+        ("examples a step", f"{config['global_batch']:,}"),
+    ]
+    return rows + (_measured(config) if is_local(config["data"]) else _bounds(config))
+
+
+def _bounds(config: dict[str, Any]) -> Rows:
+    steps = (
+        f"{config['max_steps']:,}"
+        if config["max_steps"] is not None
+        else f"{config['epochs']:g} epochs; how many steps depends on hub data"
+    )
+    return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} (hub data are not fetched)"), ("steps", steps)]
+
+
+def _measured(config: dict[str, Any]) -> Rows:
+    from posttrain.runs.inputs import load_inputs
+
+    _, prepared = load_inputs(config)
+    lengths = prepared.train.lengths
+    examples = len(lengths)
+    steps = config["max_steps"] or max(1, -(-int(examples * config["epochs"]) // config["global_batch"]))
+    return [
+        ("examples", f"{examples:,}"),
+        ("tokens an example", f"{lengths.mean():,.1f} on average, {lengths.max():,} at most"),
+        ("tokens a step", f"{lengths.mean() * config['global_batch']:,.0f} on average"),
+        ("steps", f"{steps:,}"),
+        ("tokens in all", f"{lengths.mean() * config['global_batch'] * steps:,.0f}"),
+    ]
+
+
+def is_local(data: dict[str, Any]) -> bool:
+    """Whether all data is generated or lies in local files."""
+    sources = data["sources"] or [{"path": data["train"]}]
+    paths = [source["path"] for source in sources if source.get("path")]
+    flat = [item for path in paths for item in (path if isinstance(path, list) else [path])]
+    return all(rules.is_local_data(item) for item in flat)
+
+
+def check_rows(config: dict[str, Any]) -> Rows:
+    """The checks that depend on this machine; all others have passed, or there would be no plan."""
+    problems = [problem for rule in rules.HERE for problem in rule.find(config)]
+    return [
+        ("config", "passed"),
+        *((problem.where, str(problem).partition(": ")[2]) for problem in problems),
+        ("runs here", "no" if problems else "yes"),
+    ]
+
+
+def as_table(title: str, rows: Rows) -> Table:
+    """Two columns under a title."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row("  " + name, value)
+    return table

@@ -1,0 +1,51 @@
+"""The commands: what each is called, what it does and where it lives. A module is imported only when its command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command line, taken apart. arguments: what follows the command; the other fields are its flags."""
+
+    arguments: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+    base: Path | None = None
+    allow_targets: tuple[str, ...] = ()
+    multirun: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """module: its `run(call) -> exit code` does the work."""
+
+    name: str
+    usage: str
+    summary: str
+    module: str
+
+    def load(self) -> Callable[[Call], int]:
+        """The command's function; imports its module."""
+        run: Callable[[Call], int] = import_module(self.module).run
+        return run
+
+
+def _command(name: str, usage: str, summary: str) -> Command:
+    return Command(name, usage, summary, f"posttrain.runs.commands.{name}")
+
+
+TRAIN = _command("train", "[overrides]", "check everything, then train (also without the word `train`)")
+COMMANDS: Sequence[Command] = (
+    TRAIN,
+    _command("plan", "[overrides]", "train nothing: parameters, tokens a step, steps, and whether the checks pass"),
+    _command("data", "[overrides]", "show examples as the model will see them: tokens, masks, lengths, drops"),
+    _command("eval", "run=DIR suite=NAME", "evaluate the artifact of a run"),
+    _command("chat", "run=DIR", "talk to the artifact of a run in the terminal"),
+    _command("export", "run=DIR to=DIR", "write an artifact as a plain Hugging Face folder"),
+    _command("list", "[group]", "the options of every group, one line each"),
+)
+NOT_YET = {"compare": "studies", "serve": "serving", "human-eval": "human evaluation"}

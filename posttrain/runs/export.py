@@ -1,0 +1,129 @@
+"""`posttrain export run=DIR to=DIR [merge=true]`: an artifact as a plain Hugging Face folder, proven to load without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs.arguments import bind, find_artifact, parameters_of
+from posttrain.runs.files import prepare_folder, writing
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_CONFIG = "adapter_config.json"
+RECORD_FILE = "artifact.json"
+PROBE_TOKENS = 24
+MERGED_TOLERANCE = 1e-3  # relative: an adapter beside its base adds up in another order than one inside its weights
+
+
+class ExportError(RuntimeError):
+    """What was written does not load as plain transformers, or computes something else."""
+
+
+def main(args: Mapping[str, Any]) -> int:
+    """Run the command. Raises ConfigError for wrong arguments, before the model is loaded."""
+    options = bind(args, parameters_of("posttrain.runs.export.export"), command="export")
+    target = export(**options)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target}: {size / 1e6:,.1f} MB. Plain transformers loads it and computes the same logits.")
+    print(f"  AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    return 0
+
+
+def export(*, run: str, to: str, merge: bool = False) -> Path:
+    """Write the artifact of `run` to the new folder `to`; returns that folder.
+
+    merge: put an adapter into its base's weights. Without it an adapter stays an adapter, which names its base; an artifact that is no
+    adapter is complete either way.
+
+    Raises:
+        ConfigError: there is no artifact, or `to` is not a new or empty folder.
+        ExportError: the folder would not have computed what the artifact does; nothing is left at `to`.
+    """
+    target = Path(to).expanduser().absolute()
+    _check_target(target, to)
+    folder = find_artifact(run)
+    draft = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    prepare_folder(draft, key="to", need_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    try:
+        with writing(target):
+            expected, exact = _write(folder, draft, merge=merge)
+        _verify(draft, expected, exact=exact)
+        if target.exists():
+            target.rmdir()
+        os.replace(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return target
+
+
+def _check_target(target: Path, to: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(Problem(f"to={to}", "is a file, expected a new folder"))
+    if target.is_dir() and any(target.iterdir()):
+        raise ConfigError(Problem(f"to={to}", "the folder is not empty, and nothing in it is overwritten", "give a new folder, or empty it"))
+
+
+def _write(folder: Path, draft: Path, *, merge: bool) -> tuple[torch.Tensor, bool]:
+    """Fill `draft`; the logits the artifact computes, and whether the export must compute exactly these."""
+    import torch
+
+    from posttrain.runs.loaded import load
+
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    model, tokenizer = load(folder, device="cpu", dtype=torch.float32 if is_adapter and not merge else None)
+    if is_adapter and merge:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+    else:
+        _copy(folder, draft)
+    if is_adapter and not merge:
+        _name_base_absolutely(draft / ADAPTER_CONFIG)
+    return probe_logits(model), merge or not is_adapter
+
+
+def _copy(folder: Path, draft: Path) -> None:
+    """The files that transformers reads: all but this package's own record and the subfolders."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name != RECORD_FILE:
+            shutil.copyfile(file, draft / file.name)
+
+
+def _name_base_absolutely(adapter_config: Path) -> None:
+    """An exported adapter must find a local base from any working directory."""
+    config = json.loads(adapter_config.read_text(encoding="utf-8"))
+    base = Path(config["base_model_name_or_path"]).expanduser()
+    if base.is_dir():
+        config["base_model_name_or_path"] = str(base.absolute())
+        adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def probe_logits(model: Any) -> torch.Tensor:
+    """Logits [1, L, V] of a causal LM for a fixed sequence of token ids."""
+    import torch
+
+    size = model.config.get_text_config().vocab_size
+    ids = torch.arange(1, PROBE_TOKENS + 1).mul(7919).remainder(size)[None]
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def _verify(folder: Path, expected: torch.Tensor, *, exact: bool) -> None:
+    """Load the folder as anybody would, without this package's loading code, and compare logits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if exact else torch.float32).eval()
+    error = float((probe_logits(model) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not error <= (0.0 if exact else MERGED_TOLERANCE):
+        raise ExportError(f"the exported folder computes other logits than the artifact: relative difference {error:.2e}")

@@ -1,0 +1,123 @@
+"""A run from its checked configuration to its exit code."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from posttrain.errors import ConfigError, Problem, UserError
+from posttrain.runs import report
+from posttrain.runs.files import prepare_folder
+from posttrain.runs.quiet import quiet_libraries
+from posttrain.runs.resume import CONFIG, open_folder
+
+log = logging.getLogger(__name__)
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_job(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
+    """Train in this process, or on one process a device; returns the exit code.
+
+    The folder, its lock and the tokenised data are ready before any rank starts.
+    """
+    return exit_code(lambda: _run(config, allow_targets))
+
+
+def exit_code(action: Callable[[], int]) -> int:
+    """What a command's outcome means to the shell; a user's error is told in lines, any other with its traceback."""
+    quiet_libraries()
+    try:
+        return action()
+    except UserError as error:
+        report.show(error.problems)
+        return WRONG
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is complete", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
+    config = {**config, "output_dir": str(output_folder(config))}
+    folder = Path(config["output_dir"])
+    prepare_folder(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(Problem("output_dir", f"another process is training in {folder}", "wait for it or choose another")) from None
+    with lock:
+        start = open_folder(config, folder)
+        if start.finished:
+            print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
+            return DONE
+        world = config["hardware"]["nodes"] * config["hardware"]["devices"]
+        if world > 1:
+            return _run_ranks(config, folder, world, allow_targets)
+        from posttrain.runs.session import train
+        from posttrain.runs.ranks import from_environment
+
+        return train(config, from_environment(), allow_targets=allow_targets)
+
+
+def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: Collection[str]) -> int:
+    """Tokenise here, once, so that ranks only open the cache; then one process a device."""
+    from posttrain.runs.inputs import load_inputs
+    from posttrain.runs.processes import run_ranks
+
+    load_inputs(config)
+    allowed = [f"--allow-target={name}" for name in allow_targets]
+    return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
+
+
+def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
+    """One rank of a run whose folder is ready; returns the exit code. Only the leading rank tells of a user's error."""
+    from posttrain.runs.session import train
+    from posttrain.runs.ranks import from_environment
+
+    ranks = from_environment()
+
+    def action() -> int:
+        try:
+            return train(config, ranks, allow_targets=allow_targets)
+        except UserError:
+            if ranks.leads:
+                raise
+            return WRONG
+
+    return exit_code(action)
+
+
+def run_isolated(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
+    """Train in a process of its own, as a sweep does; returns the exit code. config.output_dir must be set."""
+    folder = Path(config["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    import yaml
+
+    from posttrain.runs.files import write_atomic
+
+    wanted = folder / "job.yaml"
+    write_atomic(wanted, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    allowed = [f"--allow-target={name}" for name in allow_targets]
+    return subprocess.run([sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed], check=False).returncode
+
+
+def output_folder(config: dict[str, Any]) -> Path:
+    """The run's folder, absolute; by default a new one under outputs/runs, named by time, method and model."""
+    if config["output_dir"] is not None:
+        return Path(config["output_dir"]).expanduser().absolute()
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    name = f"{stamp}_{config['method']['name']}_{config['model']['name']}"
+    base = Path.cwd() / "outputs" / "runs"
+    numbered = (base / (name if number == 1 else f"{name}_{number}") for number in range(1, 1000))
+    return next(path for path in numbered if not path.exists())

@@ -1,0 +1,58 @@
+"""The evaluations inside a run: validation loss, and greedy exact match where examples have a checkable answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.loader import EvaluationBatches
+from posttrain.data.prepare import Prepared
+from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.validation import summarise, validate
+from posttrain.methods.base import Method
+from posttrain.runs.ranks import Ranks, gather, sum_over_ranks
+
+
+@dataclass
+class Measures:
+    """Evaluates a method on held-out data, shared out over the ranks. samples: the generations of the last exact match, as rows."""
+
+    config: Mapping[str, Any]
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    ranks: Ranks
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def loss(self, method: Method) -> dict[str, float]:
+        """`val/loss`, `val/perplexity`, `val/token_accuracy`; nothing without validation data."""
+        if self.prepared.val is None:
+            return {}
+        limit = self.config["validate"]["max_examples"]
+        batches = EvaluationBatches(
+            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.rank, ranks=self.ranks.world, limit=limit
+        )
+        moved = (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
+        sums = sum_over_ranks(validate(method.token_stats, moved), method.device)
+        return {f"val/{name}": value for name, value in summarise(**sums).items()}
+
+    def answers(self, method: Method, when: str) -> dict[str, float]:
+        """`eval/exact_match` of greedy answers to held-out prompts, if the evaluation asks for it at this time (before or after)."""
+        wanted = self.config["evaluation"]["exact_match"]
+        if wanted is None or not wanted[when] or not self.prepared.val_checkable:
+            return {}
+        chosen = spread(self.prepared.val_checkable, wanted["examples"])
+        mine = chosen[self.ranks.rank :: self.ranks.world]
+        found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=wanted["max_new_tokens"])
+        whole: ExactMatch = merge(gather(found))
+        self.samples = whole.rows
+        return {"eval/exact_match": whole.accuracy}
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` items evenly spread over a sequence, so that a mixture's later sources are heard too."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]

@@ -1,0 +1,105 @@
+"""What a run says at its start and end, to the user and to the tracker."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from posttrain.methods.base import Method
+from posttrain.models.counts import parameter_counts
+from posttrain.runs.progress import Progress, human, opening_lines
+from posttrain.runs.records import Status
+from posttrain.runs.reporter import Reporter
+from posttrain.runs.tracking.base import DatasetRecord, RunInfo
+from posttrain.runs.train import Job
+
+
+def tracking_node(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tracker's target and keywords."""
+    return {key: value for key, value in config["tracking"].items() if key != "name"}
+
+
+def run_info(job: Job) -> RunInfo:
+    """What the tracker learns about a run."""
+    config = job.config
+    name = f"{config['method']['name']}-{config['model']['name']}-seed{config['seed']}"
+    return RunInfo(
+        output_dir=job.folder,
+        name=name,
+        config=config,
+        tags={"method": config["method"]["name"], "study": None, "arm": None, "stage": None},
+        datasets=_datasets(job),
+        continued=config["resume"] != "never" or job.start.step > 0,
+        start_step=job.start.step,
+    )
+
+
+def _datasets(job: Job) -> list[DatasetRecord]:
+    return [
+        DatasetRecord(name=s.name, source=s.origin, digest=s.digest, context=s.part, examples=s.examples, tokens=s.tokens)
+        for s in job.prepared.report.sources
+    ]
+
+
+class Opening(Callback):
+    """Tells, when training is about to begin, what will run where; then starts the progress display."""
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self.job = job
+        self.reporter = reporter
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.job.ranks.leads:
+            return
+        assert isinstance(pl_module, Method)
+        for line in self.lines(pl_module):
+            print(line, flush=True)
+        self.reporter.progress = Progress(self.job.plan.steps, trainer.global_step)
+
+    def lines(self, method: Method) -> list[str]:
+        """Model, data, device and plan, a line each."""
+        job, plan = self.job, self.job.plan
+        counts = parameter_counts(method.model.causal_lm)
+        layout = method.model.layout
+        val = 0 if job.prepared.val is None else len(job.prepared.val)
+        begun = f", continuing after step {job.start.step}" if job.start.step else ""
+        return opening_lines(
+            model=f"{job.config['model']['name']} ({method.model.causal_lm.config.model_type}, {layout} layout)",
+            parameters=counts.total,
+            trainable=counts.trainable,
+            data=f"{len(job.prepared.train)} training and {val} held-out examples, {human(float(plan.lengths.sum()))} tokens",
+            device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
+            plan=f"{plan.steps} steps of {plan.global_batch} examples in {plan.micro_batches} micro-batches a device{begun}",
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """The device as the user knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def paths_of(folder: Path, artifact: Path | None) -> dict[str, str]:
+    """What lies where, for the closing panel."""
+    found = {"folder": folder, "artifact": artifact, "plot": folder / "loss.png"}
+    return {name: shown(path) for name, path in found.items() if path is not None and path.exists()}
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def next_commands(folder: Path, status: Status, hint: str) -> list[str]:
+    """What a user may want to type next."""
+    run = shown(folder)
+    if status != "finished":
+        return [f"the same command again continues this run (output_dir={run})"]
+    return [f"posttrain chat run={run}", f"posttrain eval run={run} suite=validation", *([hint] if hint else [])]

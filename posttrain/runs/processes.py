@@ -1,0 +1,92 @@
+"""One process a device on this machine: start them, pass signals on, and end all when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.2
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(rank: int, world: int, port: int, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of one rank, in torchrun's names; CPU threads are divided among the ranks."""
+    threads = max(1, (os.cpu_count() or 1) // world)
+    ours = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "NODE_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    return {"OMP_NUM_THREADS": str(threads), **base, **{name: str(value) for name, value in ours.items()}}
+
+
+def run_ranks(command: Sequence[str], world: int) -> int:
+    """Run `command` once a rank; returns the exit code of the rank that ended first with an error, else 0.
+
+    SIGINT and SIGTERM go to every rank once. When a rank fails, the others get SIGTERM, and SIGKILL after a grace period: they may
+    hang in a collective with the dead one. Ranks end by themselves when this process dies (see `posttrain.runs.worker`).
+    """
+    port = free_port()
+    ranks = [
+        subprocess.Popen(command, env=rank_environment(rank, world, port, os.environ), stdin=subprocess.PIPE, start_new_session=True)
+        for rank in range(world)
+    ]
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(ranks)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    while any(process.poll() is None for process in ranks):
+        failed = next((process for process in ranks if process.poll() not in (None, 0)), None)
+        if failed is not None:
+            return _end_others(ranks, failed)
+        time.sleep(POLL_SECONDS)
+    return next((_exit_code(process.returncode) for process in ranks if process.returncode), 0)
+
+
+def _end_others(ranks: Sequence[subprocess.Popen[bytes]], failed: subprocess.Popen[bytes]) -> int:
+    """Let the other ranks finish (a stop signal ends them all alike), then end them."""
+    number, code = ranks.index(failed), failed.returncode
+    if code < 0:
+        print(f"rank {number} was killed by {signal.Signals(-code).name}; ending the others", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + GRACE_SECONDS
+    stopping = code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 2)
+    for process in ranks:
+        if process.poll() is None and not stopping:
+            process.terminate()
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return _exit_code(code)
+
+
+def _exit_code(returncode: int) -> int:
+    """A process's return code as a shell would give it; death by another signal than a stop is a failure."""
+    if returncode in (-signal.SIGINT, -signal.SIGTERM):
+        return 128 - returncode
+    return 1 if returncode < 0 else returncode

@@ -1,0 +1,27 @@
+"""Keeps libraries' remarks about what is not wrong off the user's terminal. Imports none of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+# Remarks made while importing: kernels of other devices, optional packages, progress of Lightning's own set-up.
+CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes", "lightning", "lightning.pytorch", "lightning.fabric", "torch.distributed")
+
+
+class _Raised(logging.Filter):
+    """Passes errors only, also where a library sets its own level later."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+
+def quiet_libraries() -> None:
+    """Call before the heavy imports. Errors still show."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(_Raised())
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,61 @@
+"""Which of the run's processes this is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank and world: over all nodes. local: on this node."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
+    """Ranks as set by our launcher, torchrun or srun; a single process otherwise."""
+    given = os.environ if environment is None else environment
+    if "LOCAL_RANK" in given:
+        return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
+    if int(given.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in given:
+        return Ranks(int(given["SLURM_PROCID"]), int(given["SLURM_NTASKS"]), int(given["SLURM_LOCALID"]))
+    return Ranks()
+
+
+def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device) -> dict[str, float]:
+    """Sum float64 scalars over all ranks, in one collective; every rank must give the same names. Just the values without a group."""
+    names = sorted(values)
+    packed = torch.stack([torch.as_tensor(values[name], dtype=torch.float64).cpu() for name in names])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        packed = packed.to(device)
+        dist.all_reduce(packed)
+    return dict(zip(names, packed.tolist(), strict=True))
+
+
+def gather(value: Any) -> list[Any]:
+    """Everybody's picklable value, by rank, on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, value)
+    return everybody
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,28 @@
+"""Shows the user's errors: one line each, at most one screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from posttrain.errors import Problem
+
+SCREEN = 30
+
+
+def lines(problems: Sequence[Problem], *, screen: int = SCREEN) -> list[str]:
+    """One line a problem, duplicates once; what does not fit on the screen is counted by the place it is about."""
+    shown = list(dict.fromkeys(" ".join(str(problem).split()) for problem in problems))
+    if len(shown) <= screen:
+        return shown
+    rest = shown[screen - 1 :]
+    return [*shown[: screen - 1], f"... and {len(rest)} more"]
+
+
+def show(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
+    """Writes the problems to `stream` (default: stderr) under a line that says how many there are."""
+    text = lines(problems)
+    count = len(set(map(str, problems)))
+    head = "posttrain: " + ("1 problem" if count == 1 else f"{count} problems") + ", nothing was started"
+    print("\n".join([head, *(f"  {line}" for line in text)]), file=stream or sys.stderr)

@@ -1,0 +1,115 @@
+"""Whether a folder's run is continued, and from where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs import checkpoint
+from posttrain.runs.files import write_atomic
+
+CONFIG = "config.yaml"
+
+# What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
+FREE = (
+    "hardware", "precision", "max_tokens", "max_steps", "epochs", "checkpoint", "log", "validate", "evaluation", "tracking", "resume",
+    "output_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile", "data.workers", "data.cache_dir",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins. state: what Lightning loads, None for the beginning. step: optimizer steps already done.
+    finished: nothing is left to do.
+    """
+
+    state: Path | None = None
+    step: int = 0
+    finished: bool = False
+
+
+def open_folder(config: dict[str, Any], folder: Path) -> Start:
+    """Decide how a run starts in `folder` and write its config.yaml. For the process that leads, before ranks exist.
+
+    resume=auto continues the folder's own run from its newest checkpoint, or from the start if it has none. resume=never moves what
+    the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration.
+    """
+    old = folder / CONFIG
+    if config["resume"] == "never":
+        set_aside(folder)
+    elif old.is_file():
+        before = yaml.safe_load(old.read_text(encoding="utf-8"))
+        if problems := list(differences(before, config)):
+            raise ConfigError(problems)
+    start = find_start(config, folder)
+    if not start.finished:
+        write_atomic(old, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return start
+
+
+def find_start(config: Mapping[str, Any], folder: Path) -> Start:
+    """The checkpoint that a run in `folder` continues from; changes nothing, so that every rank finds the same."""
+    if config["resume"] in ("auto", "never"):
+        found = checkpoint.latest(folder / "checkpoints")
+        return Start() if found is None else Start(found.state, found.step, _finished(folder, config, found.step))
+    given = Path(config["resume"]).expanduser()
+    own = checkpoint.latest(folder / "checkpoints")
+    if own is not None:  # this run went on from the given checkpoint before, and continues by itself
+        return Start(own.state, own.step, _finished(folder, config, own.step))
+    found = _given(given)
+    return Start(found.state, found.step)
+
+
+def _given(path: Path) -> checkpoint.Checkpoint:
+    """A checkpoint named by its folder, by a run's folder, or by a folder of checkpoints."""
+    for folder in (path.parent, path, path / "checkpoints"):
+        for found in reversed(checkpoint.checkpoints(folder)):
+            if folder != path.parent or found.path == path:
+                return found
+    raise ConfigError(Problem("resume", f"{path} holds no complete checkpoint", "give RUN, RUN/checkpoints or RUN/checkpoints/step-N"))
+
+
+def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
+    result = folder / "result.json"
+    if not result.is_file():
+        return False
+    past = json.loads(result.read_text(encoding="utf-8"))
+    before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs"))
+    return past["status"] == "finished" and past["steps"] == step and same_end
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Problem]:
+    """The keys in which two configurations describe different runs."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            message = f"the run in output_dir has {old.get(key, 'no such key')!r}, this command {new.get(key, 'no such key')!r}"
+            yield Problem(key, message, "give the same value to continue it, another output_dir, or resume=never")
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def set_aside(folder: Path) -> None:
+    """Move everything a run left in `folder` to its `previous-N`, so that starting over loses nothing."""
+    left = [path for path in folder.iterdir() if not path.name.startswith("previous-") and path.name != ".lock"]
+    if not (folder / CONFIG).is_file():
+        return
+    number = 1 + len(list(folder.glob("previous-*")))
+    target = folder / f"previous-{number}"
+    target.mkdir()
+    for path in left:
+        shutil.move(str(path), target / path.name)

@@ -1,0 +1,230 @@
+"""Rules over several keys, each a function from a config whose types are right to the problems it sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import Problem, UserError
+from posttrain.runs import machine, suggest
+from posttrain.runs.signatures import read_signature
+from posttrain.runs.source import class_constant
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """find: config -> problems. reads: the keys it relies on; it runs only if their own types are right."""
+
+    find: Callable[[Config], Iterator[Problem]]
+    reads: tuple[str, ...]
+
+
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
+
+
+def has_an_end(config: Config) -> Iterator[Problem]:
+    """A run needs a number of steps or of epochs."""
+    if config["max_steps"] is None and config["epochs"] is None:
+        yield Problem("max_steps", "neither max_steps nor epochs says when to stop", "set max_steps=1000 or epochs=1")
+
+
+def example_fits_micro_batch(config: Config) -> Iterator[Problem]:
+    """The longest example must fit into one micro-batch."""
+    length, tokens = config["max_length"], config["max_tokens"]
+    if length > tokens:
+        yield Problem("max_length", f"{length} is more than max_tokens={tokens}", f"set max_tokens={length} or max_length={tokens}")
+
+
+def checkpoints_happen(config: Config) -> Iterator[Problem]:
+    """Keeping the best checkpoint needs a validation to compare them by."""
+    checkpoint, validate = config["checkpoint"], config["validate"]
+    if checkpoint["keep_best"] > 0 and validate["every_steps"] is None and not validate["at_end"] and not validate["at_start"]:
+        yield Problem(
+            "checkpoint.keep_best",
+            "no validation ever runs, so no checkpoint is best",
+            "set validate.every_steps=N or checkpoint.keep_best=0",
+        )
+
+
+def weights_exist(config: Config) -> Iterator[Problem]:
+    """Pretrained weights need a place they come from, random ones an architecture; a folder that is named must exist."""
+    model = config["model"]
+    path, weights = model["path"], model["weights"]
+    if weights == "random" and model["architecture"] is None and path is None:
+        yield Problem(
+            "model.architecture",
+            "weights=random needs an architecture",
+            "name a model that has one (posttrain list model), or model.path=DIR",
+        )
+    if weights == "pretrained" and path is None:
+        yield Problem(
+            "model.path",
+            f"model={model['name']} has no pretrained weights without a path",
+            "set model.path=DIR_OR_HUB_ID or model.weights=random",
+        )
+    yield from _existing("model.path", path)
+    yield from _existing("model.tokenizer", model["tokenizer"])
+
+
+def _existing(key: str, path: str | None) -> Iterator[Problem]:
+    """A text that can only be a local path must exist; `owner/name` may be a hub id."""
+    if path is None or Path(path).expanduser().exists() or not path.startswith((".", "/", "~")):
+        return
+    yield Problem(key, f"no such file or folder: {path}", near_file(path))
+
+
+def resume_exists(config: Config) -> Iterator[Problem]:
+    """`resume=PATH` must name a checkpoint that is there."""
+    resume = config["resume"]
+    if resume not in ("auto", "never") and not Path(resume).expanduser().exists():
+        near = suggest.nearest(resume, ("auto", "never"))
+        yield Problem(
+            "resume",
+            f"expected auto, never or an existing checkpoint, got {resume!r}",
+            f"did you mean {near}?" if near else near_file(resume),
+        )
+
+
+def data_is_consistent(config: Config) -> Iterator[Problem]:
+    """The data node as the data code reads it."""
+    from posttrain.data.settings import read_settings
+
+    try:
+        read_settings(config["data"])
+    except UserError as error:
+        yield from error.problems
+
+
+def data_files_exist(config: Config) -> Iterator[Problem]:
+    """Data that can only be a local file must be there."""
+    for key, text in _data_paths(config["data"]):
+        if not is_local_data(text):
+            continue
+        path = Path(text).expanduser()
+        if any(sign in text for sign in "*?["):
+            if not any(path.parent.glob(path.name)) and not any(Path().glob(text) if not path.is_absolute() else ()):
+                yield Problem(key, f"no file matches {text}", near_file(text))
+        elif not path.exists():
+            yield Problem(key, f"no such file: {text}", near_file(text))
+
+
+def _data_paths(data: Config) -> Iterator[tuple[str, str]]:
+    for key in ("train", "val"):
+        value = data.get(key)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                yield f"data.{key}", item
+    for index, source in enumerate(data.get("sources") or []):
+        if isinstance(source, dict) and isinstance(source.get("path"), str):
+            yield f"data.sources[{index}].path", source["path"]
+
+
+def is_local_data(text: str) -> bool:
+    """Whether a data source is a path rather than a hub id: by how it starts, or by a data file's ending."""
+    return text.startswith((".", "/", "~")) or text.endswith(DATA_SUFFIXES)
+
+
+def near_file(text: str) -> str:
+    """The nearest name beside a file that is not there, or the part of its path that does not exist."""
+    path = Path(text).expanduser()
+    parent = path.parent
+    if not parent.is_dir():
+        missing = next((folder for folder in reversed(path.parents) if not folder.exists()), parent)
+        return f"the folder {missing} does not exist"
+    near = suggest.nearest(path.name, [item.name for item in parent.iterdir()])
+    return f"did you mean {parent / near}?" if near else f"looked in {parent.resolve()}"
+
+
+def output_is_writable(config: Config) -> Iterator[Problem]:
+    """The run's folder must be one, or be creatable."""
+    if config["output_dir"] is None:
+        return
+    path = Path(config["output_dir"]).expanduser().absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        yield Problem("output_dir", f"{existing} is a file, not a folder", "choose another output_dir")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield Problem("output_dir", f"no permission to write in {existing}", "choose another output_dir")
+
+
+def strategy_fits(config: Config) -> Iterator[Problem]:
+    """Devices, strategy, backend and precision must go together."""
+    hardware = config["hardware"]
+    devices = hardware["devices"] * hardware["nodes"]
+    if hardware["strategy"] == "single" and devices > 1:
+        yield Problem("hardware.strategy", f"single is for one device, hardware={hardware['name']} has {devices}", "use ddp or auto")
+    if hardware["accelerator"] == "cpu" and hardware["backend"] == "nccl":
+        yield Problem("hardware.backend", "nccl needs CUDA devices", "hardware.backend=gloo")
+
+
+def strategy_is_there(config: Config) -> Iterator[Problem]:
+    """Sharded strategies are not built yet."""
+    if config["hardware"]["strategy"] in SHARDED:
+        yield Problem("hardware.strategy", f"{config['hardware']['strategy']} is not available yet", "use hardware.strategy=ddp")
+
+
+def machines_are_one(config: Config) -> Iterator[Problem]:
+    """Several machines are not built yet."""
+    hardware = config["hardware"]
+    if hardware["nodes"] > 1:
+        hint = f"posttrain plan hardware={hardware['name']} ... works; to train, choose a shape with one machine"
+        yield Problem("hardware.nodes", f"several machines ({hardware['nodes']}) are not available yet", hint)
+
+
+def devices_are_there(config: Config) -> Iterator[Problem]:
+    """The devices asked for must be in this machine."""
+    hardware = config["hardware"]
+    name, asked = hardware["name"], hardware["devices"]
+    plan = f"posttrain plan hardware={name} ... (what it would take)"
+    cluster = f"posttrain -m hardware={name} hydra/launcher=slurm ... (on a cluster)"
+    if hardware["accelerator"] != "cuda" or hardware["nodes"] > 1:  # several machines are a problem of their own
+        return
+    there = machine.usable_gpus()
+    if there < asked:
+        reason = "" if machine.torch_has_cuda() else ", and the installed torch is a CPU build"
+        yield Problem(
+            "hardware.devices",
+            f"hardware={name} needs {_gpus(asked)}, this machine has {there or 'none'}{reason}",
+            f"here: hardware=auto; or {plan}; or {cluster}",
+        )
+
+
+def _gpus(count: int) -> str:
+    return "1 CUDA device" if count == 1 else f"{count} CUDA devices"
+
+
+def loss_fits_method(config: Config) -> Iterator[Problem]:
+    """A loss takes, by position, exactly the tensors the method passes (`loss_inputs` of the method's class)."""
+    method = config["method"]
+    loss = method.get("loss")
+    if not isinstance(loss, dict) or "_target_" not in loss or "_target_" not in method:
+        return
+    passed = class_constant(method["_target_"], "loss_inputs")
+    signature = read_signature(loss["_target_"])
+    if isinstance(passed, tuple) and signature is not None and signature.positional != passed:
+        takes = ", ".join(signature.positional)
+        yield Problem(
+            "method.loss", f"{loss['_target_']} takes ({takes}), this method passes ({', '.join(passed)})", "posttrain list method/loss"
+        )
+
+
+STATIC: tuple[Rule, ...] = (
+    Rule(has_an_end, ("max_steps", "epochs")),
+    Rule(example_fits_micro_batch, ("max_length", "max_tokens")),
+    Rule(checkpoints_happen, ("checkpoint", "validate")),
+    Rule(weights_exist, ("model",)),
+    Rule(resume_exists, ("resume",)),
+    Rule(data_is_consistent, ("data",)),
+    Rule(data_files_exist, ("data",)),
+    Rule(output_is_writable, ("output_dir",)),
+    Rule(strategy_fits, ("hardware",)),
+    Rule(loss_fits_method, ("method",)),
+)
+ELSEWHERE: tuple[Rule, ...] = (Rule(strategy_is_there, ("hardware",)), Rule(machines_are_one, ("hardware",)))
+HERE: tuple[Rule, ...] = (*ELSEWHERE, Rule(devices_are_there, ("hardware",)))

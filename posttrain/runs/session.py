@@ -1,0 +1,140 @@
+"""A rank's training session: from the data to the artifact and the closing words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from posttrain.models.flops import causal_pairs, flop_model
+from posttrain.runs import plots, targets
+from posttrain.runs.callbacks.record import StepRecorder
+from posttrain.runs.handover import save_run_artifact
+from posttrain.runs.inputs import load_inputs
+from posttrain.runs.measure import Measures
+from posttrain.runs.opening import Opening, next_commands, paths_of, run_info, tracking_node
+from posttrain.runs.progress import closing_panel
+from posttrain.runs.ranks import Ranks, barrier
+from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, write_result
+from posttrain.runs.reporter import Reporter
+from posttrain.runs.resume import find_start
+from posttrain.runs.signals import StopRequest, stop_on_signals
+from posttrain.runs.tracking.base import Tracker
+from posttrain.runs.tracking.none import NoTracker
+from posttrain.runs.train import Job, build_method, build_trainer, callbacks_of, device_of, fit, plan_of, write_samples
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
+    """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
+    folder = Path(config["output_dir"])
+    open_log(folder, ranks.rank)
+    with stop_on_signals() as stop:
+        tokenizer, prepared = load_inputs(config)
+        start = find_start(config, folder)
+        plan = plan_of(config, prepared, ranks)
+        job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
+        session = Session(job, stop)
+        try:
+            session.run()
+        except BaseException:
+            session.fail()
+            raise
+        return stop.exit_code
+
+
+class Session:
+    """One rank's run: wires files, tracker and loop, and closes them whatever happens."""
+
+    def __init__(self, job: Job, stop: StopRequest) -> None:
+        self.job = job
+        self.stop = stop
+        # Only the leading rank tracks; the others have nothing to send.
+        self.tracker: Tracker = targets.build(tracking_node(job.config)) if job.ranks.leads else NoTracker()
+        self.reporter = Reporter(job.folder, job.ranks, self.tracker, device=str(job.device))
+        self.measures = Measures(job.config, job.prepared, job.tokenizer, job.ranks)
+        self.callbacks = callbacks_of(job, self.reporter, self.measures, stop)
+        self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
+        self.method = build_method(job)
+
+    def run(self) -> None:
+        """Train, evaluate, hand on."""
+        job = self.job
+        self.reporter.rewind(job.start.step)
+        if job.ranks.leads:
+            self.tracker.start(run_info(job))
+        trainer = build_trainer(job, [Opening(job, self.reporter), *self.callbacks])
+        fit(job, self.method, trainer)
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt
+        if self.stop.signal is None:
+            self._finish(trainer)
+        else:
+            self._close(trainer, "stopped", None)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Final evaluation and artifact; the strategy has let go of the model, so it is put back on the device."""
+        job, method = self.job, self.method
+        method.to(job.device).eval()
+        loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
+        self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
+        artifact = save_run_artifact(job, method, self.reporter.latest) if job.ranks.leads else None
+        self._close(trainer, "finished", artifact)
+        barrier()
+
+    def fail(self) -> None:
+        """Leave a failed run's record complete; the last checkpoint stays."""
+        if self.job.ranks.leads:
+            write_result(self.job.folder / "result.json", self._result("failed", self.reporter.last_step, None))
+            self.tracker.finish("failed")
+        self.reporter.close()
+
+    def _close(self, trainer: Trainer, status: Status, artifact: Path | None) -> None:
+        self.reporter.close()
+        if not self.job.ranks.leads:
+            return
+        folder = self.job.folder
+        if self.measures.samples:
+            write_samples(folder, self.measures.samples)
+            self.tracker.table("samples", self.measures.samples)
+        if plots.loss_plot(folder / "metrics.jsonl", folder / "loss.png"):
+            self.tracker.figure(folder / "loss.png")
+        result = self._result(status, trainer.global_step, artifact)
+        write_result(folder / "result.json", result)
+        self.tracker.finish(status)
+        result = self._result(status, trainer.global_step, artifact)
+        write_result(folder / "result.json", result)
+        closing_panel(result, paths_of(folder, artifact), next_commands(folder, status, self.tracker.hint()))
+
+    def _result(self, status: Status, step: int, artifact: Path | None) -> Result:
+        totals = self.recorder.totals
+        seconds = max(float(totals["train_seconds"]), 1e-9)
+        final = {name: value for name, value in self.reporter.latest.items() if name not in ("tokens", "examples", "lr")}
+        before = {f"{name}/before": value for name, value in self.reporter.before.items() if name in final}
+        return Result(
+            status=status,
+            method=self.job.config["method"]["name"],
+            steps=step,
+            examples=int(totals["examples"]),
+            tokens=int(totals["tokens"]),
+            flops=self._flops(step),
+            train_seconds=seconds,
+            tokens_per_second=totals["tokens"] / seconds,
+            peak_memory_bytes=peak_memory_bytes(str(self.job.device)),
+            metrics={**final, **before},
+            artifact=None if artifact is None else str(artifact),
+            mlflow_run_id=self.tracker.run_id,
+        )
+
+    def _flops(self, steps: int) -> float:
+        if self.method.policy is None:
+            return 0.0
+        lengths = self.job.plan.lengths
+        pairs = sum(causal_pairs(lengths[self.job.plan.examples(step)]) for step in range(steps))
+        totals = self.recorder.totals
+        return flop_model(self.method.policy).training(tokens=totals["tokens"], targets=totals["targets"], pairs=pairs)

@@ -1,0 +1,204 @@
+"""`-m`: one run for every combination. All are composed and checked before the first starts; Hydra's launchers start them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from posttrain.errors import ConfigError, MissingExtra, Problem
+from posttrain.runs import options, rules
+from posttrain.runs.base_config import load_config
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.commands.table import Call
+from posttrain.runs.compose import hydra_config, quoted
+from posttrain.runs.overrides import expand, parse
+
+LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+JOB_KEY = "posttrain_job"
+ALLOW_KEY = "posttrain_allow_targets"
+LONGEST_NAME = 100
+STOPPED = (130, 143)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. name: its swept overrides. config: complete, with its own output_dir."""
+
+    name: str
+    overrides: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def run_sweep(call: Call) -> int:
+    """Runs all jobs, prints a table of them, and returns the worst exit code.
+
+    Raises:
+        ConfigError: with the problems of all jobs; nothing was started then.
+    """
+    folders = options.search_path(call.config_dirs)
+    parsed = parse(call.arguments, options.groups(folders))
+    task = [line for line in call.arguments if line not in parsed.hydra]
+    combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
+    master = _master(parsed.hydra, _common(combinations), folders)
+    jobs = _checked_jobs(combinations, call, Path(master.hydra.sweep.dir).absolute(), here=master.hydra.launcher._target_ == LOCAL)
+    codes = _tracked(jobs, call, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
+    Console(highlight=False, soft_wrap=True).print(summary(jobs, codes))
+    return max(codes)
+
+
+def _tracked(jobs: Sequence[Job], call: Call, launch: Callable[[list[Job]], list[int]]) -> list[int]:
+    """Launches the jobs as children of one tracking run, which is closed however they end."""
+    from posttrain.runs.tracking.sweep import finish_parent, start_parent
+
+    parent = start_parent(jobs[0].config, list(call.arguments))
+    status: Literal["finished", "stopped", "failed"] = "failed"
+    try:
+        codes = launch([_child(job, parent) for job in jobs])
+        status = "failed" if any(codes) else "finished"
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
+    finally:
+        if parent is not None:
+            finish_parent(jobs[0].config, parent, status)
+    return codes
+
+
+def _common(combinations: Sequence[dict[str, str]]) -> list[str]:
+    """Overrides that every job has."""
+    first, *others = [list(job.values()) for job in combinations]
+    return [line for line in first if all(line in other for other in others)]
+
+
+def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """The config that describes the sweep itself: its folder and its launcher.
+
+    Raises:
+        ConfigError: another sweeper than the built-in one, or a launcher that is not there.
+    """
+    _require_launcher(hydra_lines)
+    output = [line.partition("=")[2] for line in common if line.startswith("output_dir=")]
+    folder = [f"hydra.sweep.dir={output[-1]}"] if output else []
+    master = hydra_config([], folders, extra=[*folder, *hydra_lines])
+    if master.hydra.sweeper._target_ != SWEEPER:
+        raise ConfigError(Problem("hydra/sweeper", "only the basic sweeper is supported", "leave hydra/sweeper out"))
+    return master
+
+
+def _require_launcher(hydra_lines: Sequence[str]) -> None:
+    for line in hydra_lines:
+        key, _, name = line.partition("=")
+        if key == "hydra/launcher" and name.startswith(("slurm", "submitit")) and find_spec("submitit") is None:
+            raise MissingExtra(line, "slurm")
+
+
+def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, *, here: bool) -> list[Job]:
+    """Composes and checks every job; the problems of all of them are raised together."""
+    jobs: list[Job] = []
+    problems: list[Problem] = []
+    swept = [key for key in combinations[0] if len({job[key] for job in combinations}) > 1]
+    for number, combination in enumerate(combinations):
+        name = job_name([combination[key] for key in swept]) if swept else str(number)
+        lines = [*(line for key, line in combination.items() if key != "output_dir"), f"output_dir={quoted(str(folder / name))}"]
+        try:
+            config = compose_and_check(lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, here=here)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        problems += [] if here else [problem for rule in rules.ELSEWHERE for problem in rule.find(config)]
+        jobs.append(Job(name, tuple(combination.values()), config))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return jobs
+
+
+def job_name(swept: Sequence[str]) -> str:
+    """A folder name from the swept overrides: readable, without separators, short."""
+    name = re.sub(r"[^\w.=,+-]+", ".", ",".join(swept))
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _child(job: Job, parent: str | None) -> Job:
+    """The same job as a child of the sweep's tracking run, where there is one."""
+    if parent is None:
+        return job
+    return replace(job, config=job.config | {"tracking": job.config["tracking"] | {"parent_run_id": parent}})
+
+
+def _launch(jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]) -> list[int]:
+    """Hands the jobs to Hydra's launcher; each gets only the path of its finished config. Returns their exit codes."""
+    sweep_dir = Path(master.hydra.sweep.dir).absolute()
+    files = [_write_job(job, sweep_dir / ".jobs" / f"{number}.yaml") for number, job in enumerate(jobs)]
+    with open_dict(master):
+        master.hydra.sweep.dir = str(sweep_dir)
+        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(sweep_dir))}")
+        master.hardware = jobs[0].config["hardware"]  # launchers ask for what `hardware` says
+    context = HydraContext(config_loader=ConfigLoaderImpl(_search_path(folders)), callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job_file, config=master)
+    allow = f"++{ALLOW_KEY}=[{','.join(map(quoted, allow_targets))}]"
+    results = launcher.launch([[f"++{JOB_KEY}={quoted(str(file))}", allow] for file in files], initial_job_idx=0)
+    return [_exit_code(result) for result in results]
+
+
+def _search_path(folders: Sequence[Path]) -> Any:
+    path = create_config_search_path(str(folders[0]))
+    for folder in folders[1:]:
+        path.append("user", f"file://{folder}")
+    return path
+
+
+def _write_job(job: Job, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def run_job_file(config: DictConfig) -> int:
+    """One job, wherever the launcher has put it; returns its exit code. A stop signal ends the whole sweep."""
+    from posttrain.runs.job import run_isolated
+
+    code = run_isolated(load_config(Path(config[JOB_KEY])), allow_targets=list(config[ALLOW_KEY]))
+    if code in STOPPED:
+        raise KeyboardInterrupt
+    return code
+
+
+def _exit_code(result: JobReturn) -> int:
+    """A job's exit code; 1 where the launcher itself failed to run it."""
+    return int(result.return_value) if result.status is JobStatus.COMPLETED else 1
+
+
+def summary(jobs: Sequence[Job], codes: Sequence[int]) -> Table:
+    """Table of the jobs: what each was, how it ended, its validation loss and its folder."""
+    table = Table("run", "status", "steps", "val/loss", "folder", title=f"{len(jobs)} runs", title_justify="left", box=None)
+    for job, code in zip(jobs, codes, strict=True):
+        result = _result(Path(job.config["output_dir"]))
+        loss = result.get("metrics", {}).get("val/loss")
+        status = result.get("status", "failed" if code else "finished")
+        table.add_row(job.name, status, str(result.get("steps", "")), "" if loss is None else f"{loss:.4f}", job.config["output_dir"])
+    return table
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    file = folder / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,43 @@
+"""Create or close a sweep's parent run: ``python -m posttrain.runs.tracking.parent start|finish JSON``. `start` prints the run id."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.entities import Param
+
+from posttrain.runs.tracking.store import AWAY, STATUS, describe, ensure_experiment, open_client
+from posttrain.runs.tracking.uris import artifact_location
+
+
+def start(request: Mapping[str, Any]) -> str:
+    """Create the run with its tags and parameters. Returns its id."""
+    client = open_client(request["uri"])
+    experiment = ensure_experiment(client, request["experiment"], artifact_location(request["uri"]))
+    run = client.create_run(experiment, tags=request["tags"], run_name=request["name"])
+    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in request["params"].items()])
+    return run.info.run_id
+
+
+def finish(request: Mapping[str, Any]) -> str:
+    """Close the run. Returns its id."""
+    open_client(request["uri"]).set_terminated(request["run_id"], STATUS[request["status"]])
+    return request["run_id"]
+
+
+def main(action: str, request: str) -> int:
+    """Exit 0, or 3 with one line on standard error if the store does not answer."""
+    content = json.loads(request)
+    try:
+        print({"start": start, "finish": finish}[action](content))
+    except AWAY as error:
+        print(describe(error, content["uri"]), file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

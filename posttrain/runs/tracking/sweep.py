@@ -1,0 +1,65 @@
+"""The parent run of a sweep, created once in the submitting process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.runs.records import Status
+from posttrain.runs.tracking.mlflow import client_environment
+from posttrain.runs.tracking.naming import flatten
+from posttrain.runs.tracking.uris import resolve_uri
+
+ANSWER_SECONDS = 60.0
+log = logging.getLogger(__name__)
+
+
+def start_parent(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """Create the MLflow run that a sweep's jobs hang under; its id goes to each job as `tracking.parent_run_id`.
+
+    config: as composed without the swept keys. overrides: the sweep's command line.
+    None if the config does not track with MLflow, and, with a warning, if the store does not answer: the jobs then stand side by side.
+    """
+    tracking = config["tracking"]
+    if not is_mlflow(tracking):
+        return None
+    line = " ".join(overrides)
+    study = config.get("study")
+    request = {
+        "uri": resolve_uri(tracking.get("uri"), Path.cwd()),
+        "experiment": tracking["experiment"],
+        "name": line[:200] or "sweep",
+        "tags": {"posttrain.sweep": line[:5000]} | ({"posttrain.study": str(study)} if study else {}),
+        "params": flatten({"sweep": list(overrides)}),
+    }
+    return ask_store("start", request)
+
+
+def finish_parent(config: Mapping[str, Any], run_id: str, status: Status) -> None:
+    """Close the sweep's parent run."""
+    ask_store("finish", {"uri": resolve_uri(config["tracking"].get("uri"), Path.cwd()), "run_id": run_id, "status": status})
+
+
+def is_mlflow(tracking: Mapping[str, Any]) -> bool:
+    """Whether a `tracking` node names the MLflow tracker."""
+    return str(tracking.get("_target_")).endswith(".MLflowTracker")
+
+
+def ask_store(action: str, request: Mapping[str, Any]) -> str | None:
+    """Run `tracking.parent` in a process of its own, with our client settings. None, with a warning, if the store does not answer."""
+    command = [sys.executable, "-m", "posttrain.runs.tracking.parent", action, json.dumps(request)]
+    try:
+        answer = subprocess.run(command, env=client_environment(), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        log.warning("tracking: the store did not answer within %.0f s: the sweep goes on without its parent run", ANSWER_SECONDS)
+        return None
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+        log.warning("tracking: %s: the sweep goes on without its parent run", reason)
+        return None
+    return answer.stdout.strip().splitlines()[-1]

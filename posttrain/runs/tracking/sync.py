@@ -1,0 +1,62 @@
+"""``posttrain sync run=DIR``: send to MLflow what a run could not send while its store was away."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs.tracking.journal import Journal
+from posttrain.runs.tracking.mlflow import CLIENT_SETTINGS, add_run_id
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What was sent for one run. rejected: what the store refused for good, in words."""
+
+    output_dir: Path
+    uri: str
+    run_id: str
+    metrics: int
+    events: int
+    rejected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        line = f"{self.output_dir}: sent {self.metrics} metric values and {self.events} records to run {self.run_id}"
+        return "\n  refused: ".join((line, *self.rejected))
+
+
+def sync(run_dir: Path) -> list[SyncReport]:
+    """Send all unsent records below `run_dir` (a run, a pipeline or a sweep).
+
+    Raises ConfigError if there is nothing to send from, if a run is still sending, or if the store does not answer.
+    """
+    journals = [Journal(path.parents[1]) for path in sorted(run_dir.rglob("tracking/events.jsonl"))]
+    if not journals:
+        raise ConfigError(Problem("run", f"{run_dir} holds no MLflow records", "the run needs tracking=mlflow"))
+    return [sync_run(journal) for journal in journals]
+
+
+def sync_run(journal: Journal) -> SyncReport:
+    """Send the unsent records of one run."""
+    os.environ.update(CLIENT_SETTINGS | os.environ)  # read by MLflow when it is imported and with every request
+    from filelock import FileLock, Timeout
+
+    from posttrain.runs.tracking.store import AWAY, Store, describe
+
+    try:
+        with FileLock(journal.lock_path, timeout=1):
+            store = Store(journal)
+            before = store.state.events
+            try:
+                store.send()
+            except AWAY as error:
+                store.disconnect(describe(error, store.start["uri"]))
+                hint = "start the server, or make the database reachable, and run the command again"
+                raise ConfigError(Problem("tracking.uri", describe(error, store.start["uri"]), hint)) from error
+    except Timeout as error:
+        raise ConfigError(Problem("run", f"{journal.output_dir} is sending its records itself right now")) from error
+    add_run_id(journal)
+    state = store.state
+    return SyncReport(journal.output_dir, state.uri, store.run_id, store.metrics_sent, state.events - before, state.rejected)

@@ -1,0 +1,163 @@
+"""One training run: builds the method, hands it to Lightning's loop, and writes what the run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.loader import TreeLoader
+from posttrain.data.mixture import epoch_order
+from posttrain.data.plan import StepPlan, make_plan
+from posttrain.data.prepare import Prepared
+from posttrain.errors import ConfigError, Problem
+from posttrain.methods.base import Method, Recipe
+from posttrain.models.build import build_policy
+from posttrain.runs import targets
+from posttrain.runs.callbacks.evaluate import Evaluator
+from posttrain.runs.callbacks.record import StepRecorder
+from posttrain.runs.callbacks.save import CheckpointWriter
+from posttrain.runs.measure import Measures
+from posttrain.runs.ranks import Ranks
+from posttrain.runs.reporter import Reporter
+from posttrain.runs.resume import Start
+from posttrain.runs.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+Config = Mapping[str, Any]
+PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "bf16_true": "32-true"}  # bf16_true: the weights themselves are bfloat16
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run is made of, once its data is there."""
+
+    config: Config
+    ranks: Ranks
+    start: Start
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Prepared
+    plan: StepPlan
+    device: torch.device
+    allow_targets: Collection[str] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's output folder."""
+        return Path(self.config["output_dir"])
+
+
+def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan:
+    """The step plan of a run. Raises ConfigError where the data does not fit the numbers given."""
+    train = prepared.train
+
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(train.sizes, train.source_weights, exhaustion=train.exhaustion, seed=config["seed"], epoch=epoch)
+
+    try:
+        return make_plan(
+            train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"], ranks=ranks.world,
+            max_steps=config["max_steps"], epochs=config["epochs"],
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(Problem("max_tokens", str(error), "raise max_tokens or lower max_length")) from error
+
+
+def device_of(config: Config, ranks: Ranks) -> torch.device:
+    """The device of this rank."""
+    return torch.device("cuda", ranks.local) if config["hardware"]["accelerator"] == "cuda" else torch.device("cpu")
+
+
+def build_method(job: Job) -> Method:
+    """The LightningModule of the configured method; its model is built by the strategy."""
+    config = job.config
+    recipe = Recipe(
+        policy=partial(build_policy, config["model"], precision=config["precision"], seed=config["seed"], device=job.device),
+        optimizer=targets.build({**config["optimizer"], "_partial_": True}, allow=job.allow_targets),
+        scheduler=targets.build({**config["scheduler"], "_partial_": True}, allow=job.allow_targets),
+        max_steps=job.plan.steps,
+        gradient_clip=config["gradient_clip"],
+    )
+    node = {key: value for key, value in config["method"].items() if key != "name"}
+    method = targets.build(node, recipe, allow=job.allow_targets)
+    assert isinstance(method, Method)
+    return method
+
+
+def strategy_of(config: Config) -> Strategy | str:
+    """Lightning's strategy for a hardware shape. Raises ConfigError for one that does not exist here yet."""
+    hardware = config["hardware"]
+    several = hardware["nodes"] * hardware["devices"] > 1
+    name = hardware["strategy"]
+    if name in ("auto", "single", "ddp") and not several:
+        return "auto"
+    if name in ("auto", "ddp"):
+        return DDPStrategy(process_group_backend=hardware["backend"], broadcast_buffers=False)
+    raise ConfigError(Problem("hardware.strategy", f"{name} is not available yet", "use ddp"))
+
+
+def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer: the loop, the strategy and the precision; logging, checkpoints and progress are ours."""
+    hardware = job.config["hardware"]
+    return Trainer(
+        accelerator="gpu" if hardware["accelerator"] == "cuda" else "cpu",
+        devices=hardware["devices"],
+        num_nodes=hardware["nodes"],
+        strategy=strategy_of(job.config),
+        precision=PRECISION[job.config["precision"]],  # type: ignore[arg-type]
+        max_steps=job.plan.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=job.plan.micro_batches,
+        callbacks=callbacks,
+        default_root_dir=str(job.folder),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopRequest) -> list[Callback]:
+    """In the order in which they act at a step's end: record, evaluate, save."""
+    config = job.config
+    recorder = StepRecorder(reporter, job.plan, seed=config["seed"], ranks=job.ranks, every_steps=config["log"]["every_steps"])
+
+    def before(method: Method) -> dict[str, float]:
+        loss = measures.loss(method) if config["validate"]["at_start"] else {}
+        return {**loss, **measures.answers(method, "before")}
+
+    evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
+    writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
+    return [recorder, evaluator, writer]
+
+
+def fit(job: Job, method: Method, trainer: Trainer) -> None:
+    """Train to the plan's end, or to the step at which a signal stopped it."""
+    loader = TreeLoader(job.prepared.train, job.plan, rank=job.ranks.rank)
+    state = None if job.start.state is None else str(job.start.state)
+    with warnings.catch_warnings():
+        # Lightning's advice about torch DataLoaders and about its own logging does not apply here.
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer.fit(method, loader, ckpt_path=state, weights_only=True)
+
+
+def write_samples(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """samples.jsonl: the generations behind the last exact match."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "samples.jsonl").write_text(text, encoding="utf-8")

@@ -1,0 +1,40 @@
+"""`python -m posttrain.runs.worker OUT/config.yaml`: a whole run, or one rank of it when the environment says so."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import yaml
+
+
+def main(arguments: list[str]) -> int:
+    """Train what a run folder's config.yaml describes; returns the exit code. `--allow-target=PACKAGE` as on the command line."""
+    from posttrain.errors import UserError
+    from posttrain.runs import report
+    from posttrain.runs.check import check
+    from posttrain.runs.job import run_job, train_rank
+
+    path, *options = arguments
+    allowed = [option.removeprefix("--allow-target=") for option in options]
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if problems := check(config, allow_targets=allowed):
+        report.show(UserError(problems).problems)
+        return 2
+    if "LOCAL_RANK" in os.environ:
+        threading.Thread(target=_die_with_parent, daemon=True).start()
+        return train_rank(config, allow_targets=allowed)
+    return run_job(config, allow_targets=allowed)
+
+
+def _die_with_parent() -> None:
+    """The parent holds the other end of standard input; end of file means that it is gone, and a rank alone would wait for ever."""
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

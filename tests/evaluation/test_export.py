@@ -1,0 +1,114 @@
+"""Exports load with plain transformers and compute what the artifact computes; nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from posttrain.errors import ConfigError
+from posttrain.models.artifact import ArtifactRecord, save_artifact
+from posttrain.models.loading import build_model
+from posttrain.runs import export as module
+from posttrain.runs.export import ExportError, main, probe_logits
+
+RECORD = ArtifactRecord(method="sft", parent=None, data={}, config_hash="0", metrics={}, versions={})
+
+
+def adapted(base: Qwen3ForCausalLM) -> torch.nn.Module:
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def base_dir(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    random_model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapter_run(base_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A run whose artifact is an adapter on a local base, and the logits of the two together."""
+    model = adapted(build_model({"weights": "pretrained", "path": str(base_dir)}, dtype=torch.float32))
+    save_artifact(model, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    return tmp_path / "run", probe_logits(model)
+
+
+def test_full_artifact(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_artifact(random_model, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")}) == 0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(probe_logits(plain), probe_logits(random_model))
+    chat = [{"role": "user", "content": "hi"}]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(chat) == tokenizer.apply_chat_template(chat)
+    assert not (tmp_path / "out" / "artifact.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+    assert str(tmp_path / "out") in capsys.readouterr().out
+
+
+def test_bfloat16_stays_bfloat16(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    save_artifact(random_model.to(torch.bfloat16), tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")}) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_adapter_merged(adapter_run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    run, expected = adapter_run
+    assert main({"run": str(run), "to": str(tmp_path / "out"), "merge": "true"}) == 0
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert torch.allclose(probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_as_it_is(adapter_run: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, expected = adapter_run
+    assert main({"run": str(run), "to": str(tmp_path / "out")}) == 0
+    assert (tmp_path / "out" / "adapter_config.json").exists()
+    monkeypatch.chdir("/")
+    assert torch.allclose(probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_overwritten(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="not empty"):
+        main({"run": str(run_dir), "to": str(tmp_path / "full")})
+    with pytest.raises(ConfigError, match="is a file"):
+        main({"run": str(run_dir), "to": str(tmp_path / "full" / "mine.txt")})
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+    (tmp_path / "empty").mkdir()
+    assert main({"run": str(run_dir), "to": str(tmp_path / "empty")}) == 0
+
+
+def test_a_wrong_export_is_found_and_removed(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaging_copy(folder: Path, draft: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight[0, 0] += 1.0
+        model.save_pretrained(draft)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(draft)
+
+    monkeypatch.setattr(module, "_copy", damaging_copy)
+    with pytest.raises(ExportError, match="other logits"):
+        main({"run": str(run_dir), "to": str(tmp_path / "out")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments(tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        main({"run": str(run_dir), "too": "x", "merge": "perhaps"})
+    text = str(error.value)
+    assert "did you mean to?" in text
+    assert "merge=perhaps: expected true or false" in text
+    assert "to: is needed" in text
+    (tmp_path / "config.yaml").write_text("a: 1")
+    (tmp_path / "result.json").write_text('{"status": "stopped"}')
+    with pytest.raises(ConfigError, match=r"has no artifact \(the run is stopped\).*resumes"):
+        main({"run": str(tmp_path), "to": str(tmp_path / "out")})

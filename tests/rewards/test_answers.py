@@ -1,0 +1,190 @@
+"""Final answers: what is found, what is the same, and that nothing a model writes breaks or slows it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.rewards.answers import choice_letter, final_answer, same_answer
+
+FOUND = [
+    (r"so \boxed{\frac{1}{2}} ok", r"\frac{1}{2}"),
+    (r"\boxed{1} and then \boxed{2}", "2"),
+    (r"\boxed{1} then \boxed{2", "1"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{a{b{c}d}e}", "a{b{c}d}e"),
+    (r"\boxed 5", "5"),
+    (r"\fbox{7}", "7"),
+    (r"\boxed{4} #### 5", "4"),
+    ("x = 3\n#### 1,234\nbye 9", "1,234"),
+    ("#### 1\n#### 2", "2"),
+    ("#### 12\nthe answer is 13", "12"),
+    ("The answer is 42.", "42"),
+    ("The answer is 3.5. I hope this helps.", "3.5"),
+    ("The answer is 1. No, the answer is 2.", "2"),
+    ("**Answer:** 42", "42"),
+    ("The answer is **B**", "B"),
+    ("Final Answer: Paris", "Paris"),
+    ("we get 7 - 3 = 4", "4"),
+    ("it is -3", "-3"),
+    ("it is \u22123", "-3"),
+    ("5-3", "3"),
+    ("costs $1,234.50!", "1,234.50"),
+    ("Thus 1/2", "1/2"),
+    (r"it is \frac{1}{2}", r"\frac{1}{2}"),
+    (r"it is \dfrac{1}{2} m", r"\dfrac{1}{2}"),
+    (r"it is \frac12.", r"\frac12"),
+    ("about 1e-3", "1e-3"),
+    ("no idea", None),
+    ("", None),
+    ("####", None),
+    (r"\boxed{}", None),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), FOUND)
+def test_final_answer(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+SAME = [
+    ("1,234", "1234"),
+    ("1,234,567.5", "1234567.50"),
+    (r"1{,}234", "1234"),
+    ("1/2", "0.5"),
+    (r"\frac{1}{2}", "0.5"),
+    (r"-\frac12", "-.5"),
+    (r"\dfrac{3}{4}", "3/4"),
+    ("2/4", "1/2"),
+    ("1e3", "1000"),
+    ("42.", "42"),
+    ("+7", "7"),
+    ("$42$", "42"),
+    (r"\$42", "42"),
+    (r"\(42\)", "42"),
+    ("50%", "50"),
+    (r"50\%", "50"),
+    (r"90^\circ", "90"),
+    (r"90^{\circ}", "90"),
+    ("\u22125", "-5"),
+    ("007", "7"),
+    ("Paris", "paris."),
+    (r"\text{Paris}", "Paris"),
+    ("(1, 2)", "(1,2)"),
+    (r"\left(1,\! 2\right)", "(1,2)"),
+    ("(B)", "b"),
+    ("**B**", "B"),
+    ("x = 5", "x=5"),
+]
+DIFFERENT = [
+    ("1,2", "12"),
+    ("1,23", "123"),
+    ("50%", "0.5"),
+    ("42 apples", "42"),
+    ("0.333", "1/3"),
+    ("x = 5", "5"),
+    ("-5", "5"),
+    ("5", "5,000"),
+    ("1/0", "2/0"),
+    ("nan", "0"),
+    ("", ""),
+    (".", "."),
+    ("Paris", "Pari"),
+    ("1e999", "5"),
+    ("9" * 5000, "9" * 4999),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_same(a: str, b: str) -> None:
+    assert same_answer(a, b)
+    assert same_answer(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different(a: str, b: str) -> None:
+    assert not same_answer(a, b)
+    assert not same_answer(b, a)
+
+
+LETTERS = [
+    ("B", "B"),
+    ("b", "B"),
+    (" C. because", "C"),
+    ("(A) since", "A"),
+    ("**B**", "B"),
+    ("The answer is (C).", "C"),
+    ("The answer is A, not B", "A"),
+    ("Answer: D", "D"),
+    ("the answer is option B", "B"),
+    (r"so \boxed{c}", "C"),
+    (r"\boxed{\text{D}}", "D"),
+    ("I pick (B)", "B"),
+    ("\u0110\u00e1p \u00e1n: B", "B"),
+    ("\u0110\u00e1p \u00e1n \u0111\u00fang l\u00e0 C", "C"),
+    ("maybe (A) or (B)", None),
+    ("A dog is an animal", None),
+    ("the answer is Berlin", None),
+    ("Because", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "letter"), LETTERS)
+def test_choice_letter(text: str, letter: str | None) -> None:
+    assert choice_letter(text) == letter
+
+
+def test_letters_are_those_of_the_question() -> None:
+    assert choice_letter("The answer is E") == "E"
+    assert choice_letter("The answer is E", letters="ABCD") is None
+
+
+JUNK = st.text(alphabet=st.sampled_from(list("\\{}boxedfrac#$%()[].,-/ 0123456789answeri:s\n\u0663\u00b2\ufffd")), max_size=80) | st.text()
+
+
+@given(JUNK, JUNK)
+def test_nothing_raises_and_comparing_is_symmetric(a: str, b: str) -> None:
+    found = final_answer(a)
+    assert found is None or found
+    assert choice_letter(a) in {None, *"ABCDE"}
+    assert same_answer(a, b) == same_answer(b, a)
+
+
+@given(st.integers(), st.integers(min_value=0, max_value=10**6))
+def test_numbers_equal_themselves_however_written(whole: int, decimals: int) -> None:
+    plain = f"{whole}.{decimals:06d}"
+    grouped = f"{whole:,}.{decimals:06d}"
+    assert same_answer(plain, grouped)
+    assert same_answer(final_answer(f"Thus \\boxed{{{grouped}}}.") or "", plain)
+    assert same_answer(final_answer(f"so it is {plain}") or "", plain)
+    assert not same_answer(plain, f"{whole + 1}.{decimals:06d}")
+
+
+@given(st.text(alphabet="ab1 {}", max_size=30).filter(lambda t: _balanced(t) and t.strip()))
+def test_boxed_content_comes_back_whole(content: str) -> None:
+    assert final_answer(f"x \\boxed{{{content}}} y") == content.strip()
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+@pytest.mark.parametrize("piece", ["\\boxed{", "}", "{", "1", "1,", " ", "answer is ", "#", "\\text{", "\\frac{", "(", "1e", "1/", "\\boxed ", "$", "**", "\\"])
+def test_time_is_linear(piece: str) -> None:
+    """A quadratic rule would take minutes on these 300,000 characters; ten times the usual time is allowed."""
+    text = piece * (300_000 // len(piece))
+    start = time.perf_counter()
+    final_answer(text)
+    same_answer(text, text + "1")
+    choice_letter(text)
+    assert time.perf_counter() - start < 5.0
