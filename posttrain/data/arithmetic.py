@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from posttrain.errors import ConfigError, Problem
+
 SYMBOLS = {"add": "+", "subtract": "-"}
 
 
@@ -23,6 +25,9 @@ def problems(
     split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: most digits of a number.
     train, held_out: rows of each split; where fewer different problems exist, all that are left train. seed: of the choice and the order.
     """
+    if unknown := sorted(set(operations) - SYMBOLS.keys()):
+        message = f"unknown: {', '.join(unknown)}, expected some of {', '.join(SYMBOLS)}"
+        raise ConfigError(Problem("data.generator.operations", message))
     chosen = _choose(operations, digits, held_out, train, seed)
     for a, b, operation in chosen[:held_out] if split == "val" else chosen[held_out:]:
         yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": worked(int(a), int(b), operation)}

@@ -25,8 +25,8 @@ from posttrain.data.report import DataReport, SourceReport
 from posttrain.data.rows import BadRow, Row
 from posttrain.data.settings import DataSettings, SourceSpec, read_settings
 from posttrain.data.sources import check_sources, content_digest, origin_of, read_rows
-from posttrain.data.split import split
 from posttrain.data.spans import encode_texts
+from posttrain.data.split import split
 from posttrain.data.tokenise import Batch, RowEncoder, encode_rows
 from posttrain.data.tokenized import SCHEMA, Part, TokenizedSet, chosen, whole
 from posttrain.errors import DataError, Problem
@@ -160,9 +160,9 @@ class _Job:
         key = _hash(digest, tokenizer_digest(self.tokenizer), options, FORMAT_VERSION)
         folder, meta, cached = fetch(self.root, key, lambda work: self._build(spec, work))
         losses = tuple((str(where), str(reason)) for where, reason in meta["losses"])
-        facts = {name: value for name, value in meta.items() if name not in ("losses", "files")}
-        named = {"name": spec.name, "origin": origin_of(spec), "part": role, "digest": digest}
-        report = SourceReport(**named, **facts, losses=losses, cached=cached, folder=str(folder))
+        facts: dict[str, Any] = {name: value for name, value in meta.items() if name not in ("losses", "files")}
+        facts |= {"name": spec.name, "origin": origin_of(spec), "part": role, "digest": digest}
+        report = SourceReport(**facts, losses=losses, cached=cached, folder=str(folder))
         _log_losses(report)
         return Part(folder / EXAMPLES), report
 

@@ -12,8 +12,9 @@ class SourceReport:
     """One source.
 
     origin: where it was read from. part: train or val. digest: of its contents. format: its name. rows: read. kept: rows that gave
-    examples. bad: rows that could not be used (on_error=skip). dropped, filtered: rows by reason. examples, tokens, trained: of what is kept. truncated: examples that were cut.
-    losses: (file:row, reason) of the first lost rows. cached: found in the cache. folder: where it lies.
+    examples. bad: rows that could not be used (on_error=skip). dropped, filtered: rows by reason. examples, tokens, trained: of what is
+    kept. truncated: examples that were cut. losses: (file:row, reason) of the first lost rows. cached: found in the cache. folder: where
+    it lies.
     """
 
     name: str

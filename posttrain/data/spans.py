@@ -44,10 +44,12 @@ def tokenise(tokenizer: Any, sequences: Sequence[Rendered]) -> list[tuple[np.nda
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids [T] and character offsets [T, 2] of each text, without added special tokens. Raises ConfigError for a tokenizer without offsets."""
+    """Ids [T] and character offsets [T, 2] of each text, without added special tokens. ConfigError without offsets."""
     if not tokenizer.is_fast:
         message = "a tokenizer that maps tokens to characters (a 'fast' one) is needed"
         raise ConfigError(Problem("model.tokenizer", message, "choose a fast tokenizer"))
+    if not texts:
+        return []
     out = tokenizer(
         list(texts),
         add_special_tokens=False,

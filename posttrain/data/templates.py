@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from posttrain.data.formats import RowError
-from posttrain.data.spans import Rendered, Span
+from posttrain.data.spans import Rendered, Span, tokenise
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example
 
@@ -213,3 +215,10 @@ def _check_tools(text: str, messages: Messages, example: Example) -> None:
     lost = sorted({name for name in names if name not in text})
     if lost:
         raise RowError(f"the chat template leaves out the tools {', '.join(lost)}: set model.chat_template to one that writes tools")
+
+
+def encode_example(
+    tokenizer: Any, example: Example, *, train_on: str = "assistant", template_kwargs: Mapping[str, Any] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A conversation as (ids, weights) sequences: `render_example`, then `tokenise`."""
+    return tokenise(tokenizer, render_example(Chat(tokenizer, template_kwargs or {}), example, train_on=train_on))

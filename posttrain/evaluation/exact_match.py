@@ -83,14 +83,16 @@ def check(example: Checkable, completion: str) -> Checked:
 
 
 def extract(completion: str, *, expected: str) -> str | None:
-    """The answer in a completion: a choice letter where one is expected, else the final answer, else the whole text if it is short."""
+    """The answer in a completion: a choice letter where one is expected, else the final answer; else, where words are expected, the whole
+    text if it is short."""
     wanted = expected.strip().strip("().")
     if len(wanted) == 1 and wanted.upper() in "ABCDE" and (letter := choice_letter(completion)):
         return letter
     if found := final_answer(completion):
         return found
     whole = completion.strip()
-    return whole if whole and len(whole) <= 2 * len(expected) + 16 else None
+    is_short = 0 < len(whole) <= 2 * len(expected) + 16
+    return whole if is_short and final_answer(expected) is None else None
 
 
 def merge(parts: Iterable[ExactMatch]) -> ExactMatch:

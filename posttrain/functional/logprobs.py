@@ -1,7 +1,8 @@
 """Log-probabilities of targets from hidden states and the head's weight, without holding the logits.
 
 The head's logits for N targets over a vocabulary of V are `[N, V]`; here only a chunk of rows exists at a time, forward and backward,
-so peak memory grows with N x H and V x H, never with N x V. Accumulation is in float32 whatever the weights' type.
+so peak memory grows with N x H and V x H, never with N x V. The last chunk's probabilities are kept for the backward pass, which then
+need not compute them again: all of them where there are few targets. Accumulation is in float32 whatever the weights' type.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from posttrain.types import TokenStats
 
-CHUNK_ELEMENTS = 1 << 23  # float32 logits held at once: 32 MiB, enough rows to keep the matmuls efficient
+CHUNK_ELEMENTS = 1 << 24  # float32 logits held at once: 64 MiB, enough rows to keep the matmuls efficient
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class _HeadStats(torch.autograd.Function):
         n = hidden.shape[0]
         logps, lse, entropy, mean = (torch.empty(n, dtype=out, device=h.device) for _ in range(4))
         correct = torch.empty(n, dtype=torch.bool, device=h.device)
+        keep = head.softcap is None and not wanted.entropy and any(ctx.needs_input_grad)
+        last_probs = None
         for start in range(0, n, rows):
             part = slice(start, min(start + rows, n))
             logits, _ = _raw_logits(h[part], w, bias, head)
@@ -128,9 +131,11 @@ class _HeadStats(torch.autograd.Function):
             logps[part] = picked - lse[part]
             if wanted.entropy:
                 entropy[part] = lse[part] - (probs.mul_(logits)).sum(1) / mass
+            if keep and part.stop == n:
+                last_probs = probs.div_(mass[:, None])
         if wanted.mean_logps:
             mean -= lse
-        ctx.save_for_backward(hidden, weight, target, bias, lse, entropy)
+        ctx.save_for_backward(hidden, weight, target, bias, lse, entropy, last_probs)
         ctx.head, ctx.wanted, ctx.rows, ctx.dtype = head, wanted, rows, dtype
         ctx.mark_non_differentiable(correct)
         ctx.set_materialize_grads(False)
@@ -139,7 +144,7 @@ class _HeadStats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         g_logps, g_lse, g_entropy, g_mean, _ = grads
-        hidden, weight, target, bias, lse, entropy = ctx.saved_tensors
+        hidden, weight, target, bias, lse, entropy, last_probs = ctx.saved_tensors
         need_h, need_w, _, need_b = ctx.needs_input_grad[:4]
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         wide = lse.dtype
@@ -152,11 +157,14 @@ class _HeadStats(torch.autograd.Function):
 
         for start in range(0, h.shape[0], ctx.rows):
             part = slice(start, min(start + ctx.rows, h.shape[0]))
-            logits, slope = _raw_logits(h[part], w, bias, ctx.head)
-            d = _logit_grad(
-                logits, lse[part, None], entropy[part, None], target[part, None],
-                rows_of(g_logps, part), rows_of(g_lse, part), rows_of(g_entropy, part), rows_of(g_mean, part),
-            )  # fmt: skip
+            upstream = rows_of(g_logps, part), rows_of(g_lse, part), rows_of(g_entropy, part), rows_of(g_mean, part)
+            if last_probs is not None and part.stop == h.shape[0]:
+                # A copy: the graph may be walked again (retain_graph).
+                probs, slope, tilt = last_probs.clone(), None, None
+            else:
+                logits, slope = _raw_logits(h[part], w, bias, ctx.head)
+                probs, tilt = _probabilities(logits, lse[part, None], entropy[part, None], upstream[2])
+            d = _logit_grad(probs, tilt, target[part, None], upstream)
             d = d.mul_(slope) if slope is not None else _times(d, ctx.head.scale / ctx.head.temperature)
             if db is not None:
                 db += d.sum(0)
@@ -182,31 +190,29 @@ def _accumulate(dw: Tensor, d: Tensor, h: Tensor) -> None:
         dw += _matmul_float32(d.t(), h)
 
 
-def _logit_grad(
-    logits: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    target: Tensor,
-    g_logps: Tensor | None,
-    g_lse: Tensor | None,
-    g_entropy: Tensor | None,
-    g_mean: Tensor | None,
-) -> Tensor:
-    """Gradient with respect to the final logits, [n, V]; may overwrite `logits`.
+Upstream = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _probabilities(logits: Tensor, lse: Tensor, entropy: Tensor, g_entropy: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """p [n, V], written over `logits`, and the entropy's factor of p in the gradient, g (log p + entropy)."""
+    logp = logits.sub_(lse)
+    tilt = None if g_entropy is None else (logp + entropy).mul_(g_entropy)
+    return logp.exp_(), tilt
+
+
+def _logit_grad(probs: Tensor, tilt: Tensor | None, target: Tensor, upstream: Upstream) -> Tensor:
+    """Gradient with respect to the final logits, [n, V]; overwrites `probs`. upstream: of logps, lse, entropy and mean_logps, [n, 1].
 
     d logp_t = 1[v=t] - p; d lse = p; d mean_logp = 1/V - p; d entropy = -p (log p + entropy).
     """
-    size = logits.shape[1]
-    logp = logits.sub_(lse)
-    tilt = None if g_entropy is None else (logp + entropy).mul_(g_entropy)
-    d = logp.exp_()
+    g_logps, g_lse, _, g_mean = upstream
     coefficient: Tensor | float = 0.0
     for g, sign in ((g_lse, 1.0), (g_logps, -1.0), (g_mean, -1.0)):
         if g is not None:
             coefficient = coefficient + sign * g
-    d = d.mul_(coefficient) if tilt is None else d.mul_(coefficient - tilt)
+    d = probs.mul_(coefficient if tilt is None else coefficient - tilt)
     if g_mean is not None:
-        d += g_mean / size
+        d += g_mean / probs.shape[1]
     if g_logps is not None:
         d.scatter_add_(1, target, g_logps.to(d.dtype))
     return d

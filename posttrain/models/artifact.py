@@ -156,7 +156,7 @@ def _write_record(draft: Path, form: str, record: ArtifactRecord, model: PreTrai
         "format": FORMAT,
         "form": form,
         "base": base_source(base_model(model)) if isinstance(model, PeftModel) else None,
-        "quantised": quantisation_of(model),
+        "quantised": quantisation_of(base_model(model)) if isinstance(model, PeftModel) else None,
         **asdict(record),
         "files": checksums(draft, weight_files(draft)),
     }

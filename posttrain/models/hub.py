@@ -79,7 +79,7 @@ def hub_errors(path: str, *, key: str = "model.path") -> Iterator[None]:
     except OSError as error:
         raise _explain(error, path, key) from error
     except ValueError as error:
-        raise ConfigError(Problem(key, f"{path} cannot be read: {_first_line(error)}")) from error
+        raise _refused(error, path, key) from error
 
 
 def _explain(error: OSError, path: str, key: str) -> ConfigError:
@@ -89,6 +89,13 @@ def _explain(error: OSError, path: str, key: str) -> ConfigError:
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
         return ConfigError(Problem(key, f"{path} cannot be read: {first_line}", TOKEN_HINT))
     return ConfigError(Problem(key, f"{path} cannot be read: {first_line}", OFFLINE_HINT))
+
+
+def _refused(error: ValueError, path: str, key: str) -> ConfigError:
+    if "trust_remote_code" in str(error):
+        message = f"{path} brings its own Python code, which runs only for those who trust it"
+        return ConfigError(Problem(key, message, "read the code, then set model.trust_remote_code=true"))
+    return ConfigError(Problem(key, f"{path} cannot be read: {_first_line(error)}"))
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -16,9 +16,21 @@ from transformers import PreTrainedModel
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.loading import DEFAULT_SEED, seeded
-from posttrain.models.quantisation import dequantise, expert_parameters, is_quantised, quantise
+from posttrain.models.quantisation import block_linears, dequantise, expert_parameters, is_quantised, quantise
 
 ALL_LINEAR = "all-linear"
+# In a model with fused experts peft 0.21 takes these module names for parts of the experts, whatever layer they name; such
+# layers (shared experts, dense layers) are adapted through their weight parameter instead.
+EXPERT_NAMES = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What gets adapters. modules: as peft's `target_modules`. parameters: as its `target_parameters`. kept: layers behind `parameters`."""
+
+    modules: str | list[str]
+    parameters: list[str]
+    kept: frozenset[str]
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -33,7 +45,7 @@ class PeftOptions:
     quantise: how the frozen base is kept, see `quantisation.quantise`.
     """
 
-    kind: Literal["lora", "dora", "rslora", "pissa"] = "lora"
+    kind: Literal["lora", "dora", "rslora", "pissa"]
     r: int = 16
     alpha: float = 32
     dropout: float = 0.0
@@ -68,27 +80,67 @@ def apply_peft(model: PreTrainedModel, peft: Mapping[str, Any], *, seed: int | N
     nothing, and combinations peft cannot do.
     """
     options = peft_options(peft)
-    if problems := [*_combination_problems(options, model), *_target_problems(options, model)]:
-        raise ConfigError(problems)
+    targets = checked_targets(options, model)
     if options.quantise is not None:
-        dtype = None if options.compute_dtype == "auto" else getattr(torch, options.compute_dtype)
         quantise(
-            model, kind=options.quantise, double=options.double_quantise, outlier_threshold=options.outlier_threshold, compute_dtype=dtype
+            model,
+            kind=options.quantise,
+            double=options.double_quantise,
+            outlier_threshold=options.outlier_threshold,
+            compute_dtype=None if options.compute_dtype == "auto" else getattr(torch, options.compute_dtype),
+            keep=targets.kept,
         )
     with seeded(DEFAULT_SEED if seed is None else seed):
-        return get_peft_model(model, lora_config(options, model))
+        return get_peft_model(model, lora_config(options, targets, model))
 
 
 def adapt_for_counting(model: PreTrainedModel, peft: Mapping[str, Any]) -> PeftModel:
     """`apply_peft` for a model on the meta device: the same adapters, without the quantisation and the SVD that need values."""
-    plain = {**peft, "quantise": None, "kind": "lora" if peft.get("kind") == "pissa" else peft.get("kind", "lora")}
-    options = peft_options(plain)
-    if problems := [*_combination_problems(peft_options(peft), model), *_target_problems(options, model)]:
+    options = peft_options(peft)
+    targets = checked_targets(options, model)
+    plain = replace(options, quantise=None, kind="lora" if options.kind == "pissa" else options.kind)
+    return get_peft_model(model, lora_config(plain, targets, model), low_cpu_mem_usage=True)
+
+
+def checked_targets(options: PeftOptions, model: PreTrainedModel) -> Targets:
+    """What the options name in this model. Raises ConfigError for what matches nothing and for what cannot be combined."""
+    targets = find_targets(options, model)
+    if problems := [*_combination_problems(options, targets), *_target_problems(options, model)]:
         raise ConfigError(problems)
-    return get_peft_model(model, lora_config(options, model), low_cpu_mem_usage=True)
+    return targets
 
 
-def lora_config(options: PeftOptions, model: PreTrainedModel) -> LoraConfig:
+def find_targets(options: PeftOptions, model: PreTrainedModel) -> Targets:
+    """The modules and parameters that get adapters."""
+    experts = expert_targets(options, model)
+    if not expert_parameters(model):
+        return Targets(options.targets, experts, frozenset())
+    named = block_linears(model)
+    if options.targets != ALL_LINEAR:
+        named = [name for name in named if any(_matches(target, [name]) for target in options.targets)]
+    kept = frozenset(name for name in named if _leaf(name) in EXPERT_NAMES)
+    wanted = {_leaf(name) for name in named} if options.targets == ALL_LINEAR else options.targets
+    modules = sorted(target for target in wanted if _leaf(target) not in EXPERT_NAMES)
+    return Targets(modules, sorted({*experts, *(f"{_below_layer(name)}.weight" for name in kept)}), kept)
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _below_layer(name: str) -> str:
+    """``model.layers.3.mlp.shared_expert.up_proj`` without what comes up to the layer's number."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[-1] + 1 :]) if numbers else name
+
+
+def _trained_in_full(options: PeftOptions, model: nn.Module) -> list[str]:
+    """Full names: peft takes a short one as the end of any name, so that `norm` would mean `q_norm` too."""
+    return [name for name, _ in model.named_modules() if any(_matches(ending, [name]) for ending in options.modules_to_save)]
+
+
+def lora_config(options: PeftOptions, targets: Targets, model: PreTrainedModel) -> LoraConfig:
     """peft's config of the options for this model."""
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -96,9 +148,9 @@ def lora_config(options: PeftOptions, model: PreTrainedModel) -> LoraConfig:
         r=options.r,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
-        target_modules=options.targets,
-        target_parameters=expert_targets(options, model) or None,
-        modules_to_save=options.modules_to_save or None,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        modules_to_save=_trained_in_full(options, model) or None,
         use_dora=options.kind == "dora",
         use_rslora=options.kind == "rslora",
         init_lora_weights="pissa" if options.kind == "pissa" else True,
@@ -120,16 +172,18 @@ def disabling_restores_base(peft: Mapping[str, Any]) -> bool:
     return peft_options(peft).kind != "pissa"
 
 
-def _combination_problems(options: PeftOptions, model: nn.Module) -> list[Problem]:
+def _combination_problems(options: PeftOptions, targets: Targets) -> list[Problem]:
     problems = []
     if options.kind == "pissa" and options.quantise is not None:
         problems.append(Problem("model.peft.quantise", "PiSSA needs the full weights for its SVD", "use kind=lora or quantise=null"))
-    if expert_targets(options, model) and options.kind in {"dora", "pissa"}:
-        message = f"kind={options.kind} cannot adapt fused expert tensors"
-        problems.append(Problem("model.peft.target_parameters", message, "set model.peft.target_parameters=[] or kind=lora"))
-    if expert_targets(options, model) and options.dropout > 0:
-        message = "dropout cannot be applied to adapters on fused expert tensors"
-        problems.append(Problem("model.peft.dropout", message, "set model.peft.dropout=0 or model.peft.target_parameters=[]"))
+    attention_only = "or adapt attention alone: model.peft.targets=[q_proj,k_proj,v_proj,o_proj]"
+    experts = ", ".join(targets.parameters)
+    if targets.parameters and options.kind in {"dora", "pissa"}:
+        message = f"kind={options.kind} cannot adapt the experts' tensors {experts}"
+        problems.append(Problem("model.peft.kind", message, f"use kind=lora, {attention_only}"))
+    if targets.parameters and options.dropout > 0:
+        message = f"dropout cannot be applied to adapters on the experts' tensors {experts}"
+        problems.append(Problem("model.peft.dropout", message, f"set it to 0, {attention_only}"))
     return problems
 
 

@@ -7,6 +7,7 @@ their dtype.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,17 +31,18 @@ def quantise(
     double: bool = True,
     outlier_threshold: float = 6.0,
     compute_dtype: torch.dtype | None = None,
+    keep: Collection[str] = (),
 ) -> PreTrainedModel:
     """Replace the block's linear layers by quantised ones, in place; they are frozen.
 
     kind: `nf4`, 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), `double` quantises the scales too;
         `int8`, rows scaled to 8 bits (LLM.int8, arXiv 2208.07339), where input features beyond `outlier_threshold` stay in 16 bits;
         these are found over a whole batch, so a threshold above 0 lets a row's result depend a little on its neighbours.
-    compute_dtype: of the matrix products in nf4; None: the dtype of the weights.
+    compute_dtype: of the matrix products in nf4; None: the dtype of the weights. keep: names of layers to leave as they are.
     Raises MissingExtra without bitsandbytes, ConfigError when there is no linear layer.
     """
     bnb = _bitsandbytes()
-    names = quantisable(model)
+    names = [name for name in block_linears(model) if name not in keep]
     if not names:
         raise ConfigError(Problem("model.peft.quantise", "the model has no linear layer to quantise"))
     for name in names:
@@ -61,11 +63,11 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def quantisable(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers `quantise` replaces: all but the output head and routers."""
+def block_linears(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers inside the blocks: all but the output head and routers."""
     head = model.get_output_embeddings()
-    linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear and module is not head]
-    return [name for name, _ in linears if name.rsplit(".", 1)[-1] not in ROUTERS]
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [name for name in linears if name.rsplit(".", 1)[-1] not in ROUTERS]
 
 
 def _nf4(bnb: Any, linear: nn.Linear, double: bool, compute_dtype: torch.dtype | None) -> nn.Module:
@@ -119,17 +121,23 @@ def expert_parameters(model: nn.Module) -> list[str]:
 
 def is_quantised(model: nn.Module) -> bool:
     """Whether any weight is a bitsandbytes one."""
-    return quantisation_of(model) is not None
+    return any(type(parameter).__name__ in {"Params4bit", "Int8Params"} for parameter in model.parameters())
 
 
-def quantisation_of(model: nn.Module) -> dict[str, Any] | None:
-    """The keywords of `quantise` that decide a quantised model's weights; None for one that is not quantised."""
+def quantisation_of(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The keywords of `quantise` that decide a quantised model's weights, adapters on it or not; None if it is not quantised."""
     for parameter in model.parameters():
         if type(parameter).__name__ == "Params4bit":
-            return {"kind": "nf4", "double": parameter.quant_state.nested}  # type: ignore[attr-defined]
+            return {"kind": "nf4", "double": parameter.quant_state.nested, "keep": _kept(model)}  # type: ignore[attr-defined]
         if type(parameter).__name__ == "Int8Params":
-            return {"kind": "int8"}
+            return {"kind": "int8", "keep": _kept(model)}
     return None
+
+
+def _kept(model: PreTrainedModel) -> list[str]:
+    """Names, without peft's wrappers, of the blocks' linear layers that are not quantised."""
+    plain = [name for name in block_linears(model) if type(model.get_submodule(name)) is nn.Linear and ".lora_" not in name]
+    return sorted(name.replace(".base_layer", "") for name in plain)
 
 
 @torch.no_grad()

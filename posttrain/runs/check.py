@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.runs import rules
 from posttrain.runs.compose import compose_partly, is_below
+from posttrain.runs.rules import HERE, Rule
 from posttrain.runs.validate import validate
 
 
-def check(config: dict[str, Any], *, allow_targets: Collection[str] = (), here: bool = True) -> list[Problem]:
+def check(config: dict[str, Any], *, allow_targets: Collection[str] = (), rules: Sequence[Rule] = HERE) -> list[Problem]:
     """Every problem of a composed configuration: names, types, targets, then the rules over several keys.
 
     allow_targets: packages the user lets configs name in `_target_` besides the built-in list.
-    here: the run starts on this machine now, so devices and strategies must be there; False for plans and clusters.
+    rules: what must hold besides; `rules.PLAN` for a plan, `rules.HERE` for a run that starts now.
     """
     problems = validate(config, allow=allow_targets)
     broken = {problem.where for problem in problems}
-    chosen = (*rules.STATIC, *rules.HERE) if here else rules.STATIC
-    sound = [rule for rule in chosen if not any(_overlap(key, place) for key in rule.reads for place in broken)]
+    sound = [rule for rule in rules if not any(_overlap(key, place) for key in rule.reads for place in broken)]
     return problems + [problem for rule in sound for problem in rule.find(config)]
 
 
@@ -35,7 +34,7 @@ def compose_and_check(
     config_dirs: Sequence[str | Path] = (),
     base: Path | None = None,
     allow_targets: Collection[str] = (),
-    here: bool = True,
+    rules: Sequence[Rule] = HERE,
 ) -> dict[str, Any]:
     """The resolved configuration of a command line, checked.
 
@@ -43,7 +42,7 @@ def compose_and_check(
         ConfigError: with the problems of the composition and of the values together.
     """
     composed = compose_partly(overrides, config_dirs=config_dirs, base=base)
-    found = check(composed.config, allow_targets=allow_targets, here=here)
+    found = check(composed.config, allow_targets=allow_targets, rules=rules)
     problems = [*composed.problems, *(problem for problem in found if not is_below(problem.where, composed.broken))]
     if problems:
         raise ConfigError(problems)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.runs.files import sync_folder, write_atomic, writing
@@ -24,6 +24,13 @@ class Checkpoint:
     path: Path
     step: int
     score: float | None = None
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the files, in words; empty if they are all there in full."""
+        wanted = json.loads((self.path / META).read_text())["bytes"]
+        sizes = _sizes(self.path)
+        return ", ".join(f"{name} has {sizes.get(name, 0)} of {size} bytes" for name, size in wanted.items() if sizes.get(name) != size)
 
     @property
     def state(self) -> Path:
@@ -65,12 +72,16 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
         for file in (path for path in partial.rglob("*") if path.is_file()):
             _sync_file(file)
         done = Checkpoint(final, step, None if score is None or math.isnan(score) else score)
-        write_atomic(partial / META, json.dumps({key: value for key, value in asdict(done).items() if key != "path"}))
+        write_atomic(partial / META, json.dumps({"step": done.step, "score": done.score, "bytes": _sizes(partial)}))
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         sync_folder(folder)
     return done
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file() and file.name != META}
 
 
 def _sync_file(path: Path) -> None:

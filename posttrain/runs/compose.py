@@ -115,6 +115,8 @@ def hydra_config(choices: Sequence[Choice], folders: Sequence[Path], extra: Sequ
         except (HydraException, OmegaConfBaseException) as error:
             text = " ".join(str(error).split("\nConfig search path")[0].split())
             raise ConfigError(Problem("config groups", text)) from error
+        except yaml.YAMLError as error:
+            raise ConfigError(Problem("config groups", "not YAML: " + " ".join(str(error).split()))) from error
 
 
 def choice_lines(choices: Sequence[Choice], fixed: Sequence[str] = ()) -> list[str]:

@@ -18,11 +18,14 @@ from posttrain.runs.tracking.uris import redacted
 log = logging.getLogger(__name__)
 
 
-def log_to_run(run_dir: Path, suite: str, metrics: Mapping[str, float], files: Sequence[Path]) -> bool:
-    """Log ``eval/<suite>/*`` and the result files; whether it was done. A store that is away costs a warning: the files hold it all."""
+def log_to_run(run_dir: Path, suite: str, metrics: Mapping[str, float], files: Sequence[Path]) -> str:
+    """Log ``eval/<suite>/*`` and the result files; says to which run, or nothing where there is no record to add to.
+
+    A store that is away costs a warning: the files hold it all.
+    """
     state = Journal(run_dir).state()
     if state is None or state.run_id is None:
-        return False
+        return ""
     os.environ.update(CLIENT_SETTINGS | os.environ)  # read by MLflow when it is imported and with every request
     from mlflow import MlflowClient
     from mlflow.entities import Metric
@@ -39,9 +42,8 @@ def log_to_run(run_dir: Path, suite: str, metrics: Mapping[str, float], files: S
     except (MlflowException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         log.warning("tracking: %s was not reached (%s); the results are in %s", redacted(state.uri), reason[:300], files[0].parent)
-        return False
-    log.info("tracking: added to run %s of %s", state.run_id, redacted(state.uri))
-    return True
+        return ""
+    return f"added to run {state.run_id} of {redacted(state.uri)}"
 
 
 def _last_step(run_dir: Path) -> int:

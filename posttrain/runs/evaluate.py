@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
+from posttrain.runs.eval_tracking import log_to_run
 from posttrain.runs.files import prepare_folder, write_atomic
 from posttrain.runs.options import config_dir, options
 from posttrain.runs.records import encode, versions
@@ -21,34 +22,38 @@ from posttrain.runs.signatures import Parameter
 if TYPE_CHECKING:
     from posttrain.evaluation.suites.result import SuiteResult
 
-log = logging.getLogger(__name__)
-
-OWN = {"run": Parameter("run", str, required=True), "suite": Parameter("suite", str, required=True), "device": Parameter("device", str, required=False)}
+OWN = {"run": Parameter("run", str, required=True), "device": Parameter("device", str | None, required=False)}
 
 
 def main(args: Mapping[str, Any]) -> int:
-    """Run the command. Raises UserError for wrong arguments, before the model is loaded."""
-    given = dict(args)
-    if "data" in given and "suite" not in given:
-        given["suite"] = "exact_match"
-    if "suite" not in given:
-        names = ", ".join(option.name for option in options((config_dir(),), GROUP))
-        raise ConfigError(Problem("suite", "is needed", f"one of {names}; or data=FILE for exact match on a local file"))
-    suite = find_suite(str(given["suite"]))
-    known = OWN | parameters_of(suite.target)
-    bound = bind({**suite.settings, **given}, known, command=f"eval suite={suite.name}")
-    folder = find_artifact(bound.pop("run"))
-    device = bound.pop("device", None)
+    """Run the command. Raises UserError for wrong arguments and missing files, before the model is loaded."""
+    suite, settings = read_arguments(args)
+    folder, device = find_artifact(settings.pop("run")), settings.pop("device", None)
     home = folder.parent if folder.name == "artifact" else folder
     prepare_folder(home / "eval", key="run")
-    bound.pop("suite")
-    result = evaluate(folder, suite, bound, device=device)
-    path = write_results(home / "eval", suite.name, bound, folder, result)
+    result = evaluate(folder, suite, settings, device=device)
+    path = write_results(home / "eval", suite.name, settings, folder, result)
     show(suite.name, result, path)
-    from posttrain.runs.eval_tracking import log_to_run
-
-    log_to_run(home, suite.name, result.metrics, [path, path.with_suffix(".samples.jsonl")])
+    if record := log_to_run(home, suite.name, result.metrics, [path, samples_of(path)]):
+        print(f"MLflow: {record}")
     return 0
+
+
+def read_arguments(args: Mapping[str, Any]) -> tuple[Suite, dict[str, Any]]:
+    """The suite, and its settings with `run` and `device`: the suite's own, overruled by the command line.
+
+    `data` without a suite means exact match on that file. Raises UserError with every problem found.
+    """
+    name = args.get("suite", "exact_match" if "data" in args else None)
+    if name is None:
+        names = ", ".join(option.name for option in options((config_dir(),), GROUP))
+        raise ConfigError(Problem("suite", "is needed", f"one of {names}; or data=FILE for exact match on a local file"))
+    suite = find_suite(str(name))
+    given = {key: value for key, value in args.items() if key != "suite"}
+    settings = bind({**suite.settings, **given}, OWN | parameters_of(suite.target), command=f"eval suite={suite.name}")
+    if isinstance(settings.get("data"), str) and not is_hub_id(settings["data"]):
+        find_files(settings["data"])
+    return suite, settings
 
 
 def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device: str | None = None) -> SuiteResult:
@@ -65,7 +70,8 @@ def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device:
 def write_results(folder: Path, name: str, settings: Mapping[str, Any], artifact: Path, result: SuiteResult) -> Path:
     """Write FOLDER/NAME.json (metrics, settings, versions) and FOLDER/NAME.samples.jsonl (one line an example); the former's path."""
     rows = "".join(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in result.rows)
-    write_atomic(folder / f"{name}.samples.jsonl", rows)
+    path = folder / f"{name}.json"
+    write_atomic(samples_of(path), rows)
     report = {
         "suite": name,
         "artifact": str(artifact),
@@ -74,9 +80,13 @@ def write_results(folder: Path, name: str, settings: Mapping[str, Any], artifact
         "details": dict(result.details),
         "versions": versions(),
     }
-    path = folder / f"{name}.json"
     write_atomic(path, json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")
     return path
+
+
+def samples_of(results: Path) -> Path:
+    """Where the examples of a result file lie."""
+    return results.with_suffix(".samples.jsonl")
 
 
 def show(name: str, result: SuiteResult, path: Path) -> None:
@@ -91,7 +101,7 @@ def show(name: str, result: SuiteResult, path: Path) -> None:
             table.add_row(key, f"{value:.4g}" + ("" if error is None or math.isnan(error) else f" +- {error:.2g}"))
     console = Console()
     console.print(table)
-    console.print(f"results: {path}\nexamples: {path.with_suffix('.samples.jsonl')}", soft_wrap=True)
+    console.print(f"results: {path}\nexamples: {samples_of(path)}", soft_wrap=True)
 
 
 def stderr_of(metric: str) -> str:

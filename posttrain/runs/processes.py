@@ -58,7 +58,7 @@ def run_ranks(command: Sequence[str], world: int) -> int:
         for process in ranks:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            process.communicate()
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -81,6 +81,8 @@ class Progress:
         self._began = time.monotonic()
         self._next_line = 0.0
         self._metrics: dict[str, SupportsFloat] = {}
+        self._speed = ""
+        self._memory = ""
         self._pending: str | None = None
         self._bar: Bar | None = None
         self._task = TaskID(0)
@@ -114,11 +116,11 @@ class Progress:
         if not self.enabled:
             return
         now = time.monotonic()
-        self._metrics.update(metrics)
+        self._note(metrics, tokens_per_second, memory)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self._text(tokens_per_second, memory))
+            self._bar.update(self._task, completed=step, text=self._text())
             return
-        line = self._line(step, now, tokens_per_second, memory)
+        line = self._line(step, now)
         if now >= self._next_line or step == self.total_steps:
             self._next_line = now + self.every_seconds
             self._pending = None
@@ -126,21 +128,23 @@ class Progress:
         else:
             self._pending = line
 
-    def _text(self, tokens_per_second: float | None, memory: float | None) -> str:
-        parts = [metrics_text(self._metrics)]
+    def _note(self, metrics: Mapping[str, SupportsFloat], tokens_per_second: float | None, memory: float | None) -> None:
+        self._metrics.update(metrics)
         if tokens_per_second is not None:
-            parts.append(human(tokens_per_second, " tok/s"))
+            self._speed = human(tokens_per_second, " tok/s")
         if memory is not None:
-            parts.append(memory_text(memory))
-        return "  ".join(filter(None, parts))
+            self._memory = memory_text(memory)
 
-    def _line(self, step: int, now: float, tokens_per_second: float | None, memory: float | None) -> str:
+    def _text(self) -> str:
+        return "  ".join(filter(None, (metrics_text(self._metrics), self._speed, self._memory)))
+
+    def _line(self, step: int, now: float) -> str:
         of = f"/{self.total_steps}" if self.total_steps is not None else ""
         left = ""
         done = step - self.start_step
         if self.total_steps is not None and done > 0:
             left = f"  left {duration((now - self._began) / done * (self.total_steps - step))}"
-        return f"step {step}{of}  {self._text(tokens_per_second, memory)}{left}"
+        return f"step {step}{of}  {self._text()}{left}"
 
     def _print(self, text: str) -> None:
         # Not through rich: no colours, no wrapping, one line a record in scheduler logs.

@@ -7,7 +7,10 @@ import os
 import warnings
 
 # Remarks made while importing: kernels of other devices, optional packages, progress of Lightning's own set-up.
-CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes", "lightning", "lightning.pytorch", "lightning.fabric", "torch.distributed")
+CHATTY = (
+    "torchao", "torch.utils._pytree", "bitsandbytes", "torch.distributed", "lightning", "lightning.pytorch", "lightning.fabric",
+    "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+)  # fmt: skip
 
 
 class _Raised(logging.Filter):

@@ -6,9 +6,17 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from rich.console import Console
+
 from posttrain.errors import Problem
 
 SCREEN = 30
+WIDE = 200
+
+
+def console() -> Console:
+    """For tables on stdout: as wide as the terminal, and wide enough for whole names where there is none (a pipe, a log)."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def lines(problems: Sequence[Problem], *, screen: int = SCREEN) -> list[str]:

@@ -56,15 +56,20 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
 
 def find_start(config: Mapping[str, Any], folder: Path) -> Start:
     """The checkpoint that a run in `folder` continues from; changes nothing, so that every rank finds the same."""
-    if config["resume"] in ("auto", "never"):
-        found = checkpoint.latest(folder / "checkpoints")
-        return Start() if found is None else Start(found.state, found.step, _finished(folder, config, found.step))
-    given = Path(config["resume"]).expanduser()
     own = checkpoint.latest(folder / "checkpoints")
-    if own is not None:  # this run went on from the given checkpoint before, and continues by itself
-        return Start(own.state, own.step, _finished(folder, config, own.step))
-    found = _given(given)
-    return Start(found.state, found.step)
+    if own is not None:  # also where the run began from another's checkpoint: it continues its own
+        return Start(_sound(own), own.step, _finished(folder, config, own.step))
+    if config["resume"] in ("auto", "never"):
+        return Start()
+    found = _given(Path(config["resume"]).expanduser())
+    return Start(_sound(found), found.step)
+
+
+def _sound(found: checkpoint.Checkpoint) -> Path:
+    if found.damage:
+        hint = f"remove {found.path} to continue from the one before it"
+        raise ConfigError(Problem("resume", f"the checkpoint {found.path} is damaged: {found.damage}", hint))
+    return found.state
 
 
 def _given(path: Path) -> checkpoint.Checkpoint:

@@ -1,4 +1,7 @@
-"""Rules over several keys, each a function from a config whose types are right to the problems it sees."""
+"""Rules over several keys, each a function from a config whose types are right to the problems it sees.
+
+PLAN holds for any config, ELSEWHERE for one that is to run on a machine that shares this file system, HERE for one that runs here now.
+"""
 
 from __future__ import annotations
 
@@ -214,17 +217,21 @@ def loss_fits_method(config: Config) -> Iterator[Problem]:
         )
 
 
-STATIC: tuple[Rule, ...] = (
+PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
     Rule(example_fits_micro_batch, ("max_length", "max_tokens")),
     Rule(checkpoints_happen, ("checkpoint", "validate")),
     Rule(weights_exist, ("model",)),
-    Rule(resume_exists, ("resume",)),
     Rule(data_is_consistent, ("data",)),
-    Rule(data_files_exist, ("data",)),
-    Rule(output_is_writable, ("output_dir",)),
     Rule(strategy_fits, ("hardware",)),
     Rule(loss_fits_method, ("method",)),
 )
-ELSEWHERE: tuple[Rule, ...] = (Rule(strategy_is_there, ("hardware",)), Rule(machines_are_one, ("hardware",)))
+ELSEWHERE: tuple[Rule, ...] = (
+    *PLAN,
+    Rule(data_files_exist, ("data",)),
+    Rule(resume_exists, ("resume",)),
+    Rule(output_is_writable, ("output_dir",)),
+    Rule(strategy_is_there, ("hardware",)),
+    Rule(machines_are_one, ("hardware",)),
+)
 HERE: tuple[Rule, ...] = (*ELSEWHERE, Rule(devices_are_there, ("hardware",)))

@@ -42,8 +42,8 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         session = Session(job, stop)
         try:
             session.run()
-        except BaseException:
-            session.fail()
+        except BaseException as error:
+            session.end_early("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         return stop.exit_code
 
@@ -87,11 +87,11 @@ class Session:
         self._close(trainer, "finished", artifact)
         barrier()
 
-    def fail(self) -> None:
-        """Leave a failed run's record complete; the last checkpoint stays."""
+    def end_early(self, status: Status) -> None:
+        """Leave the record of a run that an error or an interrupt ended complete; the last checkpoint stays."""
         if self.job.ranks.leads:
-            write_result(self.job.folder / "result.json", self._result("failed", self.reporter.last_step, None))
-            self.tracker.finish("failed")
+            write_result(self.job.folder / "result.json", self._result(status, self.reporter.last_step, None))
+            self.tracker.finish(status)
         self.reporter.close()
 
     def _close(self, trainer: Trainer, status: Status, artifact: Path | None) -> None:
@@ -107,8 +107,6 @@ class Session:
         result = self._result(status, trainer.global_step, artifact)
         write_result(folder / "result.json", result)
         self.tracker.finish(status)
-        result = self._result(status, trainer.global_step, artifact)
-        write_result(folder / "result.json", result)
         closing_panel(result, paths_of(folder, artifact), next_commands(folder, status, self.tracker.hint()))
 
     def _result(self, status: Status, step: int, artifact: Path | None) -> Result:

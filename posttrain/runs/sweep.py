@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,11 +20,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
 from rich.table import Table
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
-from posttrain.runs import options, rules
+from posttrain.runs import options, report, rules
 from posttrain.runs.base_config import load_config
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
@@ -58,17 +58,22 @@ def run_sweep(call: Call) -> int:
     task = [line for line in call.arguments if line not in parsed.hydra]
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = _master(parsed.hydra, _common(combinations), folders)
-    jobs = _checked_jobs(combinations, call, Path(master.hydra.sweep.dir).absolute(), here=master.hydra.launcher._target_ == LOCAL)
-    codes = _tracked(jobs, call, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
-    Console(highlight=False, soft_wrap=True).print(summary(jobs, codes))
+    jobs = _checked_jobs(
+        combinations,
+        call,
+        Path(master.hydra.sweep.dir).absolute(),
+        rules.HERE if master.hydra.launcher._target_ == LOCAL else rules.ELSEWHERE,
+    )
+    codes = _tracked(jobs, call.arguments, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
+    report.console().print(summary(jobs, codes))
     return max(codes)
 
 
-def _tracked(jobs: Sequence[Job], call: Call, launch: Callable[[list[Job]], list[int]]) -> list[int]:
+def _tracked(jobs: Sequence[Job], overrides: Sequence[str], launch: Callable[[list[Job]], list[int]]) -> list[int]:
     """Launches the jobs as children of one tracking run, which is closed however they end."""
     from posttrain.runs.tracking.sweep import finish_parent, start_parent
 
-    parent = start_parent(jobs[0].config, list(call.arguments))
+    parent = start_parent(jobs[0].config, overrides)
     status: Literal["finished", "stopped", "failed"] = "failed"
     try:
         codes = launch([_child(job, parent) for job in jobs])
@@ -104,13 +109,18 @@ def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence
 
 
 def _require_launcher(hydra_lines: Sequence[str]) -> None:
+    """A SLURM launcher needs its plugin and a cluster."""
     for line in hydra_lines:
         key, _, name = line.partition("=")
-        if key == "hydra/launcher" and name.startswith(("slurm", "submitit")) and find_spec("submitit") is None:
+        if key != "hydra/launcher" or not name.startswith(("slurm", "submitit")):
+            continue
+        if find_spec("submitit") is None:
             raise MissingExtra(line, "slurm")
+        if "slurm" in name and shutil.which("srun") is None:
+            raise ConfigError(Problem(line, "this machine is not part of a SLURM cluster (there is no srun)", "start it on a login node"))
 
 
-def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, *, here: bool) -> list[Job]:
+def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> list[Job]:
     """Composes and checks every job; the problems of all of them are raised together."""
     jobs: list[Job] = []
     problems: list[Problem] = []
@@ -119,11 +129,12 @@ def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Pa
         name = job_name([combination[key] for key in swept]) if swept else str(number)
         lines = [*(line for key, line in combination.items() if key != "output_dir"), f"output_dir={quoted(str(folder / name))}"]
         try:
-            config = compose_and_check(lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, here=here)
+            config = compose_and_check(
+                lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=must_hold
+            )
         except ConfigError as error:
             problems += error.problems
             continue
-        problems += [] if here else [problem for rule in rules.ELSEWHERE for problem in rule.find(config)]
         jobs.append(Job(name, tuple(combination.values()), config))
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -189,13 +200,14 @@ def _exit_code(result: JobReturn) -> int:
 
 
 def summary(jobs: Sequence[Job], codes: Sequence[int]) -> Table:
-    """Table of the jobs: what each was, how it ended, its validation loss and its folder."""
-    table = Table("run", "status", "steps", "val/loss", "folder", title=f"{len(jobs)} runs", title_justify="left", box=None)
+    """Table of the jobs: what each was (also the name of its folder), how it ended, its validation loss."""
+    folder = Path(jobs[0].config["output_dir"]).parent
+    table = Table("run", "status", "steps", "val/loss", title=f"{len(jobs)} runs in {folder}", title_justify="left", box=None)
     for job, code in zip(jobs, codes, strict=True):
         result = _result(Path(job.config["output_dir"]))
         loss = result.get("metrics", {}).get("val/loss")
         status = result.get("status", "failed" if code else "finished")
-        table.add_row(job.name, status, str(result.get("steps", "")), "" if loss is None else f"{loss:.4f}", job.config["output_dir"])
+        table.add_row(job.name, status, str(result.get("steps", "")), "" if loss is None else f"{loss:.4f}")
     return table
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def _die_with_parent() -> None:
     """The parent holds the other end of standard input; end of file means that it is gone, and a rank alone would wait for ever."""
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # the file itself: a reader object would be locked at interpreter shutdown
         pass
     os._exit(1)
 

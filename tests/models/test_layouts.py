@@ -22,7 +22,9 @@ SMALL = dict(
 MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 MLA = dict(num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_group=1, topk_group=1, q_lora_rank=16,
            kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, first_k_dense_replace=1)  # fmt: skip
-LINEAR = dict(shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)
+LINEAR = dict(
+    shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16
+)
 FAMILIES = {
     "qwen3": (hf.Qwen3Config, SMALL | dict(head_dim=16), "tree"),
     "llama": (hf.LlamaConfig, SMALL, "tree"),

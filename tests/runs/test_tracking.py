@@ -43,7 +43,7 @@ def test_the_environment_names_the_store_unless_the_config_does(monkeypatch: pyt
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "mlruns", "htp://host:5000"])
 def test_an_unknown_kind_of_store_is_refused_before_training(uri: str) -> None:
-    with pytest.raises(ConfigError, match="tracking.uri: .* is no MLflow store, expected sqlite"):
+    with pytest.raises(ConfigError, match=r"tracking.uri: .* is no MLflow store, expected sqlite"):
         MLflowTracker(uri=uri)
 
 
@@ -137,12 +137,8 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
         tracker.finish("finished")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        *((s, s + 10) for s in range(4, 9)),
-    ]
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16), (7, 17), (8, 18)]
     assert tracker.hint() == f"tensorboard --logdir {tmp_path}/tensorboard"
 
 

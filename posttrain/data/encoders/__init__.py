@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, encoder, get
+from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, encoder, example_of, get
 
-__all__ = ["Drop", "EncodeSettings", "Encoded", "encoder", "get"]
+__all__ = ["Drop", "EncodeSettings", "Encoded", "encoder", "example_of", "get"]

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
+from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder, example_of
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, tokenise
 from posttrain.data.templates import Chat, render_example
-from posttrain.data.tree import tree_of
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example
 
@@ -61,7 +60,7 @@ def _finish(example: Example, prompt: str, sequences: Sequences, settings: Encod
     if not kept:
         cause = "after truncation" if longest > settings.max_length else "at all"
         return Drop(f"keeps no trained token {cause}")
-    return [Encoded(tree_of(kept), longest > settings.max_length, example.answer, None if example.answer is None else prompt)]
+    return [Encoded(example_of(kept), longest > settings.max_length, example.answer, None if example.answer is None else prompt)]
 
 
 def truncate(ids: np.ndarray, weights: np.ndarray, settings: EncodeSettings) -> tuple[np.ndarray, np.ndarray]:

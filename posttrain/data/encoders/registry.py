@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from posttrain.data.formats import RowError
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example, TokenizedExample
@@ -40,6 +42,18 @@ class Drop:
     """A good row that leaves nothing to train on, and why."""
 
     reason: str
+
+
+def example_of(sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> TokenizedExample:
+    """Sequences as a token tree. The usual case of one stays clear of torch, which processes that only tokenize need not load."""
+    if len(sequences) > 1:
+        from posttrain.data.tree import tree_of
+
+        return tree_of(sequences)
+    ids, weights = sequences[0]
+    weights = weights.astype(np.float32)  # a copy
+    weights[0] = 0.0  # nothing predicts the first token
+    return TokenizedExample(ids.astype(np.int32), weights, np.array([len(ids)], np.int32), np.array([-1], np.int32))
 
 
 Outcome = list[Encoded] | Drop | RowError

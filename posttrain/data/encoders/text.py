@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.encoders.conversation import encode_conversations, truncate
-from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
+from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder, example_of
 from posttrain.data.spans import encode_texts
-from posttrain.data.tree import tree_of
 from posttrain.types import Example
 
 
@@ -46,12 +45,12 @@ def _document(ids: np.ndarray, settings: EncodeSettings) -> Outcome:
         return Drop("has no text")
     size = settings.max_length
     if len(ids) <= size:
-        return [Encoded(tree_of([(ids, np.ones(len(ids), np.float32))]))]
+        return [Encoded(example_of([(ids, np.ones(len(ids), np.float32))]))]
     if settings.truncation == "drop":
         return Drop(f"longer than max_length={size}")
     if settings.truncation in ("auto", "split"):
-        return [Encoded(tree_of([(chunk, np.ones(len(chunk), np.float32))])) for chunk in chunks(ids, size)]
-    return [Encoded(tree_of([truncate(ids, np.ones(len(ids), np.float32), settings)]), True)]
+        return [Encoded(example_of([(chunk, np.ones(len(chunk), np.float32))])) for chunk in chunks(ids, size)]
+    return [Encoded(example_of([truncate(ids, np.ones(len(ids), np.float32), settings)]), True)]
 
 
 def chunks(ids: np.ndarray, size: int) -> list[np.ndarray]:

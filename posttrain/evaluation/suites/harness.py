@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.errors import ConfigError, DataError, MissingExtra, Problem
+from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.evaluation.generation import decoding_mode
 from posttrain.evaluation.suites.result import SuiteResult
 from posttrain.models.hub import hub_reachable
@@ -57,11 +56,8 @@ def harness(
         bootstrap_iters: resamples behind the standard errors that have no closed form.
 
     Raises:
-        MissingExtra: lm-evaluation-harness, or what one of the tasks imports, is not installed.
-        ConfigError: unknown tasks. DataError: a task's data can be had neither from the hub nor from the cache.
+        ConfigError: unknown tasks, or a package that a task imports is missing. DataError: a task's data can be had neither from the hub nor from the cache.
     """
-    if find_spec("lm_eval") is None:
-        raise MissingExtra("suite", "eval")
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

@@ -5,13 +5,16 @@ The same overrides as for training; nothing is trained and no weights are read.
 
 from __future__ import annotations
 
+from posttrain.runs import rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 
 
 def run(call: Call) -> int:
     """Prepares the data as training would, and shows it."""
-    config = compose_and_check(call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, here=False)
+    config = compose_and_check(
+        call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
+    )
     from posttrain.data.show import show
     from posttrain.runs.inputs import load_inputs
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from posttrain.errors import ConfigError, Problem
-from posttrain.runs import options, suggest
+from posttrain.runs import options, report, suggest
 from posttrain.runs.commands.table import Call
 
 
@@ -23,17 +20,15 @@ def run(call: Call) -> int:
     ]
     if unknown:
         raise ConfigError(unknown)
-    console = Console(highlight=False, soft_wrap=True)
+    console = report.console()
     for group in asked or groups:
-        console.print(table(group, folders))
+        console.print(f"[bold]{group}=[/]")
+        console.print("\n".join(option_lines(group, folders)) + "\n", markup=False)
     return 0
 
 
-def table(group: str, folders: Sequence[Path]) -> Table:
-    """Options of one group: name and description."""
-    shown = Table(title=f"{group}=", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False, padding=(0, 2))
-    shown.add_column(style="cyan", no_wrap=True)
-    shown.add_column(no_wrap=True, overflow="ignore")
-    for option in options.options(folders, group):
-        shown.add_row("  " + option.name, option.description)
-    return shown
+def option_lines(group: str, folders: Sequence[Path]) -> list[str]:
+    """One line an option: its name and its description."""
+    found = options.options(folders, group)
+    width = max(len(option.name) for option in found)
+    return [f"  {option.name:<{width}}  {option.description}" for option in found]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from posttrain.runs import rules
+from posttrain.runs import report, rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 
@@ -22,8 +21,10 @@ Rows = list[tuple[str, str]]
 
 def run(call: Call) -> int:
     """Prints the plan."""
-    config = compose_and_check(call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, here=False)
-    console = Console(highlight=False, soft_wrap=True)
+    config = compose_and_check(
+        call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
+    )
+    console = report.console()
     console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))
     console.print(as_table("Model", model_rows(config)))
     console.print(as_table("Step", step_rows(config)))
@@ -55,16 +56,16 @@ def step_rows(config: dict[str, Any]) -> Rows:
         ),
         ("examples a step", f"{config['global_batch']:,}"),
     ]
-    return rows + (_measured(config) if is_local(config["data"]) else _bounds(config))
+    return rows + (_measured(config) if is_here(config) else _bounds(config))
 
 
 def _bounds(config: dict[str, Any]) -> Rows:
     steps = (
         f"{config['max_steps']:,}"
         if config["max_steps"] is not None
-        else f"{config['epochs']:g} epochs; how many steps depends on hub data"
+        else f"{config['epochs']:g} epochs; how many steps depends on the data"
     )
-    return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} (hub data are not fetched)"), ("steps", steps)]
+    return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} (the data is not here)"), ("steps", steps)]
 
 
 def _measured(config: dict[str, Any]) -> Rows:
@@ -83,17 +84,19 @@ def _measured(config: dict[str, Any]) -> Rows:
     ]
 
 
-def is_local(data: dict[str, Any]) -> bool:
-    """Whether all data is generated or lies in local files."""
+def is_here(config: dict[str, Any]) -> bool:
+    """Whether all data is generated or lies in local files that exist."""
+    data = config["data"]
     sources = data["sources"] or [{"path": data["train"]}]
     paths = [source["path"] for source in sources if source.get("path")]
     flat = [item for path in paths for item in (path if isinstance(path, list) else [path])]
-    return all(rules.is_local_data(item) for item in flat)
+    return all(map(rules.is_local_data, flat)) and not any(rules.data_files_exist(config))
 
 
 def check_rows(config: dict[str, Any]) -> Rows:
     """The checks that depend on this machine; all others have passed, or there would be no plan."""
-    problems = [problem for rule in rules.HERE for problem in rule.find(config)]
+    machine_rules = [rule for rule in rules.HERE if rule not in rules.PLAN]
+    problems = [problem for rule in machine_rules for problem in rule.find(config)]
     return [
         ("config", "passed"),
         *((problem.where, str(problem).partition(": ")[2]) for problem in problems),

@@ -23,7 +23,7 @@ import posttrain
 from posttrain.runs.files import write_atomic, writing
 from posttrain.runs.records import Status, read_result
 from posttrain.runs.tracking.base import RunInfo, git_state
-from posttrain.runs.tracking.journal import Journal, count_starts
+from posttrain.runs.tracking.journal import Journal, count_starts, last_start
 from posttrain.runs.tracking.naming import flatten
 from posttrain.runs.tracking.uris import redacted, resolve_uri, ui_hint
 
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 class MLflowTracker:
     """Records a run in an MLflow store.
 
-    uri: store address (see `resolve_uri`); null = $MLFLOW_TRACKING_URI, else a SQLite database outputs/mlflow.db in the launch folder.
+    uri: store address (see `resolve_uri`); null = $MLFLOW_TRACKING_URI, else a SQLite database outputs/mlflow.db in the launch folder;
+    a resumed run then stays in the store it began in.
     experiment: MLflow experiment. parent_run_id: parent of a sweep. system_seconds: period of the machine metrics, null = none.
     finish_seconds: at the end of a run, wait at most that long for the store.
     """
@@ -54,6 +55,7 @@ class MLflowTracker:
         finish_seconds: float = 20.0,
     ):
         self.uri = resolve_uri(uri, Path.cwd())
+        self._uri_given = uri is not None
         self.experiment = experiment
         self.parent_run_id = parent_run_id
         self.system_seconds = system_seconds
@@ -82,6 +84,8 @@ class MLflowTracker:
         if not run.continued:
             self.journal.clear()
         earlier = self.journal.events()
+        if count_starts(earlier) and not self._uri_given:
+            self.uri = last_start(earlier)["uri"]  # resumed from another folder, the run stays in the store it began in
         self.journal.append(self._start_event(run, self._run_key(earlier)))
         self._sender = launch_sender(self.journal, session=count_starts(earlier) + 1)
 

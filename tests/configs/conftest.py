@@ -1,0 +1,42 @@
+"""The command line as a subprocess, and config folders of one's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did. seconds: wall clock."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+Shell = Callable[..., Outcome]
+
+
+@pytest.fixture
+def posttrain(tmp_path: Path) -> Shell:
+    """Runs `python -m posttrain ARGUMENTS` in an empty folder."""
+
+    def run(*arguments: str, folder: Path = tmp_path) -> Outcome:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "posttrain", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - start)
+
+    return run

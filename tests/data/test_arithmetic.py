@@ -1,0 +1,51 @@
+"""Generated arithmetic: right, disjoint, reproducible."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.data.arithmetic import documents, problems, worked
+from posttrain.errors import ConfigError
+
+
+@given(st.integers(0, 99_999), st.integers(0, 99_999))
+def test_the_steps_are_true_and_lead_to_the_result(a: int, b: int):
+    high, low = max(a, b), min(a, b)
+    for text, result in ((worked(a, b, "add"), a + b), (worked(high, low, "subtract"), high - low)):
+        *steps, last = text.splitlines()
+        assert last == f"#### {result}"
+        digits = ""
+        for step in steps:
+            left, right, written, carried = re.fullmatch(r"([\d+-]+)=(\d+), write (\d) (?:carry|borrow) (\d)", step).groups()  # type: ignore[union-attr]
+            numbers = [int(n) for n in re.findall(r"\d+", left)]
+            assert int(right) == (sum(numbers) if "+" in left else numbers[0] - numbers[1] - numbers[2])
+            digits = written + digits
+        assert int((carried if "+" in left else "") + digits) == result
+
+
+def test_splits_are_disjoint_and_follow_the_seed():
+    train = [row["question"] for row in problems("train", train=3000, held_out=200)]
+    val = [row["question"] for row in problems("val", train=3000, held_out=200)]
+    assert (len(train), len(set(train)), len(val)) == (3000, 3000, 200)
+    assert not set(train) & set(val)
+    assert train == [row["question"] for row in problems("train", train=3000, held_out=200)]
+    assert train != [row["question"] for row in problems("train", train=3000, held_out=200, seed=1)]
+
+
+def test_digits_and_operations():
+    rows = list(problems("train", digits=1, operations=("add",), held_out=10))
+    assert len(rows) == 90
+    assert all(re.fullmatch(r"\d\+\d=\?", row["question"]) for row in rows)
+    assert len(list(problems("train", digits=4, train=500, held_out=10))) == 500
+    assert not any("-" in row["question"] and eval(row["question"][:-2]) < 0 for row in problems("train", train=2000))
+    with pytest.raises(ConfigError, match="divide"):
+        list(problems("train", operations=("divide",)))
+
+
+def test_documents_hold_the_same_problems():
+    rows = zip(problems("val"), documents("val"), strict=True)
+    assert all(text["text"] == f"{row['question']}\n{row['answer']}\n" for row, text in rows)

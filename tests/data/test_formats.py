@@ -1,0 +1,383 @@
+"""One row of each format: detection, conversion, options; and rows that fit none or several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from data_helpers import real
+
+from posttrain.data.formats import Filtered, RowError, detect, formats, get, options_of
+from posttrain.data.formats.questions import boxed, final_answer
+from posttrain.data.rows import Row
+from posttrain.data.settings import SourceSpec
+from posttrain.data.sources import read_rows
+from posttrain.errors import ConfigError, DataError
+from posttrain.types import Example
+
+TOOL_SYSTEM = 'SYSTEM: You have functions. Use them if required -\n{"name":"add", "parameters": {}}\n\n{"name": "sub"}'
+TOOL_CHAT = (
+    'USER: 1+2?\n\n\nASSISTANT: <functioncall> {"name": "add", "arguments": \'{"a": 1, "b": "it\'s"}\'} <|endoftext|>\n\n\n'
+    'FUNCTION RESPONSE: {"r": 3}\n\n\nASSISTANT: 3 <|endoftext|>'
+)
+
+# format, row, texts of the assistant turns, answer
+ROWS: list[tuple[str, dict[str, Any], list[str], str | None]] = [
+    ("messages", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}, ["Hello"], None),
+    ("messages", {"id": 1, "messages": [{"role": "user", "content": "f?"}, {"role": "assistant", "content": "code"}]}, ["code"], None),
+    (
+        "messages",
+        {"prompt": "Hi", "prompt_id": "a", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
+        ["Yo"],
+        None,
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [{"from": "human", "value": "Hi", "weight": None}, {"from": "gpt", "value": "Hello", "weight": None}],
+            "source": "x",
+        },
+        ["Hello"],
+        None,
+    ),
+    (
+        "capybara",
+        {"source": "s", "conversation": [{"input": "Hi", "output": "Hello"}, {"input": "?", "output": "!"}]},
+        ["Hello", "!"],
+        None,
+    ),
+    ("glaive", {"system": TOOL_SYSTEM, "chat": TOOL_CHAT}, ["", "3"], None),
+    ("alpaca", {"instruction": "Add", "input": "1 2", "output": "3"}, ["3"], None),
+    (
+        "magicoder_oss",
+        {
+            "lang": "python",
+            "raw_index": 1,
+            "index": 2,
+            "seed": "def f",
+            "openai_fingerprint": "fp",
+            "problem": "Write f",
+            "solution": "def f(): ...",
+        },
+        ["def f(): ..."],
+        None,
+    ),
+    ("magicoder_evol", {"instruction": "Write f", "response": "def f(): ..."}, ["def f(): ..."], None),
+    ("prompt_completion", {"prompt": "Hi", "completion": "Hello"}, ["Hello"], None),
+    (
+        "prompt_completion",
+        {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]},
+        ["Hello"],
+        None,
+    ),
+    (
+        "mbpp",
+        {
+            "task_id": 1,
+            "text": "Add two",
+            "code": "def add(a,b): return a+b",
+            "test_list": ["assert add(1,2)==3"],
+            "test_setup_code": "",
+            "challenge_test_list": [],
+        },
+        ["```python\ndef add(a,b): return a+b\n```"],
+        None,
+    ),
+    (
+        "mbpp",
+        {"source_file": "b.ipynb", "task_id": 1, "prompt": "Add two", "code": "x", "test_imports": [], "test_list": ["assert add(1,2)==3"]},
+        ["```python\nx\n```"],
+        None,
+    ),
+    ("question_answer", {"question": "2+3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}, ["2+3=<<2+3=5>>5\n#### 5"], "5"),
+    (
+        "math",
+        {"problem": "1+1", "level": "Level 1", "type": "Algebra", "solution": "$\\boxed{\\frac{1}{2}}$"},
+        ["$\\boxed{\\frac{1}{2}}$"],
+        "\\frac{1}{2}",
+    ),
+    (
+        "humaneval",
+        {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n", "test": "t", "entry_point": "f"},
+        ["```python\ndef f(x):\n    return x\n```"],
+        None,
+    ),
+    (
+        "vnhsge",
+        {
+            "ID": "MET_Bio_IE_2019_1",
+            "Image_Question": "",
+            "Question": "1+1?\nA. 1\nB. 2",
+            "Choice": "B",
+            "Image_Answer": "",
+            "Explanation": "because",
+        },
+        ["because\n\nFinal Answer: B"],
+        "B",
+    ),
+    ("vnhsge", {"ID": "MET_Phy_1", "IQ": "", "Q": "1+1?", "C": "b", "E": ""}, ["Final Answer: B"], "B"),
+    (
+        "vnhsge_literature",
+        {"C\u00e2u h\u1ecfi": "q", "G\u1ee3i \u00fd tr\u1ea3 l\u1eddi": "hint", "\u0110\u00e1p \u00e1n": "a"},
+        ["a"],
+        None,
+    ),
+    ("vnhsge_literature", {"C\u00e2u h\u1ecfi": "q", "G\u1ecdi \u00fd tr\u1ea3 l\u1eddi": "hint"}, ["hint"], None),
+    (
+        "mts_dialog",
+        {"ID": "0", "section_header": "GENHX", "section_text": "Two weeks.", "dialogue": "Doctor: What?\nPatient: That."},
+        ["Two weeks."],
+        None,
+    ),
+    (
+        "conala",
+        {"question_id": 1, "intent": "sort a list", "rewritten_intent": "sort list `x`", "snippet": "sorted(x)"},
+        ["sorted(x)"],
+        None,
+    ),
+    (
+        "conala",
+        {"question_id": 1, "parent_answer_post_id": 2, "prob": 0.9, "snippet": "sorted(x)", "intent": "sort", "id": "1_2_0"},
+        ["sorted(x)"],
+        None,
+    ),
+    (
+        "deepmath",
+        {
+            "question": "1+1",
+            "final_answer": "2",
+            "difficulty": 5.0,
+            "topic": "x",
+            "r1_solution_1": "<think>hm</think>\\boxed{2}",
+            "r1_solution_2": "b",
+            "r1_solution_3": "c",
+        },
+        ["\\boxed{2}"],
+        "2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "turns", "answer"), ROWS)
+def test_every_format_is_detected_and_converted(name: str, row: dict[str, Any], turns: list[str], answer: str | None):
+    # Absent columns are null after sources were joined: they must not count.
+    form = detect([Row(row | {"never": None, "text": row.get("text")}, "x", 1)], "x")
+    assert form.name == name
+    example = form.convert(row)
+    assert isinstance(example, Example)
+    assert [m["content"] for m in example.messages if m["role"] == "assistant"] == turns
+    assert example.answer == answer
+    assert example.messages[0]["role"] in ("user", "system")
+
+
+STACK = {
+    "blob_id": "ab", "content_id": "cd", "path": "/a.py", "repo_name": "o/r", "language": "Python", "extension": "py", "src_encoding": "UTF-8",
+    "license_type": "permissive", "detected_licenses": ["MIT"], "is_vendor": False, "is_generated": False, "length_bytes": 12, "content": "x = 1",
+}  # fmt: skip
+
+
+def test_documents():
+    assert detect([Row({"text": "abc"}, "x", 1)], "x").convert({"text": "abc"}) == Example(text="abc")
+    form = detect([Row(STACK, "x", 1)], "x")
+    assert (form.name, form.kind) == ("stack_v2", "text")
+    example = form.convert(STACK)
+    assert isinstance(example, Example)
+    assert example.text == "x = 1"
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "reason"),
+    [
+        ({}, {"languages": ["rust"]}, "language"),
+        ({}, {"languages": ["python"]}, None),
+        ({}, {"licenses": ["Apache-2.0"]}, "license"),
+        ({}, {"licenses": ["mit"]}, None),
+        ({"license_type": "no_license"}, {"license_types": ["permissive"]}, "license type"),
+        ({"is_vendor": True}, {}, "vendor"),
+        ({"is_vendor": True}, {"vendor": True}, None),
+        ({"is_generated": True}, {}, "generated"),
+    ],
+)
+def test_stack_filters(row: dict[str, Any], options: dict[str, Any], reason: str | None):
+    got = get("stack_v2").convert(STACK | row, **options)
+    assert got == Filtered(reason) if reason else isinstance(got, Example)
+
+
+def test_stack_without_contents_says_where_they_are():
+    with pytest.raises(RowError, match="Software Heritage"):
+        get("stack_v2").convert(STACK | {"content": None})
+
+
+def test_glaive_calls_and_answers():
+    example = get("glaive").convert({"system": TOOL_SYSTEM, "chat": TOOL_CHAT})
+    assert isinstance(example, Example)
+    assert [m["role"] for m in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert example.messages[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1, "b": "it's"}}
+    assert example.messages[3]["content"] == '{"r": 3}'
+    assert [tool["function"]["name"] for tool in example.tools] == ["add", "sub"]
+    assert example.messages[0]["content"] == "You have functions. Use them if required"
+    plain = get("glaive").convert({"system": "SYSTEM: Be kind.", "chat": "USER: hi\nASSISTANT: hello"})
+    assert isinstance(plain, Example)
+    assert (plain.tools, len(plain.messages)) == ((), 3)
+    with pytest.raises(RowError, match="not readable"):
+        get("glaive").convert({"system": "", "chat": "USER: hi\nASSISTANT: <functioncall> {name}"})
+
+
+def test_tools_calls_and_reasoning_of_messages():
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    row = {
+        "tools": '[{"name": "add"}]',
+        "messages": [
+            {"role": "user", "content": "1+2", "name": None},
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "use add"},
+            {"role": "tool", "content": "3", "tool_call_id": "c1"},
+            {"role": "assistant", "content": [{"type": "text", "text": "3"}], "weight": 0.5},
+        ],
+    }
+    example = get("messages").convert(row)
+    assert isinstance(example, Example)
+    assert example.tools == ({"type": "function", "function": {"name": "add"}},)
+    assert example.messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "use add",
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+    }
+    assert example.messages[2]["tool_call_id"] == "c1"
+    assert example.messages[3]["weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "words"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
+        ("messages", {"messages": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),
+        ("messages", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}]}, "without content"),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "not JSON"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": -1}]}, "weight"),
+        ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
+        ("alpaca", {"instruction": "", "output": "x"}, "'instruction' is empty"),
+        ("alpaca", {"instruction": 3, "output": "x"}, "must be a string"),
+        ("question_answer", {"question": "x", "answer": None}, "'answer' is missing"),
+        ("math", {"problem": "x", "solution": "\\boxed{1"}, "never closed"),
+        ("vnhsge", {"Question": "x", "Choice": "AB"}, "letter"),
+        ("prompt_completion", {"prompt": "x", "completion": []}, "both"),
+        ("text", {"text": "  "}, "empty"),
+    ],
+)
+def test_rows_that_do_not_hold_what_they_need(name: str, row: dict[str, Any], words: str):
+    with pytest.raises(RowError, match=words):
+        get(name).convert(row)
+
+
+def test_options():
+    assert get("vnhsge").convert({"Question": "q", "Choice": "A", "Image_Question": "img.png"}) == Filtered("image")
+    assert get("conala").convert({"intent": "a", "snippet": "b", "prob": 0.1}, min_prob=0.5) == Filtered("probability")
+    assert get("magicoder_oss").convert({"lang": "Java", "problem": "a", "solution": "b"}, languages=["python"]) == Filtered("language")
+    thought = get("deepmath").convert({"question": "q", "final_answer": "1", "r1_solution_2": "<think>t</think>a"}, solution=2)
+    assert isinstance(thought, Example)
+    assert thought.messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "t"}
+    context = get("prompt_completion").convert(
+        {
+            "prompt": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
+            "completion": [{"role": "assistant", "content": "c"}],
+        }
+    )
+    assert isinstance(context, Example)
+    assert [m.get("weight", 1) for m in context.messages] == [0, 1, 1]
+
+
+def test_option_names_and_types_are_checked():
+    assert options_of(get("stack_v2"), {"languages": ["Python"], "vendor": True}) == {"languages": ["Python"], "vendor": True}
+    with pytest.raises(ConfigError) as caught:
+        options_of(get("stack_v2"), {"language": "x", "vendor": "maybe"})
+    assert "no such option" in str(caught.value)
+    assert "data.format_options.vendor" in str(caught.value)
+
+
+def rows_of(*values: dict[str, Any]) -> list[Row]:
+    return [Row(value, "x", number) for number, value in enumerate(values, 1)]
+
+
+def test_ambiguous_rows_list_the_candidates():
+    with pytest.raises(DataError, match=r"alpaca, question_answer.*data\.format=alpaca"):
+        detect(rows_of({"instruction": "a", "output": "b", "question": "c", "answer": "d"}), "x")
+
+
+def test_one_clear_row_decides_for_ambiguous_ones():
+    both = {"instruction": "a", "output": "b", "question": "c", "answer": "d"}
+    assert detect(rows_of(both, {"instruction": "a", "output": "b", "question": None}), "x").name == "alpaca"
+
+
+def test_unknown_and_mixed_rows():
+    with pytest.raises(DataError, match="no known format has the fields foo, bar"):
+        detect(rows_of({"foo": 1, "bar": 2, "text": None}), "x")
+    with pytest.raises(DataError, match="row 1 is of format alpaca, row 2 of question_answer"):
+        detect(rows_of({"instruction": "a", "output": "b"}, {"question": "a", "answer": "b"}), "x")
+
+
+def test_preference_rows_are_not_taken_for_conversations():
+    for row in (
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
+        {
+            "prompt": "Hi",
+            "prompt_id": "a1",
+            "chosen": [],
+            "rejected": [],
+            "messages": [{"role": "user", "content": "x"}],
+            "score_chosen": 8.0,
+        },
+        {"instruction": "Sort", "chosen": "sorted(x)", "rejected": "x"},
+    ):
+        with pytest.raises(DataError, match="no known format"):
+            detect(rows_of(row), "x")
+
+
+def test_unknown_format_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean alpaca"):
+        get("alpacca")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("a #### 1,234 \nmore", "1,234"),
+        ("#### 1\n#### 2", "2"),
+        ("\\boxed{\\frac{1}{\\sqrt{2}}} end", "\\frac{1}{\\sqrt{2}}"),
+        ("\\boxed{\\{1\\}}", "\\{1\\}"),
+        ("nothing", None),
+        ("####", None),
+    ],
+)
+def test_final_answers(text: str, answer: str | None):
+    assert final_answer(text) == answer
+
+
+def test_the_last_box_counts():
+    assert boxed("\\boxed{1} and \\fbox{2}") == "2"
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "count"),
+    [
+        ("gsm8k_train.jsonl", "question_answer", 7473),
+        ("gsm8k_test.jsonl", "question_answer", 1319),
+        ("humaneval.jsonl.gz", "humaneval", 164),
+        ("mts_dialog_train.csv", "mts_dialog", 1201),
+        ("mts_dialog_val.csv", "mts_dialog", 100),
+        ("tinyshakespeare.txt", "text", 1),
+    ],
+)
+def test_real_files(file: str, name: str, count: int):
+    rows = [row for row in read_rows(SourceSpec("s", (real(file),))) if isinstance(row, Row)]
+    form = detect(rows[:64], file)
+    examples = [form.convert(row.value) for row in rows]
+    assert (form.name, len(examples)) == (name, count)
+    if name == "question_answer":
+        assert all(isinstance(e, Example) and e.answer for e in examples)
+
+
+def test_every_format_states_what_it_needs():
+    for form in formats().values():
+        assert form.needs
+        assert form.convert.__doc__

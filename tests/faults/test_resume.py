@@ -1,0 +1,115 @@
+"""Runs killed in the middle and continued by the same command, through the real command line."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+STEPS = 16
+COMMAND = [
+    sys.executable, "-m", "posttrain", "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu",
+    "limit=300", "global_batch=8", f"max_steps={STEPS}", "checkpoint.every_steps=3", "validate.every_steps=4", "method.neftune_alpha=5",
+]  # fmt: skip
+
+
+def start(folder, *extra):
+    return subprocess.Popen([*COMMAND, *extra, f"output_dir={folder}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(folder, *extra):
+    process = start(folder, *extra)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def steps_done(folder):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
+def wait_for(folder, process, step):
+    deadline = time.monotonic() + 120
+    while steps_done(folder) < step and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def outcome(folder):
+    return (folder / "metrics.jsonl").read_bytes(), (folder / "artifact" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = run(folder)
+    assert code == 0, output
+    return folder
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_is_never_killed(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    rng = random.Random(0)
+    for after in sorted(rng.sample(range(1, STEPS), 3)):
+        process = start(folder)
+        wait_for(folder, process, after)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, output = run(folder)
+    assert code == 0, output
+    assert outcome(folder) == outcome(undisturbed)
+    assert json.loads((folder / "result.json").read_text())["tokens"] == json.loads((undisturbed / "result.json").read_text())["tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_tells(undisturbed, tmp_path, number, code):
+    folder = tmp_path / "run"
+    process = start(folder)
+    wait_for(folder, process, 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    stopped = json.loads((folder / "result.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert list((folder / "checkpoints").glob(f"step-{stopped['steps']:08d}"))
+    if number == signal.SIGTERM:
+        assert run(folder)[0] == 0
+        assert outcome(folder) == outcome(undisturbed)
+
+
+def test_a_finished_run_says_so(undisturbed):
+    before = outcome(undisturbed)
+    code, output = run(undisturbed)
+    assert code == 0
+    assert "is finished" in output
+    assert outcome(undisturbed) == before
+
+
+def test_another_configuration_in_the_same_folder_is_refused(undisturbed):
+    code, output = run(undisturbed, "optimizer.lr=0.1")
+    assert code == 2
+    assert "optimizer.lr" in output
+    assert "resume=never" in output
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_named(undisturbed, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    content = (newest / "state.ckpt").read_bytes()
+    (newest / "state.ckpt").write_bytes(content[: len(content) // 2])
+    code, output = run(folder)
+    assert code == 2
+    assert str(newest) in output

@@ -1,0 +1,146 @@
+"""Adapters: start at the base, train alone, merge to the same function."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from posttrain.errors import ConfigError
+from posttrain.models.loading import build_model
+from posttrain.models.peft import apply_peft, disabling_restores_base, find_targets, merge, peft_options
+
+KINDS = ["lora", "dora", "rslora", "pissa"]
+
+
+def adapted(conf, kind: str, name: str = "nano", dtype=torch.float32, **overrides):
+    model = conf(name, peft=kind)
+    base = build_model(model, dtype=dtype)
+    return copy.deepcopy(base), apply_peft(base, {**model["peft"], **overrides}, seed=1)
+
+
+def train(model, ids, steps: int = 12) -> list[float]:
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starts_at_the_base_trains_and_merges(conf, ids, logits, kind) -> None:
+    base, model = adapted(conf, kind)
+    torch.testing.assert_close(logits(model, ids), logits(base, ids), atol=3e-6, rtol=1e-5)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    losses = train(model, ids)
+    assert losses[-1] < losses[0] - 1.0
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    want = logits(model, ids)
+    assert (want - logits(base, ids)).abs().max() > 0.1
+    merged = merge(model)
+    assert not [name for name, _ in merged.named_modules() if "lora" in name]
+    torch.testing.assert_close(logits(merged, ids), want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nano_moe", "better_ai_moe_tiny"])
+def test_experts_get_adapters_that_train_and_merge(conf, ids, logits, name) -> None:
+    _, model = adapted(conf, "lora", name)
+    trained = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert any(".experts." in n for n in trained)
+    assert any("shared_expert" in n for n in trained) == (name != "nano_moe")
+    assert not any(".gate." in n for n in trained), "the router must stay as it is"
+    train(model, ids, steps=3)
+    assert all(not torch.equal(p, trained[n]) for n, p in model.named_parameters() if n in trained and "lora_B" in n)
+    want = logits(model, ids)
+    torch.testing.assert_close(logits(merge(model), ids), want, atol=2e-5, rtol=1e-4)
+
+
+def test_scales(conf) -> None:
+    for kind, want in (("lora", 32 / 4), ("rslora", 32 / 2)):
+        _, model = adapted(conf, kind, r=4)
+        layer = model.get_base_model().model.layers[0].self_attn.q_proj
+        assert layer.scaling["default"] == want
+
+
+def test_adapters_are_a_function_of_the_seed_and_float32(conf) -> None:
+    torch.manual_seed(1)
+    _, first = adapted(conf, "lora", dtype=torch.bfloat16)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    _, second = adapted(conf, "lora", dtype=torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == (torch.float32 if one.requires_grad else torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_disabled_adapters_are_the_base_where_we_say_so(conf, ids, logits, kind) -> None:
+    base, model = adapted(conf, kind)
+    with model.disable_adapter():
+        equal = torch.allclose(logits(model, ids), logits(base, ids), atol=1e-6)
+    assert equal == disabling_restores_base({"kind": kind})
+
+
+def test_modules_to_save_train_in_full(conf, ids) -> None:
+    _, model = adapted(conf, "lora", modules_to_save=["norm"])
+    names = [name for name, p in model.named_parameters() if p.requires_grad and "lora" not in name]
+    assert names == ["base_model.model.model.norm.modules_to_save.default.weight"], "not the norms inside attention"
+    before = model.get_parameter(names[0]).clone()
+    train(model, ids, steps=2)
+    assert not torch.equal(model.get_parameter(names[0]), before)
+
+
+def test_listed_targets(conf) -> None:
+    _, model = adapted(conf, "lora", targets=["q_proj", "v_proj"])
+    assert {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad} == {"q_proj", "v_proj"}
+
+
+def test_targets_that_match_nothing_list_what_there_is(conf) -> None:
+    model = conf("nano_moe", peft="lora")
+    wrong = {**model["peft"], "targets": ["qq_proj"], "target_parameters": ["experts.up"], "modules_to_save": ["heads"]}
+    with pytest.raises(ConfigError) as caught:
+        apply_peft(build_model(model, dtype=torch.float32), wrong)
+    targets, parameters, modules = map(str, caught.value.problems)
+    assert "k_proj, lm_head, o_proj, q_proj, v_proj" in targets
+    assert "experts.down_proj, experts.gate_up_proj" in parameters
+    assert "model.peft.modules_to_save" in modules
+
+
+def test_unknown_keys_and_wrong_types_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        peft_options({"kind": "lra", "alfa": 3, "r": "x"})
+    text = str(caught.value)
+    assert "model.peft.kind: Input should be 'lora', 'dora', 'rslora' or 'pissa'" in text
+    assert "did you mean alpha?" in text
+    assert "model.peft.r" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "where"),
+    [
+        ("nano_moe", {"kind": "dora"}, "model.peft.kind"),
+        ("nano_moe", {"kind": "lora", "dropout": 0.1}, "model.peft.dropout"),
+        ("nano", {"kind": "pissa", "quantise": "nf4"}, "model.peft.quantise"),
+    ],
+)
+def test_combinations_that_cannot_be(conf, name, wrong, where) -> None:
+    with pytest.raises(ConfigError, match=where.replace(".", r"\.")):
+        apply_peft(build_model(conf(name), dtype=torch.float32), wrong)
+
+
+def test_the_way_out_that_the_error_names_works(conf) -> None:
+    attention = {"kind": "dora", "targets": ["q_proj", "k_proj", "v_proj", "o_proj"], "dropout": 0.1}
+    model = apply_peft(build_model(conf("better_ai_moe_tiny"), dtype=torch.float32), attention)
+    assert all("self_attn" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+def test_all_linear_of_a_dense_model_is_left_to_peft(conf) -> None:
+    targets = find_targets(peft_options({"kind": "lora"}), build_model(conf("nano"), dtype=torch.float32))
+    assert (targets.modules, targets.parameters, targets.kept) == ("all-linear", [], frozenset())
