@@ -22,7 +22,7 @@ def problems(
 ) -> Iterator[dict[str, str]]:
     """Rows {"question", "answer"}; the answer ends in ``#### N``.
 
-    split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: most digits of a number.
+    split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: of each number.
     train, held_out: rows of each split; where fewer different problems exist, all that are left train. seed: of the choice and the order.
     """
     if unknown := sorted(set(operations) - SYMBOLS.keys()):
@@ -36,22 +36,26 @@ def problems(
 def _choose(operations: Sequence[str], digits: int, held_out: int, train: int, seed: int) -> list[tuple[int, int, str]]:
     """Different problems in a random order, the held-out ones first."""
     random = np.random.default_rng(np.random.SeedSequence([seed, digits]))
-    top = 10**digits
-    count = len(operations) * top * top
+    low = 10 ** (digits - 1) if digits > 1 else 0
+    span = 10**digits - low
+    count = len(operations) * span * span
     codes = random.permutation(count) if count < 10**7 else random.integers(0, count, 4 * (train + held_out))
     found: dict[tuple[int, int, str], None] = {}
     for code in codes.tolist():
-        rest, b = divmod(code, top)
-        which, a = divmod(rest, top)
+        rest, b = divmod(code, span)
+        which, a = divmod(rest, span)
         if operations[which] == "add" or a >= b:
-            found[(a, b, operations[which])] = None
+            found[(low + a, low + b, operations[which])] = None
         if len(found) == train + held_out:
             break
     return list(found)
 
 
 def worked(a: int, b: int, operation: str) -> str:
-    """The steps from the last digit to the first, and the result: ``7+5=12`` writes 2 and carries 1 into the next line."""
+    """The steps from the last digit to the first, and the result.
+
+    A step of a sum is digit + digit + carry; of a difference digit (plus a lent 10) - digit - borrow. Short, for every byte is a token.
+    """
     steps = _sum_steps(a, b) if operation == "add" else _difference_steps(a, b)
     result = a + b if operation == "add" else a - b
     return "\n".join([*steps, f"#### {result}"])
@@ -65,17 +69,15 @@ def _digit_pairs(a: int, b: int) -> Iterator[tuple[int, int]]:
 def _sum_steps(a: int, b: int) -> Iterator[str]:
     carry = 0
     for x, y in _digit_pairs(a, b):
-        total = x + y + carry
-        yield f"{x}+{y}+{carry}={total}, write {total % 10} carry {total // 10}"
-        carry = total // 10
+        yield f"{x}+{y}+{carry}={x + y + carry}"
+        carry = (x + y + carry) // 10
 
 
 def _difference_steps(a: int, b: int) -> Iterator[str]:
     borrow = 0
     for x, y in _digit_pairs(a, b):
         lent = 10 if x - y - borrow < 0 else 0
-        rest = x + lent - y - borrow
-        yield f"{x + lent}-{y}-{borrow}={rest}, write {rest} borrow {lent // 10}"
+        yield f"{x + lent}-{y}-{borrow}={x + lent - y - borrow}"
         borrow = lent // 10
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem
+
+log = logging.getLogger(__name__)
 
 META = "meta.json"
 
@@ -43,11 +47,25 @@ def fetch(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> t
     meta = read_checked(folder)
     if meta is not None:
         return folder, meta, True
-    with FileLock(root / f"{key}.lock"):
+    with _alone(root / f"{key}.lock"):
         meta = read_checked(folder)
         if meta is not None:
             return folder, meta, True
         return folder, _build(root, key, build), False
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.info("another process prepares this data; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _build(root: Path, key: str, build: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:

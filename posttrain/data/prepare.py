@@ -37,6 +37,7 @@ FORMAT_VERSION = 1  # raise it when the same rows and settings give other tokens
 LOOK = 64  # rows that decide a source's format
 SHOWN = 20  # bad rows that an error names
 LISTED = 1000  # lost rows that a report lists
+TOLD = 100_000  # rows between two lines in the log
 EXAMPLES = "examples.arrow"
 
 
@@ -188,6 +189,8 @@ class _Job:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
             for batch in batches:
                 total.add(batch)
+                if total.rows // TOLD > (total.rows - batch.rows) // TOLD:
+                    log.info("%s: %d rows tokenized", spec.name, total.rows)
                 if batch.table.num_rows:
                     writer.write_batch(batch.table)
         if total.bad and self.settings.on_error == "raise":

@@ -17,6 +17,7 @@ from posttrain.errors import DataError, Problem
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
 DOCUMENTS = ("file", "line", "paragraph")
+_HUB_ID = re.compile(r"(?:hf://)?[\w-][\w.-]*/[\w.-]+")
 _GAP = re.compile(r"[\s,]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HINT = "save it as UTF-8, for example: iconv -f LATIN1 -t UTF-8"
@@ -212,3 +213,10 @@ def kind_of(path: Path) -> str | None:
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+
+
+def is_hub_id(place: str) -> bool:
+    """`owner/name` (or `hf://owner/name`) that is neither a path on this machine nor looks like a file."""
+    if place.startswith("hf://"):
+        return True
+    return _HUB_ID.fullmatch(place) is not None and not Path(place).exists() and kind_of(Path(place)) is None and "*" not in place

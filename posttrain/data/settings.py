@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from posttrain.data.readers import DOCUMENTS
+from posttrain.data.readers import DOCUMENTS, is_hub_id
 from posttrain.errors import ConfigError, Problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -87,8 +87,9 @@ def _val_sources(data: Mapping[str, Any]) -> tuple[SourceSpec, ...]:
     shared = _shared(data) | ({"split": data["val_split"]} if data.get("val_split") else {})
     if data.get("val"):
         return (_source({"name": "val", "path": data["val"], **shared}, 0),)
-    if data.get("val_split") and data.get("train"):
-        return (_source({"name": "val", "path": data["train"], **shared}, 0),)
+    train = _source({"name": "val", "path": data.get("train"), **shared}, 0)
+    if data.get("val_split") and train.path and all(map(is_hub_id, train.path)):  # files have no splits
+        return (train,)
     if data.get("generator") and not data.get("sources"):
         return (SourceSpec("val", generator=data["generator"], **(_shared(data) | {"split": "val"})),)
     return ()
@@ -111,7 +112,7 @@ def _bad_sources(data: Mapping[str, Any]) -> list[Problem]:
     if len(given) != 1:
         found = "none of them" if not given else " and ".join(given)
         message = f"one of data.train, data.sources, data.generator is needed, got {found}"
-        return [Problem("data.train", message, "data.train=PATH_OR_HUB_ID")]
+        return [Problem("data.train", message, "your own files: data=files data.train=PATH" if len(given) > 1 else "data.train=PATH_OR_HUB_ID")]
     problems = []
     for key in ("train", "val"):
         if data.get(key) and not _is_paths(data[key]):

@@ -6,20 +6,18 @@ import difflib
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.readers import READERS, kind_of, read_text
+from posttrain.data.readers import READERS, is_hub_id, kind_of, read_text
 from posttrain.data.rows import BadRow, Row, numbered
 from posttrain.data.settings import SourceSpec
 from posttrain.data.streams import COMPRESSIONS, open_binary
 from posttrain.errors import DataError, Problem
 
-_HUB_ID = re.compile(r"(?:hf://)?[\w-][\w.-]*/[\w.-]+")
 _GENERATORS = "posttrain."
 
 
@@ -63,13 +61,6 @@ def read_file(path: Path, *, documents: str = "file") -> Iterator[Row | BadRow]:
 
 def _known_kinds() -> str:
     return ", ".join(READERS) + f", each also with {' or '.join(COMPRESSIONS)}"
-
-
-def is_hub_id(place: str) -> bool:
-    """`owner/name` (or `hf://owner/name`) that is neither a path on this machine nor looks like a file."""
-    if place.startswith("hf://"):
-        return True
-    return _HUB_ID.fullmatch(place) is not None and not Path(place).exists() and kind_of(Path(place)) is None and "*" not in place
 
 
 def find_files(place: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray,
         verbose=False,
     )
     pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
-    return [(np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2)) for ids, offsets in pairs]
+    return [(np.asarray(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)) for ids, offsets in pairs]
 
 
 def _weighted(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray, sequence: Rendered) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,7 @@ class Part:
         with pa.memory_map(str(path)) as source:
             self._table = pa.ipc.open_stream(source).read_all()
         sizes = [len(chunk) for chunk in self._table.column("ids").chunks]
+        self._views: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._ends = np.cumsum(sizes) if sizes else np.zeros(0, np.int64)
 
     def __reduce__(self) -> tuple[type[Part], tuple[Path]]:
@@ -72,13 +73,15 @@ class Part:
         """One example; its arrays are the caller's own."""
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (int(self._ends[chunk - 1]) if chunk else 0)
-        ids, runs, values, lengths, parents = (self._list(name, chunk, place) for name in SCHEMA.names[:5])
+        ids, runs, values, lengths, parents = (data[ends[place] : ends[place + 1]] for ends, data in self._lists(chunk))
         return TokenizedExample(ids.copy(), np.repeat(values, runs), lengths.copy(), parents.copy())
 
-    def _list(self, column: str, chunk: int, place: int) -> np.ndarray:
-        array = self._table.column(column).chunk(chunk)
-        start, end = array.offsets[place].as_py(), array.offsets[place + 1].as_py()
-        return np.asarray(array.values[start:end].to_numpy())
+    def _lists(self, chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Offsets and values of the list columns in one chunk: views of the mapped file."""
+        if chunk not in self._views:
+            arrays = [self._table.column(name).chunk(chunk) for name in SCHEMA.names[:5]]
+            self._views[chunk] = [(array.offsets.to_numpy(), array.values.to_numpy()) for array in arrays]
+        return self._views[chunk]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def exact_match(
     """Greedy answers of the model to `checkables` (of this rank), checked against the expected ones. See `greedy` for the arguments."""
     prompts = [c.prompt_ids for c in checkables]
     tokens = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids)
-    texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+    texts = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
     return ExactMatch(tuple(check(c, text) for c, text in zip(checkables, texts, strict=True)))
 
 

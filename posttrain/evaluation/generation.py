@@ -43,12 +43,12 @@ def greedy(
     """
     empty = [index for index, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
-        raise DataError(Problem(f"prompt {empty[0]}", "has no tokens, so nothing can follow it", "check the chat template with `posttrain data`"))
+        raise DataError(
+            Problem(f"prompt {empty[0]}", "has no tokens, so nothing can follow it", "check the chat template with `posttrain data`")
+        )
     ends = list(stop_tokens(model, tokenizer) if stop_ids is None else stop_ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=pad
-    )
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=pad)
     answers: list[list[int]] = [[] for _ in prompts]
     with decoding_mode(model):
         for batch in _batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
@@ -87,11 +87,11 @@ def decoding_mode(model: nn.Module) -> Iterator[None]:
             if plain_attention(core) != name:
                 core.set_attn_implementation(plain_attention(core))
         for owner, _ in owners:
-            owner.generation_config = GenerationConfig()
+            vars(owner)["generation_config"] = GenerationConfig()
         yield
     finally:
         for owner, config in owners:
-            owner.generation_config = config
+            vars(owner)["generation_config"] = config
         for core, name in attention:
             core.set_attn_implementation(name)
         for module, mode in training.items():

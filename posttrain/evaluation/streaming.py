@@ -61,9 +61,7 @@ class Answerer:
         ids = torch.tensor([list(prompt)], device=self.model.device)
         try:
             with decoding_mode(self.model), torch.no_grad():
-                self.model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self.config, streamer=streamer
-                )  # type: ignore[operator]
+                self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self.config, streamer=streamer)  # type: ignore[operator]
         except KeyboardInterrupt:
             streamer.end()
         return streamer.text

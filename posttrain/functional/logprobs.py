@@ -159,8 +159,7 @@ class _HeadStats(torch.autograd.Function):
             part = slice(start, min(start + ctx.rows, h.shape[0]))
             upstream = rows_of(g_logps, part), rows_of(g_lse, part), rows_of(g_entropy, part), rows_of(g_mean, part)
             if last_probs is not None and part.stop == h.shape[0]:
-                # A copy: the graph may be walked again (retain_graph).
-                probs, slope, tilt = last_probs.clone(), None, None
+                probs, slope, tilt = last_probs, None, None
             else:
                 logits, slope = _raw_logits(h[part], w, bias, ctx.head)
                 probs, tilt = _probabilities(logits, lse[part, None], entropy[part, None], upstream[2])
@@ -201,7 +200,7 @@ def _probabilities(logits: Tensor, lse: Tensor, entropy: Tensor, g_entropy: Tens
 
 
 def _logit_grad(probs: Tensor, tilt: Tensor | None, target: Tensor, upstream: Upstream) -> Tensor:
-    """Gradient with respect to the final logits, [n, V]; overwrites `probs`. upstream: of logps, lse, entropy and mean_logps, [n, 1].
+    """Gradient with respect to the final logits, [n, V]. upstream: of logps, lse, entropy and mean_logps, [n, 1].
 
     d logp_t = 1[v=t] - p; d lse = p; d mean_logp = 1/V - p; d entropy = -p (log p + entropy).
     """
@@ -210,7 +209,7 @@ def _logit_grad(probs: Tensor, tilt: Tensor | None, target: Tensor, upstream: Up
     for g, sign in ((g_lse, 1.0), (g_logps, -1.0), (g_mean, -1.0)):
         if g is not None:
             coefficient = coefficient + sign * g
-    d = probs.mul_(coefficient if tilt is None else coefficient - tilt)
+    d = probs * (coefficient if tilt is None else coefficient - tilt)  # not in place: a graph may be walked twice
     if g_mean is not None:
         d += g_mean / probs.shape[1]
     if g_logps is not None:

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.models.hub import hub_errors, is_local, source_options
+from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
 
 # Decided elsewhere; as an architecture field they would be silently overruled.
 DECIDED_ELSEWHERE = {"dtype": "precision", "torch_dtype": "precision", "attn_implementation": "model.attention"}
@@ -80,4 +80,4 @@ def model_config(model: Mapping[str, Any]) -> PreTrainedConfig:
         raise ConfigError(Problem("model.path", "is needed for pretrained weights", "model.path=DIR_OR_HUB_ID, or model.weights=random"))
     options = source_options(path, model.get("revision"))
     with hub_errors(path):
-        return AutoConfig.from_pretrained(path, trust_remote_code=bool(model.get("trust_remote_code")), **options)
+        return AutoConfig.from_pretrained(local_or_id(path), trust_remote_code=bool(model.get("trust_remote_code")), **options)

@@ -13,27 +13,21 @@ adds the adapter. Plain transformers adds it to the unrounded base: close, not e
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.core_model_loading import revert_weight_conversion
 
+from posttrain.models.artifact_weights import State, write_full
 from posttrain.models.integrity import FORMAT, RECORD_FILE, checksums, verify, weight_files
-from posttrain.models.peft import adapter_config, base_model, merge
-from posttrain.models.quantisation import quantisation_of
 
-State = Mapping[str, torch.Tensor]
-ADAPTER_FOLDER = "adapter"
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -52,10 +46,6 @@ class ArtifactRecord:
     metrics: Mapping[str, float]
     versions: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
-
-
-class CorruptArtifactError(RuntimeError):
-    """What lies on disk after writing is not what the model holds."""
 
 
 def save_artifact(
@@ -77,9 +67,9 @@ def save_artifact(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        form = _write_weights(model, draft, state)
+        about = _write_weights(model, draft, state)
         tokenizer.save_pretrained(draft)
-        _write_record(draft, form, record, model)
+        _write_record(draft, about, record)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -94,72 +84,17 @@ def load_artifact(folder: Path) -> dict[str, Any]:
     return {"name": "hf", "path": str(folder), "weights": "pretrained", "revision": None, "tokenizer": None}
 
 
-def base_source(model: PreTrainedModel) -> str | None:
-    """Hub id or folder that holds the model's base weights as they are, or None: `loading` empties the name when they were changed."""
-    return model.config.name_or_path or None
+def _write_weights(model: PreTrainedModel | PeftModel, draft: Path, state: State | None) -> dict[str, Any]:
+    if isinstance(model, PreTrainedModel):
+        write_full(model, draft, state)
+        return {"form": "full", "base": None, "quantised": None}
+    from posttrain.models.adapter_artifact import write_adapted  # peft takes seconds to import
+
+    return write_adapted(model, draft, state)
 
 
-def _write_weights(model: PreTrainedModel | PeftModel, draft: Path, state: State | None) -> str:
-    if not isinstance(model, PeftModel):
-        _write_full(model, draft, state)
-        return "full"
-    if base_source(base_model(model)) is not None and _plain_transformers_loads(model):
-        _write_adapter(model, draft, state)
-        base_model(model).generation_config.save_pretrained(draft)
-        return "adapter"
-    if state is not None:
-        raise ValueError("adapters whose base lies nowhere must be gathered into an unsharded model before saving")
-    _write_adapter(model, draft / ADAPTER_FOLDER, None)
-    _write_full(merge(copy.deepcopy(model)), draft, None)
-    return "merged"
-
-
-def _plain_transformers_loads(model: PeftModel) -> bool:
-    config = adapter_config(model)
-    return not config.use_dora and not config.modules_to_save
-
-
-def _write_full(model: PreTrainedModel, draft: Path, state: State | None) -> None:
-    weights = model.state_dict() if state is None else state
-    model.save_pretrained(draft, state_dict=dict(weights))
-    _compare(draft, revert_weight_conversion(model, dict(weights)))
-
-
-def _write_adapter(model: PeftModel, draft: Path, state: State | None) -> None:
-    weights = None if state is None else dict(state)
-    model.save_pretrained(str(draft), save_embedding_layers=False, state_dict=weights)
-    (draft / "README.md").unlink()  # peft's unfilled template of a model card
-    _compare(draft, get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False))
-
-
-def _compare(draft: Path, expected: State) -> None:
-    """Read every tensor back: each must equal the live one bit for bit, and only tied weights may be left out."""
-    written: set[int] = set()
-    for file in sorted(draft.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name not in expected or not _same(tensors.get_tensor(name), expected[name]):
-                    raise CorruptArtifactError(f"{file.name}: {name} read back differs from the model's")
-                written.add(expected[name].data_ptr())
-    lost = [name for name, tensor in expected.items() if tensor.data_ptr() not in written]
-    if lost:
-        raise CorruptArtifactError(f"weights that were not written: {', '.join(lost[:5])}")
-
-
-def _same(stored: torch.Tensor, live: torch.Tensor) -> bool:
-    live = live.detach().cpu()
-    return stored.dtype == live.dtype and stored.shape == live.shape and bool(torch.equal(stored, live))
-
-
-def _write_record(draft: Path, form: str, record: ArtifactRecord, model: PreTrainedModel | PeftModel) -> None:
-    content = {
-        "format": FORMAT,
-        "form": form,
-        "base": base_source(base_model(model)) if isinstance(model, PeftModel) else None,
-        "quantised": quantisation_of(base_model(model)) if isinstance(model, PeftModel) else None,
-        **asdict(record),
-        "files": checksums(draft, weight_files(draft)),
-    }
+def _write_record(draft: Path, about: Mapping[str, Any], record: ArtifactRecord) -> None:
+    content = {"format": FORMAT, **about, **asdict(record), "files": checksums(draft, weight_files(draft))}
     (draft / RECORD_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

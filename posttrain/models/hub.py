@@ -28,6 +28,11 @@ def is_local(path: str | None) -> bool:
     return path is not None and Path(path).expanduser().is_dir()
 
 
+def local_or_id(path: str) -> str:
+    """`path` as the libraries take it: a folder with the home folder spelt out, a hub id as it is."""
+    return str(Path(path).expanduser()) if is_local(path) else path
+
+
 @cache
 def hub_reachable() -> bool:
     """One quick request to the hub, so that a machine without network fails in seconds and not after minutes of retries."""

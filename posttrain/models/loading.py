@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.architectures import model_config
-from posttrain.models.hub import hub_errors, is_local, source_options
+from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
 from posttrain.models.integrity import has_record, verify
 from posttrain.models.quantisation import dequantise, quantise
 
@@ -72,7 +71,7 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
         verify(Path(path).expanduser())
     with hub_errors(path), _weight_errors(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+            local_or_id(path),
             dtype=dtype,
             weights_only=True,
             trust_remote_code=bool(model.get("trust_remote_code")),
@@ -107,6 +106,8 @@ def _weight_errors(path: str) -> Iterator[None]:
 
 def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights."""
+    from peft import PeftModel  # takes seconds to import
+
     folder = Path(model["path"]).expanduser()
     record = verify(folder) if has_record(folder) else {}
     base = _pretrained_model(base_of_adapter(model, folder), dtype)

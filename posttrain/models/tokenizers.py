@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.models.hub import hub_errors, is_local, source_options
+from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _base_tokenizer(model: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     revision = model.get("revision") if key == "model.path" else None
     options = source_options(source, revision, key=key)
     with hub_errors(source, key=key):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=bool(model.get("trust_remote_code")), **options)
+        return AutoTokenizer.from_pretrained(local_or_id(source), trust_remote_code=bool(model.get("trust_remote_code")), **options)
 
 
 def read_template(value: str) -> str:

@@ -4,7 +4,8 @@ Finding (`final_answer`), the first rule that applies: the last closed ``\boxed{
 the words after the last "answer is" / "answer:"; the last number of the text.
 
 Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had for almost nothing:
-- Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``; ``0.333 != 1/3``.
+- Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``;
+  ``0.333 != 1/3``.
 - Dropped before comparing: the outer ``$...$``, ``\(...\)``, ``\[...\]`` and ``**``, one trailing period, ``$``, ``%`` and degree signs
   (so ``50% == 50`` and ``50% != 0.5``), LaTeX spacing and ``\text{}`` wrappers, the parentheses of a lone choice letter.
 - Units and words stay: ``42 apples != 42``. Everything that is not a number is text, compared without case and without spaces around
@@ -20,6 +21,8 @@ from fractions import Fraction
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
 _FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
 _PHRASE = re.compile(r"answer(?:\*\*)? ?(?:is|:)(?:\*\*)?[ :]?", re.IGNORECASE)
+# English "answer is", Vietnamese "chon" (choose) and "dap an (dung) la" (the (right) answer is)
+_PICKS = r"(?:answer|ch\u1ecdn|\u0111\u00e1p \u00e1n(?: \u0111\u00fang)?)(?:\*\*)?(?: is| l\u00e0)?:?(?:\*\*)?"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _DECIMAL = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
@@ -58,8 +61,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     boxed = _boxed(text)
     if boxed is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(boxed))):
         return match[1].upper()
-    phrase = rf"(?:answer|ch\u1ecdn|\u0111\u00e1p \u00e1n(?: \u0111\u00fang)?)(?:\*\*)?(?: is| l\u00e0)?:?(?:\*\*)? ?(?:option |choice )?[(*]{{0,3}}{group}(?!\w)"
-    if matches := re.findall(phrase, text, flags=re.IGNORECASE):
+    if matches := re.findall(rf"{_PICKS} ?(?:option |choice )?[(*]{{0,3}}{group}(?!\w)", text, flags=re.IGNORECASE):
         return matches[-1].upper()
     if match := re.match(rf"[(*]{{0,3}}{group}(?:[.):*]|\s*$)", text.lstrip()):
         return match[1].upper()
@@ -102,7 +104,7 @@ def _after_phrase(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``; a minus between two numbers is a subtraction, not a sign."""
+    r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``. A minus between two numbers subtracts, it is no sign."""
     text = text.translate(_MINUS)
     last: re.Match[str] | None = None
     for pattern in (_NUMBER, _FRACTION):

@@ -30,7 +30,9 @@ def bind(args: Mapping[str, Any], known: Mapping[str, Parameter], *, command: st
 
     Raises ConfigError with every unknown name, wrong type and missing argument.
     """
-    problems = [Problem(f"{name}={args[name]}", f"{command} has no argument {name}", hint(name, known)) for name in args if name not in known]
+    problems = [
+        Problem(f"{name}={args[name]}", f"{command} has no argument {name}", hint(name, known)) for name in args if name not in known
+    ]
     bound: dict[str, Any] = {}
     for name, parameter in known.items():
         if name not in args:
@@ -60,8 +62,9 @@ def _read(value: Any, parameter: Parameter) -> Any:
         if fits(value, parameter.annotation):
             return value
     # `data=2024` or `tasks=gsm8k`: a number where a text, and a text where a list of them is meant.
-    candidates = [text for text in (str(value), [str(value)]) if not isinstance(value, list | dict | bool | None) and fits(text, parameter.annotation)]
-    return candidates[0] if candidates else value
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return next((text for text in (str(value), [str(value)]) if fits(text, parameter.annotation)), value)
+    return value
 
 
 def find_artifact(run: str) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
+from posttrain.runs.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from posttrain.evaluation.streaming import Answerer
@@ -63,6 +64,7 @@ def chat(
     del web  # main refused it
     _check_ranges(max_new_tokens, temperature, top_p)
     folder = find_artifact(run)
+    quiet_libraries()
     from posttrain.evaluation.streaming import Answerer
     from posttrain.runs.loaded import load
 

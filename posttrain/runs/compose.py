@@ -220,7 +220,9 @@ def _unknown(value: Value, plain: dict[str, Any], groups: Sequence[str]) -> Prob
     near = suggest.nearest(value.key, [*known, *groups])
     siblings = [key for key in known if key.rpartition(".")[0] == parent]
     if near is None and not siblings and parent in known:
-        return Problem(value.text, f"{parent} has no keys", f"posttrain list {group}" if group in groups else "")
+        above = parent.rpartition(".")[0]
+        beside = [key for key in known if key.rpartition(".")[0] == above]
+        return Problem(value.text, f"{parent} has no keys", suggest.hint(value.key, beside))
     return Problem(value.text, f"there is no key '{value.key}'", f"did you mean {near}?" if near else suggest.hint(value.key, siblings))
 
 

@@ -16,6 +16,7 @@ from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.eval_tracking import log_to_run
 from posttrain.runs.files import prepare_folder, write_atomic
 from posttrain.runs.options import config_dir, options
+from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.records import encode, versions
 from posttrain.runs.signatures import Parameter
 
@@ -58,6 +59,7 @@ def read_arguments(args: Mapping[str, Any]) -> tuple[Suite, dict[str, Any]]:
 
 def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device: str | None = None) -> SuiteResult:
     """Load the artifact in `folder` and run one suite on it."""
+    quiet_libraries()
     from posttrain.runs.loaded import load
 
     module, _, name = suite.target.rpartition(".")

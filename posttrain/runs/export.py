@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.files import prepare_folder, writing
+from posttrain.runs.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ def export(*, run: str, to: str, merge: bool = False) -> Path:
     target = Path(to).expanduser().absolute()
     _check_target(target, to)
     folder = find_artifact(run)
+    quiet_libraries()
     draft = target.with_name(f".{target.name}.writing")
     shutil.rmtree(draft, ignore_errors=True)
     prepare_folder(draft, key="to", need_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
@@ -69,7 +71,9 @@ def _check_target(target: Path, to: str) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(Problem(f"to={to}", "is a file, expected a new folder"))
     if target.is_dir() and any(target.iterdir()):
-        raise ConfigError(Problem(f"to={to}", "the folder is not empty, and nothing in it is overwritten", "give a new folder, or empty it"))
+        raise ConfigError(
+            Problem(f"to={to}", "the folder is not empty, and nothing in it is overwritten", "give a new folder, or empty it")
+        )
 
 
 def _write(folder: Path, draft: Path, *, merge: bool) -> tuple[torch.Tensor, bool]:

@@ -45,10 +45,16 @@ class Measures:
             return {}
         chosen = spread(self.prepared.val_checkable, wanted["examples"])
         mine = chosen[self.ranks.rank :: self.ranks.world]
-        found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=wanted["max_new_tokens"])
+        longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
+        found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found))
         self.samples = whole.rows
         return {"eval/exact_match": whole.accuracy}
+
+    def _longest_answer(self, indices: Sequence[int]) -> int:
+        """Half as much again as the longest reference answer: room to be wordy, none to ramble to the end of the context."""
+        assert self.prepared.val is not None
+        return int(1.5 * float(self.prepared.val.targets[list(indices)].max())) + 8
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

@@ -37,24 +37,6 @@ def has_an_end(config: Config) -> Iterator[Problem]:
         yield Problem("max_steps", "neither max_steps nor epochs says when to stop", "set max_steps=1000 or epochs=1")
 
 
-def example_fits_micro_batch(config: Config) -> Iterator[Problem]:
-    """The longest example must fit into one micro-batch."""
-    length, tokens = config["max_length"], config["max_tokens"]
-    if length > tokens:
-        yield Problem("max_length", f"{length} is more than max_tokens={tokens}", f"set max_tokens={length} or max_length={tokens}")
-
-
-def checkpoints_happen(config: Config) -> Iterator[Problem]:
-    """Keeping the best checkpoint needs a validation to compare them by."""
-    checkpoint, validate = config["checkpoint"], config["validate"]
-    if checkpoint["keep_best"] > 0 and validate["every_steps"] is None and not validate["at_end"] and not validate["at_start"]:
-        yield Problem(
-            "checkpoint.keep_best",
-            "no validation ever runs, so no checkpoint is best",
-            "set validate.every_steps=N or checkpoint.keep_best=0",
-        )
-
-
 def weights_exist(config: Config) -> Iterator[Problem]:
     """Pretrained weights need a place they come from, random ones an architecture; a folder that is named must exist."""
     model = config["model"]
@@ -219,8 +201,6 @@ def loss_fits_method(config: Config) -> Iterator[Problem]:
 
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
-    Rule(example_fits_micro_batch, ("max_length", "max_tokens")),
-    Rule(checkpoints_happen, ("checkpoint", "validate")),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_fits, ("hardware",)),

@@ -126,7 +126,7 @@ class ExactMatch(Group):
     """Greedy answers compared with the checkable answers of the validation set."""
 
     examples: Count = 200
-    max_new_tokens: Count = 256
+    max_new_tokens: Count | None = Field(None, description="null = half as much again as the longest reference answer")
     before: bool = True
     after: bool = True
 

@@ -54,8 +54,8 @@ def run_sweep(call: Call) -> int:
         ConfigError: with the problems of all jobs; nothing was started then.
     """
     folders = options.search_path(call.config_dirs)
-    parsed = parse(call.arguments, options.groups(folders))
-    task = [line for line in call.arguments if line not in parsed.hydra]
+    parsed = parse(call.overrides, options.groups(folders))
+    task = [line for line in call.overrides if line not in parsed.hydra]
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = _master(parsed.hydra, _common(combinations), folders)
     jobs = _checked_jobs(
@@ -64,7 +64,7 @@ def run_sweep(call: Call) -> int:
         Path(master.hydra.sweep.dir).absolute(),
         rules.HERE if master.hydra.launcher._target_ == LOCAL else rules.ELSEWHERE,
     )
-    codes = _tracked(jobs, call.arguments, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
+    codes = _tracked(jobs, call.overrides, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
     report.console().print(summary(jobs, codes))
     return max(codes)
 

@@ -119,7 +119,7 @@ def validate(config: dict[str, Any], *, allow: Collection[str] = ()) -> list[Pro
 
 
 def _node(value: dict[str, Any], signature: Signature, path: str, allow: Collection[str]) -> Iterator[Problem]:
-    free = (*RESERVED, "name") if "_target_" in value else ()
+    free = () if "_target_" not in value else RESERVED if "." in path else (*RESERVED, "name")  # a group's option has a name
     for key, item in value.items():
         if key in signature.parameters:
             yield from _value(item, signature.parameters[key], join(path, key), allow)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from posttrain.data.settings import KEYS
 from posttrain.errors import ConfigError
 from posttrain.runs import machine, options
 from posttrain.runs.check import check, compose_and_check
 from posttrain.runs.compose import compose
 from posttrain.runs.rules import PLAN
+from posttrain.runs.schema import Data
 
 BUILTIN = options.search_path()
 EXPERIMENTS = [option.name for option in options.options(BUILTIN, "experiment")]
@@ -58,6 +60,10 @@ def test_every_option_has_a_description(group: str) -> None:
 def test_strategies_that_are_not_there_are_refused_but_planned() -> None:
     assert where(["hardware=2xcpu_zero3"]) == {"hardware.strategy"}
     assert compose_and_check(["hardware=2xcpu_zero3"], rules=PLAN)["hardware"]["strategy"] == "zero3"
+
+
+def test_schema_of_data_is_what_the_data_code_reads() -> None:
+    assert set(Data.model_fields) == set(KEYS)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ CASES = {
     "out of bounds": (["global_batch=0"], ["global_batch: expected an integer >= 1, got 0"]),
     "not a choice": (["precision=bf17"], ["expected one of float32, bf16, bf16_true, got 'bf17' (did you mean bf16?)"]),
     "key of another level": (["lr=1e-4"], ["did you mean optimizer.lr?"]),
-    "key of a loss without keys": (["method.loss.betta=1"], ["method.loss has no keys"]),
+    "key of a loss without keys": (["method.loss.betta=1"], ["method.loss has no keys", "method.label_smoothing"]),
     "key of a target": (["optimizer.weight_decy=0"], ["did you mean optimizer.weight_decay?"]),
     "runtime input": (["+optimizer.params=1"], ["optimizer.params: is given by the run and cannot be configured"]),
     "key of a group that is not chosen": (["model.peft.r=8"], ["model.peft is null", "posttrain list model/peft"]),
@@ -46,7 +46,6 @@ CASES = {
     "module behind a module": (["optimizer._target_=posttrain.runs.job.subprocess.run"], ["there is no function or class"]),
     "loss of another kind": (["method.loss._target_=posttrain.functional.supervised.z_loss"], ["takes (lse, weight, denominator)"]),
     "no end": (["max_steps=null", "epochs=null"], ["neither max_steps nor epochs"]),
-    "example longer than a micro-batch": (["max_length=9000"], ["max_length: 9000 is more than max_tokens=8192"]),
     "resume": (["resume=atuo"], ["resume: expected auto, never or an existing checkpoint, got 'atuo' (did you mean auto?)"]),
     "weights without a place": (["model=hf"], ["model.path"]),
     "interpolation": (["seed=${sead}"], ["seed: cannot be resolved"]),
@@ -94,6 +93,24 @@ def test_output_dir_that_is_a_file(posttrain: Callable[..., Any], tmp_path: Path
     (tmp_path / "taken").write_text("")
     assert_user_error(posttrain("output_dir=taken"), "taken is a file, not a folder")
     assert_user_error(posttrain("output_dir=taken/below"), "taken is a file, not a folder")
+
+
+GOOD_ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+BAD_DATA = {
+    "broken line": (GOOD_ROW + '\n{"messages": [\n', "bad.jsonl:2: broken JSON"),
+    "empty": ("", "bad.jsonl: the data set is empty"),
+    "no assistant turn": ('{"messages": [{"role": "user", "content": "a"}]}\n', "bad.jsonl:1: has no assistant turn"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data(posttrain: Callable[..., Any], tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    outcome = posttrain("data=files", "data.train=bad.jsonl", "tracking=none", "output_dir=run")
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_misspelt_data_file_names_its_neighbour(posttrain: Callable[..., Any], tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ def test_the_steps_are_true_and_lead_to_the_result(a: int, b: int):
     for text, result in ((worked(a, b, "add"), a + b), (worked(high, low, "subtract"), high - low)):
         *steps, last = text.splitlines()
         assert last == f"#### {result}"
-        digits = ""
+        digits, left_over = "", 0
         for step in steps:
-            left, right, written, carried = re.fullmatch(r"([\d+-]+)=(\d+), write (\d) (?:carry|borrow) (\d)", step).groups()  # type: ignore[union-attr]
-            numbers = [int(n) for n in re.findall(r"\d+", left)]
-            assert int(right) == (sum(numbers) if "+" in left else numbers[0] - numbers[1] - numbers[2])
-            digits = written + digits
-        assert int((carried if "+" in left else "") + digits) == result
+            numbers, right = [int(n) for n in re.findall(r"\d+", step.split("=")[0])], int(step.split("=")[1])
+            assert numbers[2] == left_over
+            assert right == (sum(numbers) if "+" in step else numbers[0] - numbers[1] - numbers[2])
+            left_over = (right if "+" in step else numbers[0]) // 10
+            digits = str(right % 10) + digits
+        assert int(f"{left_over}{digits}") == result
 
 
 def test_splits_are_disjoint_and_follow_the_seed():
@@ -40,6 +41,7 @@ def test_digits_and_operations():
     rows = list(problems("train", digits=1, operations=("add",), held_out=10))
     assert len(rows) == 90
     assert all(re.fullmatch(r"\d\+\d=\?", row["question"]) for row in rows)
+    assert all(re.fullmatch(r"[1-9]\d[+-][1-9]\d=\?", row["question"]) for row in problems("train", train=2000))
     assert len(list(problems("train", digits=4, train=500, held_out=10))) == 500
     assert not any("-" in row["question"] and eval(row["question"][:-2]) < 0 for row in problems("train", train=2000))
     with pytest.raises(ConfigError, match="divide"):

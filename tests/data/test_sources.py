@@ -273,5 +273,13 @@ def test_settings_name_every_problem_at_once():
         assert words in text
     with pytest.raises(ConfigError, match="one of data.train, data.sources, data.generator"):
         read_settings({"name": "x"})
-    with pytest.raises(ConfigError, match="got train and generator"):
+    with pytest.raises(ConfigError, match=r"got train and generator.*data=files"):
         read_settings({"name": "x", "train": "a", "generator": {"_target_": "posttrain.data.arithmetic.problems"}})
+
+
+def test_a_hub_split_validates_a_hub_data_set_and_not_a_file(tmp_path: Path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("{}")
+    (val,) = read_settings({"name": "x", "train": "owner/name", "val_split": "test"}).val
+    assert (val.path, val.split) == (("owner/name",), "test")
+    assert read_settings({"name": "x", "train": str(path), "val_split": "test"}).val == ()

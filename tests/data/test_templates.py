@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import trl
 from data_helpers import BARE, BOS, CHATML, END, EOS, OPEN_THOUGHT, START, TAGGED, THINKING, TOOLS, byte_level
 
+from posttrain.data.chat import Chat
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Span, span_weights
-from posttrain.data.templates import Chat, encode_example, render_example
+from posttrain.data.templates import encode_example, render_example
 from posttrain.data.tree import tree_of
 from posttrain.errors import ConfigError
 from posttrain.types import Example
@@ -176,7 +180,7 @@ def test_tools_and_calls_are_written_or_refused():
     tokenizer = byte_level(TOOLS)
     ids, weights = encode_example(tokenizer, example)[0]
     assert tokenizer.decode(ids[weights > 0]) == '<call>add({"a": 1})<|im_end|>3<|im_end|>'
-    with pytest.raises(RowError, match="leaves out the tools add"):
+    with pytest.raises(RowError, match="leaves out the tool add"):
         encode_example(byte_level(CHATML), example)
 
 
@@ -195,3 +199,69 @@ def test_span_weights_count_tokens_that_overlap_and_not_trimmed_spaces():
     offsets = np.array([[0, 2], [2, 3], [3, 3], [4, 6], [6, 7], [7, 7]])  # the third and the last were trimmed to nothing
     assert span_weights(offsets, [Span(3, 7, 1.0)]).tolist() == [0, 0, 0, 1, 1, 0]
     assert span_weights(offsets, [Span(1, 2, 2.0)]).tolist() == [2, 0, 0, 0, 0, 0]
+
+
+def test_a_template_that_leaves_something_out_is_refused():
+    parts = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    with pytest.raises(RowError, match=r"leaves out message 1 \(user\), message 3 \(user\)"):
+        encode_example(byte_level(parts), TWO_TURNS)
+    with pytest.raises(RowError, match="leaves out of assistant turn 2: its content"):
+        encode_example(byte_level(CHATML.replace("{{ m.content }}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}")), TWO_TURNS)
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    with pytest.raises(RowError, match="leaves out of assistant turn 2: the call of add"):
+        encode_example(byte_level(CHATML), Example(messages=(user("Hi"), assistant("", tool_calls=[call]))))
+
+
+def test_what_closes_the_whole_conversation_does_not_make_it_a_rewriting_template():
+    template = CHATML.replace("{% if add", "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}{% if add")
+    sequences = encode_example(byte_level(template), TWO_TURNS)
+    assert len(sequences) == 1
+    ids, weights = sequences[0]
+    assert ids[weights > 0].tolist() == [*b("Yo"), END, *b("No"), END, 10, EOS]
+
+
+def test_arguments_are_text_for_a_template_that_joins_them():
+    template = TOOLS.replace("c.function.arguments | tojson", "'' + c.function.arguments")
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    tokenizer = byte_level(template)
+    ids, weights = encode_example(tokenizer, Example(messages=(user("1+2"), assistant("", tool_calls=[call]))))[0]
+    assert tokenizer.decode(ids[weights > 0]) == '<call>add({"a": 1})<|im_end|>'
+
+
+def test_a_thought_in_the_content_is_reasoning_for_a_template_that_knows_reasoning():
+    tokenizer = byte_level(THINKING)
+    inline, apart = (
+        Example(messages=(user("Hi"), message))
+        for message in (assistant("<think>\nhm\n</think>\n\nYo"), assistant("Yo", reasoning_content="hm"))
+    )
+    assert encode_example(tokenizer, inline)[0][0].tolist() == encode_example(tokenizer, apart)[0][0].tolist()
+
+
+TRL = Path(trl.__file__).parent / "chat_templates"
+SPECIALS = ["<end_of_turn>", "<start_of_turn>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|END_OF_TURN_TOKEN|>"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3_vl", "qwen3_instruct_2507", "llama3", "gemma", "gemma3", "lfm2", "cohere"])
+def test_published_templates_train_what_their_hand_tagged_versions_mark(name: str):
+    """Oracle: TRL's versions of these templates with {% generation %} tags, through transformers' own mask."""
+    plain, tagged = (byte_level((TRL / f"{name}{ending}.jinja").read_text()) for ending in ("", "_training"))
+    for tokenizer in (plain, tagged):
+        tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
+    out = tagged.apply_chat_template(list(TWO_TURNS.messages), return_assistant_tokens_mask=True)
+    expected = tagged.decode([i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m])
+    ids, weights = encode_example(plain, TWO_TURNS)[0]
+    assert plain.decode(ids[weights > 0]) == expected.replace("\n", "").replace("<|im_start|>assistant", "")
+    assert ids.tolist() == out["input_ids"][: len(ids)]
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3_6", "deepseek_r1_distill", "gptoss", "glm4moe", "lfm2_2_5", "nemotron_3_nano", "qwen3_8", "gemma4_v5"]
+)
+def test_published_thinking_templates_train_every_thought_and_answer(name: str):
+    tokenizer = byte_level((TRL / f"{name}.jinja").read_text())
+    example = Example(messages=(user("a"), assistant("Yo", reasoning_content="R1"), user("c"), assistant("No", reasoning_content="R2")))
+    trained = "".join(tokenizer.decode(ids[weights > 0]) for ids, weights in encode_example(tokenizer, example))
+    assert [trained.count(piece) for piece in ("R1", "Yo", "R2", "No")] == [1, 1, 1, 1]
+    context = "".join(tokenizer.decode(ids[weights == 0]) for ids, weights in encode_example(tokenizer, example))
+    assert "R2" not in context
+    assert "No" not in context

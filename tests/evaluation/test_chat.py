@@ -172,7 +172,9 @@ def test_wrong_arguments(run_dir: Path, args: dict[str, object], message: str) -
         main({"run": str(run_dir), **args})
 
 
-def test_a_model_without_a_template_continues_text(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_model_without_a_template_continues_text(
+    random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     import copy
 
     plain = copy.deepcopy(tokenizer)

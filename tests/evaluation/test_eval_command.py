@@ -15,7 +15,7 @@ import pytest
 from posttrain.errors import ConfigError, DataError, MissingExtra
 from posttrain.evaluation.suites import registry
 from posttrain.evaluation.suites.registry import GROUP, find_suite
-from posttrain.runs import signatures
+from posttrain.runs.arguments import parameters_of
 from posttrain.runs.evaluate import main, read_arguments, stderr_of
 from posttrain.runs.options import config_dir, options
 from posttrain.runs.tracking.journal import Journal, State
@@ -27,7 +27,9 @@ SUITES = [option.name for option in options((config_dir(),), GROUP)]
 def questions(tmp_path: Path, known: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A GSM8K-like file with the questions the trained model knows; it gets the second one wrong."""
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    rows = [{"question": question, "answer": f"{known[question]}\n#### {answer}"} for question, answer in zip(known, ("4", "9"), strict=True)]
+    rows = [
+        {"question": question, "answer": f"{known[question]}\n#### {answer}"} for question, answer in zip(known, ("4", "9"), strict=True)
+    ]
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -136,7 +138,7 @@ def test_texts_become_values() -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_file_fits_its_function(name: str) -> None:
     suite = find_suite(name)
-    given = {key: "x" for key in ("data",) if key in (signatures.read_signature(suite.target) or pytest.fail()).parameters}
+    given = {"data": "x"} if "data" in parameters_of(suite.target) else {}
     extra = {"tasks": ["x"]} if name == "harness" else {}
     module, _, function = suite.target.rpartition(".")
     real = inspect.signature(getattr(__import__(module, fromlist=[function]), function))

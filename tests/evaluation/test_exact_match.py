@@ -30,7 +30,14 @@ def examples(known: dict[str, str], ask: Callable[[str], list[int]]) -> list[Exa
 def test_counts_what_is_right(trained_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> None:
     result = exact_match(trained_model, tokenizer, examples, max_new_tokens=20)
     assert (result.accuracy, result.n) == (0.5, 2)
-    assert result.rows[0] == {"example": 0, "prompt": "2+2?", "completion": "It is 4.", "expected": "4.0", "extracted": "4", "correct": True}
+    assert result.rows[0] == {
+        "example": 0,
+        "prompt": "2+2?",
+        "completion": "It is 4.",
+        "expected": "4.0",
+        "extracted": "4",
+        "correct": True,
+    }
     assert not result.rows[1]["correct"]
 
 

@@ -42,7 +42,9 @@ def adapter_run(base_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     return tmp_path / "run", probe_logits(model)
 
 
-def test_full_artifact(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_full_artifact(
+    random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     save_artifact(random_model, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
     assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")}) == 0
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

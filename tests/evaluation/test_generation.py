@@ -47,7 +47,9 @@ def test_stops_where_the_model_was_taught_to(trained_model: Qwen3ForCausalLM, to
 
 def test_a_generation_config_that_samples_is_overruled_and_kept(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     expected = greedy(random_model, tokenizer, PROMPTS, max_new_tokens=8, stop_ids=[])
-    asked = GenerationConfig(do_sample=True, temperature=2.0, top_k=50, repetition_penalty=1.8, suppress_tokens=[expected[0][0]], eos_token_id=3)
+    asked = GenerationConfig(
+        do_sample=True, temperature=2.0, top_k=50, repetition_penalty=1.8, suppress_tokens=[expected[0][0]], eos_token_id=3
+    )
     random_model.generation_config = asked
     assert greedy(random_model, tokenizer, PROMPTS, max_new_tokens=8, stop_ids=[]) == expected
     assert random_model.generation_config is asked

@@ -76,6 +76,12 @@ def test_random_weights_from_a_local_config(conf, tmp_path) -> None:
     assert same_weights(random, model)
 
 
+def test_the_home_folder_may_be_written_as_a_tilde(conf, tmp_path, monkeypatch) -> None:
+    model, _ = saved_nano(conf, tmp_path / "saved")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert same_weights(build_model(conf("hf", path="~/saved"), dtype=torch.float32), model)
+
+
 def test_a_missing_weight_is_an_error_not_a_random_number(conf, tmp_path) -> None:
     _, config = saved_nano(conf, tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

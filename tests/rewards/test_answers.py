@@ -179,7 +179,9 @@ def _balanced(text: str) -> bool:
     return depth == 0
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "}", "{", "1", "1,", " ", "answer is ", "#", "\\text{", "\\frac{", "(", "1e", "1/", "\\boxed ", "$", "**", "\\"])
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "}", "{", "1", "1,", " ", "answer is ", "#", "\\text{", "\\frac{", "(", "1e", "1/", "\\boxed ", "$", "**", "\\"]
+)
 def test_time_is_linear(piece: str) -> None:
     """A quadratic rule would take minutes on these 300,000 characters; ten times the usual time is allowed."""
     text = piece * (300_000 // len(piece))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.data.chat import Chat
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder, example_of
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, tokenise
-from posttrain.data.templates import Chat, render_example
+from posttrain.data.templates import render_example
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example
 

@@ -56,7 +56,8 @@ def harness(
         bootstrap_iters: resamples behind the standard errors that have no closed form.
 
     Raises:
-        ConfigError: unknown tasks, or a package that a task imports is missing. DataError: a task's data can be had neither from the hub nor from the cache.
+        ConfigError: unknown tasks, or a package that a task imports is missing.
+        DataError: a task's data can be had neither from the hub nor from the cache.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -88,7 +89,9 @@ def task_manager(tasks: Sequence[str], include_path: str | None) -> Any:
     manager = TaskManager(include_path=include_path)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
-        raise ConfigError([Problem(f"tasks={name}", "the harness has no such task or group", hint(name, manager.all_tasks)) for name in unknown])
+        raise ConfigError(
+            [Problem(f"tasks={name}", "the harness has no such task or group", hint(name, manager.all_tasks)) for name in unknown]
+        )
     return manager
 
 

@@ -94,7 +94,8 @@ def likelihood(
     assert examples is not None, "the data were given as validation data"
     rows: list[dict[str, Any]] = []
     with scorer(model) as score:
-        sums = validate(_recording(score, rows), micro_batches((examples[i] for i in range(len(examples))), max_tokens=max(max_tokens, max_length)))
+        batches = micro_batches((examples[i] for i in range(len(examples))), max_tokens=max_tokens)
+        sums = validate(_recording(score, rows), batches)
     return SuiteResult({**summarise(**sums), "tokens": sums["sum_weight"]}, rows, _facts(prepared) | {"kind": chosen})
 
 

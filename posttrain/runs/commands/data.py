@@ -13,7 +13,7 @@ from posttrain.runs.commands.table import Call
 def run(call: Call) -> int:
     """Prepares the data as training would, and shows it."""
     config = compose_and_check(
-        call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
+        call.overrides, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
     )
     from posttrain.data.show import show
     from posttrain.runs.inputs import load_inputs

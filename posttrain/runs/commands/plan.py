@@ -22,7 +22,7 @@ Rows = list[tuple[str, str]]
 def run(call: Call) -> int:
     """Prints the plan."""
     config = compose_and_check(
-        call.arguments, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
+        call.overrides, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
     )
     console = report.console()
     console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))

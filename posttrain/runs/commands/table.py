@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+QUICKSTART = ("experiment=quickstart",)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -17,6 +19,11 @@ class Call:
     base: Path | None = None
     allow_targets: tuple[str, ...] = ()
     multirun: bool = False
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The run's overrides; without any, and without a config to start from, the quickstart's."""
+        return self.arguments if self.arguments or self.base is not None else QUICKSTART
 
 
 @dataclass(frozen=True)

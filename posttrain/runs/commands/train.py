@@ -5,8 +5,6 @@ from __future__ import annotations
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 
-QUICKSTART = ("experiment=quickstart",)
-
 
 def run(call: Call) -> int:
     """Trains and returns the exit code. Without any argument: the quickstart."""
@@ -14,8 +12,7 @@ def run(call: Call) -> int:
         from posttrain.runs.sweep import run_sweep
 
         return run_sweep(call)
-    overrides = call.arguments if call.arguments or call.base is not None else QUICKSTART
-    config = compose_and_check(overrides, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets)
+    config = compose_and_check(call.overrides, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets)
     from posttrain.runs.job import run_job
 
     return run_job(config, allow_targets=call.allow_targets)
