@@ -15,8 +15,11 @@ from posttrain.types import StepShare, TokenizedExample, TokenTree
 class Examples(Protocol):
     """Tokenised examples by index, with their lengths [N] and summed loss weights [N]."""
 
-    lengths: np.ndarray
-    targets: np.ndarray
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def targets(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 

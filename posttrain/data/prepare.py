@@ -8,6 +8,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
@@ -33,7 +35,6 @@ from posttrain.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # raise it when the same rows and settings give other tokens or other columns
 LOOK = 64  # rows that decide a source's format
 SHOWN = 20  # bad rows that an error names
 LISTED = 1000  # lost rows that a report lists
@@ -99,6 +100,8 @@ def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: i
     trained = [job.source(spec, "train") for spec in settings.train]
     checked = [job.source(spec, "val") for spec in settings.val]
     train, val, notes = _sets(settings, trained, checked, seed)
+    if data.get("val_split") and not settings.val:
+        notes.append(f"data.val_split={data['val_split']} is not used: it names a split of a hub data set")
     reports = tuple(report for _, report in (*trained, *checked))
     indices = np.zeros(0, np.int64) if val is None else val.with_value("answer")
     checkable: Sequence[CheckableExample] = () if val is None else Checkables(val, tokenizer, indices)
@@ -158,7 +161,7 @@ class _Job:
         """The tokenized examples of one source, from the cache or built."""
         digest = content_digest(spec)
         options = [spec.format, dict(spec.format_options), self.settings.on_error, self.limit, self.kind, asdict(self.encode)]
-        key = _hash(digest, tokenizer_digest(self.tokenizer), options, FORMAT_VERSION)
+        key = _hash(digest, tokenizer_digest(self.tokenizer), options, code_digest())
         folder, meta, cached = fetch(self.root, key, lambda work: self._build(spec, work))
         losses = tuple((str(where), str(reason)) for where, reason in meta["losses"])
         facts: dict[str, Any] = {name: value for name, value in meta.items() if name not in ("losses", "files")}
@@ -255,6 +258,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """blake2b of all of a tokenizer that decides tokens: its backend, special tokens, chat template."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
     return _hash(type(tokenizer).__name__, backend, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, tokenizer.chat_template)
+
+
+@cache
+def code_digest() -> str:
+    """blake2b of what turns rows into tokens: the sources of this package, the versions of the libraries underneath."""
+    folder = Path(__file__).parent
+    sources = [(str(file.relative_to(folder)), file.read_text(encoding="utf-8")) for file in sorted(folder.rglob("*.py"))]
+    return _hash(sources, [(name, version(name)) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")])
 
 
 def _hash(*values: Any) -> str:

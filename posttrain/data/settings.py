@@ -112,7 +112,9 @@ def _bad_sources(data: Mapping[str, Any]) -> list[Problem]:
     if len(given) != 1:
         found = "none of them" if not given else " and ".join(given)
         message = f"one of data.train, data.sources, data.generator is needed, got {found}"
-        return [Problem("data.train", message, "your own files: data=files data.train=PATH" if len(given) > 1 else "data.train=PATH_OR_HUB_ID")]
+        return [
+            Problem("data.train", message, "your own files: data=files data.train=PATH" if len(given) > 1 else "data.train=PATH_OR_HUB_ID")
+        ]
     problems = []
     for key in ("train", "val"):
         if data.get(key) and not _is_paths(data[key]):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -94,7 +96,7 @@ def nearest_path(path: Path) -> str:
         path, parent = parent, parent.parent
     names = [entry.name for entry in parent.iterdir()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"did you mean {parent / close[0]}?" if close else f"{parent}/ exists and has {len(names)} entries"
+    return f"did you mean {parent / close[0]}?" if close else f"there is no {path.name} in {parent.resolve()}"
 
 
 def check_sources(specs: Sequence[SourceSpec]) -> list[Problem]:
@@ -159,10 +161,12 @@ def _hub_rows(place: str, spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
 
 
 def content_digest(spec: SourceSpec) -> str:
-    """blake2b over the source's contents (files), the hub data set's fingerprint, or the generator's settings; and its reading keys."""
+    """blake2b over the contents of files, a hub data set's fingerprint, a generator's code and settings; and the keys of reading."""
     digest = hashlib.blake2b(digest_size=16)
     keys = [spec.documents, dict(spec.columns), spec.split if spec.generator else "", dict(spec.generator or {})]
     digest.update(json.dumps(keys, sort_keys=True, default=str).encode())
+    if spec.generator is not None:
+        digest.update(inspect.getsource(sys.modules[_generator(spec.generator).__module__]).encode())
     for place in spec.path:
         if is_hub_id(place):
             digest.update(_hub_fingerprint(place, spec).encode())

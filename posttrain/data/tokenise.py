@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -133,6 +134,7 @@ _worker: Callable[[Sequence[tuple[int, Row | BadRow]]], Batch]
 def _start_worker(encoder: RowEncoder) -> None:
     global _worker  # noqa: PLW0603 (a process of the pool has one encoder, sent once)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends the pool itself
     _worker = encoder
 
 

@@ -53,7 +53,7 @@ def _grow(sequences: list[WeightedSequence], parent: int, parts: list[tuple[np.n
 
 def _shared_length(group: list[WeightedSequence]) -> int:
     """Tokens that all sequences of the group begin with and none trains; the whole sequence where it stands alone."""
-    first_ids, first_weights = group[0]
+    first_ids = group[0][0]
     if len(group) == 1:
         return len(first_ids)
     shared = min(len(ids) for ids, _ in group)
@@ -104,7 +104,6 @@ def _positions(starts: np.ndarray, lengths: np.ndarray, parents: np.ndarray) -> 
     return np.arange(int(lengths.sum())) - np.repeat(starts - first, lengths)
 
 
-
 def ghost(example: TokenizedExample) -> TokenizedExample:
     """One token without a target: what a rank runs when a step has nothing for it, so that collectives still meet."""
     one = np.ones(1, np.int32)
@@ -113,5 +112,7 @@ def ghost(example: TokenizedExample) -> TokenizedExample:
 
 def to_device(tree: TokenTree, device: torch.device) -> TokenTree:
     """The tree with what the model computes on at `device`; segments and example numbers stay on the host."""
-    moved = {name: getattr(tree, name).to(device, non_blocking=True) for name in ("ids", "positions", "source", "target", "segment", "weight")}
+    moved = {
+        name: getattr(tree, name).to(device, non_blocking=True) for name in ("ids", "positions", "source", "target", "segment", "weight")
+    }
     return replace(tree, **moved)

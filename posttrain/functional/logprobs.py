@@ -142,7 +142,7 @@ class _HeadStats(torch.autograd.Function):
         return logps, lse, entropy, mean, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         g_logps, g_lse, g_entropy, g_mean, _ = grads
         hidden, weight, target, bias, lse, entropy, last_probs = ctx.saved_tensors
         need_h, need_w, _, need_b = ctx.needs_input_grad[:4]

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.models.artifact_weights import State, write_full
 from posttrain.models.integrity import FORMAT, RECORD_FILE, checksums, verify, weight_files
+from posttrain.models.vocabulary import write_special_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,9 +60,11 @@ def save_artifact(
     """Write the artifact of `model` to `folder` and return the folder.
 
     Everything is written to a temporary folder beside it, read back and compared with the live weights, and moved into place
-    only then; an artifact that was there stays until that moment. `state`: gathered weights of a sharded model.
+    only then; an artifact that was there stays until that moment. The model's configs get the tokenizer's special ids, so that
+    plain generation stops at the end of a turn. `state`: gathered weights of a sharded model.
     Raises CorruptArtifactError when what was read back differs, OSError when the disk is full or not writable.
     """
+    write_special_ids(_transformers_model(model), tokenizer)
     folder = Path(folder).absolute()
     draft = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(draft, ignore_errors=True)
@@ -75,6 +78,12 @@ def save_artifact(
         raise
     _move_into_place(draft, folder)
     return folder
+
+
+def _transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    assert isinstance(inner, PreTrainedModel)
+    return inner
 
 
 def load_artifact(folder: Path) -> dict[str, Any]:

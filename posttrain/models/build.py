@@ -7,28 +7,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.attention import backends
 from posttrain.models.loading import build_model, weights_dtype
-from posttrain.models.peft import apply_peft
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.models.probe import LayoutError, Probe, probe
+from posttrain.models.vocabulary import fit_to_tokenizer
 
 log = logging.getLogger(__name__)
 
 
-def build_policy(model: Mapping[str, Any], *, precision: str, seed: int, device: torch.device) -> PolicyModel:
+def build_policy(
+    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, precision: str, seed: int, device: torch.device
+) -> PolicyModel:
     """The policy of a model config, ready to train, on the CPU (the strategy moves it).
 
-    precision: float32, bf16 or bf16_true. device: where it will run; the layout is probed there. Raises ConfigError if the layout asked
-    for is not exact for the model's family.
+    tokenizer: every id of it gets a row in the vocabulary. precision: float32, bf16 or bf16_true. device: where it will run; the layout
+    is probed there. Raises ConfigError if the layout asked for is not exact for the model's family.
     """
     base = build_model(model, dtype=weights_dtype(precision), seed=seed)
+    fit_to_tokenizer(base, tokenizer, random_weights=model["weights"] == "random", seed=seed)
     found = _probe(base, model, device)
     peft = model.get("peft")
-    wrapped = base if peft is None else apply_peft(base, peft)
+    wrapped = base if peft is None else _adapted(base, peft, seed)
     inner = causal_lm(wrapped)
     if found.layout != "padded":
         inner.set_attn_implementation(backends.register())
@@ -42,6 +46,12 @@ def build_policy(model: Mapping[str, Any], *, precision: str, seed: int, device:
     return policy.train()
 
 
+def _adapted(base: PreTrainedModel, peft: Mapping[str, Any], seed: int) -> nn.Module:
+    from posttrain.models.peft import apply_peft  # peft takes seconds to import, and most runs do without
+
+    return apply_peft(base, peft, seed=seed)
+
+
 def _probe(base: PreTrainedModel, model: Mapping[str, Any], device: torch.device) -> Probe:
     asked = model.get("layout", "auto")
     try:
@@ -50,7 +60,9 @@ def _probe(base: PreTrainedModel, model: Mapping[str, Any], device: torch.device
         hint = "use model.layout=auto" if asked != "auto" else "please report this family"
         raise ConfigError(Problem("model.layout", str(error), hint)) from error
     if asked == "auto" and found.layout != "tree":
-        log.warning("token trees are not exact for %s (%s): using the %s layout", base.config.model_type, found.errors["tree"], found.layout)
+        log.warning(
+            "token trees are not exact for %s (%s): using the %s layout", base.config.model_type, found.errors["tree"], found.layout
+        )
     return found
 
 
@@ -61,5 +73,7 @@ def aux_coefficient(model: PreTrainedModel) -> float:
 
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile every decoder layer in place, with dynamic lengths; attention over a tree stays outside the compiled graphs."""
-    for layer in model.base_model.layers:
+    layers = model.base_model.layers
+    assert isinstance(layers, nn.ModuleList)
+    for layer in layers:
         layer.compile(dynamic=True)

@@ -39,6 +39,7 @@ def flop_model(policy: PolicyModel) -> FlopModel:
     active = {name: _active_share(name, config) * logical_numel(p) for name, p in matrices}
     output = policy.causal_lm.get_output_embeddings()
     assert isinstance(output, nn.Module)
+    assert isinstance(output.weight, nn.Parameter)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return FlopModel(
         weights=sum(active.values()),
@@ -50,7 +51,9 @@ def flop_model(policy: PolicyModel) -> FlopModel:
 
 def _active_share(name: str, config: object) -> float:
     """Share of a weight that one token uses: the routed part of a layer of experts, all of any other."""
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None)
+    experts = (
+        getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or getattr(config, "n_routed_experts", None)
+    )
     if not experts or ".experts." not in name:
         return 1.0
     return float(getattr(config, "num_experts_per_tok", experts)) / float(experts)

@@ -133,6 +133,8 @@ def _leaf_names(model: nn.Module) -> set[str]:
 
 def _dense(output: nn.Module) -> Tensor:
     """The head's weight [V, H]; adapters on the head are folded in, differentiably."""
+    if isinstance(output, nn.Linear):
+        return output.weight
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -140,9 +142,11 @@ def _dense(output: nn.Module) -> Tensor:
         return _dense(output.modules_to_save[output.active_adapters[0]])
     if isinstance(output, LoraLayer):
         base = output.get_base_layer().weight
+        assert isinstance(base, Tensor)
         if output.disable_adapters:
             return base
-        return base + sum(output.get_delta_weight(name) for name in output.active_adapters)
+        deltas: list[Tensor] = [output.get_delta_weight(name) for name in output.active_adapters]  # type: ignore[operator]
+        return base + torch.stack(deltas).sum(0)
     weight = output.weight
     assert isinstance(weight, Tensor)
     return weight

@@ -53,7 +53,8 @@ def probe(model: PreTrainedModel, *, asked: str = "auto", attention: str = "auto
     device = device or torch.device("cpu")
     with quiet_transformers(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(0)
-        small = type(model)(shrink(model.config)).to(device=device, dtype=torch.float32).eval()
+        small = type(model)(shrink(model.config)).eval()
+        small.to(device, torch.float32)
         usual = small.config._attn_implementation
         small.set_attn_implementation("eager")  # the written-out form honours every modifier a family has
         head = head_spec(small, device)
@@ -117,6 +118,7 @@ def head_spec(model: PreTrainedModel, device: torch.device) -> HeadSpec:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     output = model.get_output_embeddings()
     assert isinstance(output, nn.Module)
+    assert isinstance(output.weight, nn.Parameter)
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     scales = [1.0]

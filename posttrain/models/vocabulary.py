@@ -26,7 +26,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         _refuse_foreign_vocabulary(model, tokenizer, missing)
     if missing:
         _grow(model, max(missing) + 1, random_weights=random_weights, seed=DEFAULT_SEED if seed is None else seed)
-    _write_special_ids(model, tokenizer, keep_ends=not random_weights)
+    write_special_ids(model, tokenizer)
 
 
 def _ids_without_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -66,11 +66,9 @@ def _rows(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
-def _write_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, keep_ends: bool) -> None:
-    """A pretrained model keeps the end ids it came with, ahead of those the tokenizer adds."""
-    ends = end_token_ids(tokenizer)
-    if keep_ends:
-        ends = list(dict.fromkeys([*_as_list(model.generation_config.eos_token_id), *ends]))
+def write_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the tokenizer's ids into the configs; the end ids a model came with stay, ahead of those the tokenizer adds."""
+    ends = list(dict.fromkeys([*_as_list(model.generation_config.eos_token_id), *end_token_ids(tokenizer)]))
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id

@@ -81,7 +81,9 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file() and file.name != META}
+    return {
+        str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file() and file.name != META
+    }
 
 
 def _sync_file(path: Path) -> None:

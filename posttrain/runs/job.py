@@ -64,8 +64,8 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
         world = config["hardware"]["nodes"] * config["hardware"]["devices"]
         if world > 1:
             return _run_ranks(config, folder, world, allow_targets)
-        from posttrain.runs.session import train
         from posttrain.runs.ranks import from_environment
+        from posttrain.runs.session import train
 
         return train(config, from_environment(), allow_targets=allow_targets)
 
@@ -82,8 +82,8 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
 
 def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
     """One rank of a run whose folder is ready; returns the exit code. Only the leading rank tells of a user's error."""
-    from posttrain.runs.session import train
     from posttrain.runs.ranks import from_environment
+    from posttrain.runs.session import train
 
     ranks = from_environment()
 

@@ -75,7 +75,7 @@ class Opening(Callback):
             trainable=counts.trainable,
             data=f"{len(job.prepared.train)} training and {val} held-out examples, {human(float(plan.lengths.sum()))} tokens",
             device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
-            plan=f"{plan.steps} steps of {plan.global_batch} examples in {plan.micro_batches} micro-batches a device{begun}",
+            plan=f"{plan.steps} steps of {plan.global_batch} examples; micro-batches a step and device: {plan.micro_batches}{begun}",
         )
 
 

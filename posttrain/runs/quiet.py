@@ -20,11 +20,14 @@ class _Raised(logging.Filter):
         return record.levelno >= logging.ERROR
 
 
+_raised = _Raised()
+
+
 def quiet_libraries() -> None:
-    """Call before the heavy imports. Errors still show."""
+    """Call before the heavy imports, and again after them: some set their own level. Errors still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for name in CHATTY:
-        logging.getLogger(name).addFilter(_Raised())
+        logging.getLogger(name).addFilter(_raised)
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
+from transformers.utils.logging import disable_progress_bar
 
 from posttrain.models.flops import causal_pairs, flop_model
 from posttrain.runs import plots, targets
@@ -18,6 +19,7 @@ from posttrain.runs.inputs import load_inputs
 from posttrain.runs.measure import Measures
 from posttrain.runs.opening import Opening, next_commands, paths_of, run_info, tracking_node
 from posttrain.runs.progress import closing_panel
+from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.ranks import Ranks, barrier
 from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, write_result
 from posttrain.runs.reporter import Reporter
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
     """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
+    quiet_libraries()
+    disable_progress_bar()  # a bar a file written is of no use beside ours
     folder = Path(config["output_dir"])
     open_log(folder, ranks.rank)
     with stop_on_signals() as stop:

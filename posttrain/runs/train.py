@@ -85,7 +85,7 @@ def build_method(job: Job) -> Method:
     """The LightningModule of the configured method; its model is built by the strategy."""
     config = job.config
     recipe = Recipe(
-        policy=partial(build_policy, config["model"], precision=config["precision"], seed=config["seed"], device=job.device),
+        policy=partial(build_policy, config["model"], job.tokenizer, precision=config["precision"], seed=config["seed"], device=job.device),
         optimizer=targets.build({**config["optimizer"], "_partial_": True}, allow=job.allow_targets),
         scheduler=targets.build({**config["scheduler"], "_partial_": True}, allow=job.allow_targets),
         max_steps=job.plan.steps,

@@ -96,7 +96,9 @@ def measure(peers: Path, vocab: int, rounds: int, overrides: list[str]) -> None:
 def report(vocab: int, runs: dict[str, list[dict[str, float]]], rate: float) -> None:
     """Medians over rounds, and the ratios of each round."""
     flops = runs["posttrain"][0]["flops_per_token"]
-    table = Table(title=f"SFT, vocabulary {vocab:,}: {platform.machine()}, {os.cpu_count()} cores, float32, matmul {rate / 1e9:.0f} GFLOP/s")
+    table = Table(
+        title=f"SFT, vocabulary {vocab:,}: {platform.machine()}, {os.cpu_count()} cores, float32, matmul {rate / 1e9:.0f} GFLOP/s"
+    )
     for column in ("", "tokens/s", "peak GiB", "share of matmul rate"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in runs.items():

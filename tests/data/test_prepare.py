@@ -241,6 +241,11 @@ def test_the_split_is_seeded_disjoint_and_by_row(tmp_path: Path, node: Node, cha
     assert run(node(train=train, val_fraction=0), chatml).val is None
 
 
+def test_a_val_split_that_cannot_be_used_is_said(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    prepared = run(node(train=write(tmp_path / "t.jsonl", *qa(4)), val_split="test"), chatml)
+    assert any("data.val_split=test is not used" in note for note in prepared.report.notes)
+
+
 def test_documents_stay_whole_in_the_split(tmp_path: Path, node: Node):
     train = write(tmp_path / "t.jsonl", *({"text": f"{n}" * 30} for n in range(10)))
     prepared = run(node(train=train, val_fraction=0.3), byte_level(None), kind="text", max_length=7)
@@ -462,3 +467,36 @@ def test_tokenizing_does_not_load_torch(tmp_path: Path, node: Node):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
+
+
+PEAK = """
+    import json, sys, threading, time
+    sys.path.insert(0, {here!r})
+    from data_helpers import byte_level
+    from posttrain.data.prepare import prepare
+
+    def anonymous():
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+    def watch():
+        while True:
+            peaks.append(anonymous())
+            time.sleep(0.05)
+
+    peaks = []
+    threading.Thread(target=watch, daemon=True).start()
+    prepare(json.loads({data!r}), byte_level(None), kind="text", max_length=512, seed=0)
+    print(max(peaks) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, node: Node):
+    peaks = []
+    for count in (10_000, 60_000):
+        data = node(train=write(tmp_path / "t.jsonl", *({"text": f"{n} " * 20} for n in range(count))))
+        code = textwrap.dedent(PEAK.format(here=str(Path(__file__).parent), data=json.dumps(data)))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+        peaks.append(float(done.stdout))
+    assert peaks[1] < peaks[0] + 40, peaks  # MiB; the rows that were added hold about 80 MiB as tokens and weights

@@ -271,7 +271,7 @@ def test_settings_name_every_problem_at_once():
         "weight",
     ):
         assert words in text
-    with pytest.raises(ConfigError, match="one of data.train, data.sources, data.generator"):
+    with pytest.raises(ConfigError, match=r"one of data\.train, data\.sources, data\.generator"):
         read_settings({"name": "x"})
     with pytest.raises(ConfigError, match=r"got train and generator.*data=files"):
         read_settings({"name": "x", "train": "a", "generator": {"_target_": "posttrain.data.arithmetic.problems"}})

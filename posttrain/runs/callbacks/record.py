@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from posttrain.data.plan import StepPlan
 from posttrain.methods.base import Method
 from posttrain.runs.callbacks.base import StepCallback
-from posttrain.runs.reporter import Reporter
 from posttrain.runs.ranks import Ranks, sum_over_ranks
+from posttrain.runs.reporter import Reporter
 
 
 class StepRecorder(StepCallback):

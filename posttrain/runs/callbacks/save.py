@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from posttrain.runs import checkpoint
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import prepare_folder, writing
-from posttrain.runs.reporter import Reporter
 from posttrain.runs.ranks import Ranks, barrier, sum_over_ranks
+from posttrain.runs.reporter import Reporter
 from posttrain.runs.signals import StopRequest
 
 
