@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class UserError(Exception):
     def __init__(self, problems: Sequence[Problem] | Problem):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its problems: errors travel from worker processes."""
+        return _rebuilt, (type(self), self.problems)
+
+
+def _rebuilt(kind: type[UserError], problems: tuple[Problem, ...]) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, problems)
+    return error
 
 
 class ConfigError(UserError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from posttrain.types import StepShare, TokenizedExample, TokenTree
+
+if TYPE_CHECKING:
+    import torch
 
 WeightedSequence = tuple[np.ndarray, np.ndarray]
 
@@ -71,6 +74,8 @@ def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree
     """
     if not examples:
         raise ValueError("a micro-batch needs at least one example")
+    import torch  # not for tokenising workers, which only build trees
+
     ids = np.concatenate([e.ids for e in examples])
     weights = np.concatenate([e.weights for e in examples])
     lengths = np.concatenate([e.segment_lengths for e in examples]).astype(np.int64)

@@ -37,7 +37,7 @@ def build_policy(
     if found.layout != "padded":
         inner.set_attn_implementation(backends.register())
     if model.get("gradient_checkpointing"):
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        inner.activation_checkpointing_enable({"use_reentrant": False})
     if model.get("compile"):
         compile_layers(inner)
     policy = PolicyModel(

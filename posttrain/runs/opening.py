@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,19 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def print_samples(rows: Sequence[Mapping[str, Any]], count: int) -> None:
+    """A few generations: the question, what the model answered and what was expected; a wrong one first, if there is one."""
+    chosen = sorted(rows, key=lambda row: bool(row["correct"]))[:1] + [row for row in rows if row["correct"]]
+    for row in chosen[:count]:
+        mark = "right" if row["correct"] else f"wrong, expected {row['expected']}"
+        print(f"  {_short(row['prompt'])}  ->  {_short(row['completion'])}  [{mark}]")
+
+
+def _short(text: str, width: int = 100) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width // 2]} ... {line[-width // 2 :]}"
 
 
 def paths_of(folder: Path, artifact: Path | None) -> dict[str, str]:

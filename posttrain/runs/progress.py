@@ -78,7 +78,7 @@ class Progress:
         self.tty = self.console.is_terminal if tty is None else tty
         self.enabled = enabled
         self.every_seconds = every_seconds
-        self._began = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._next_line = 0.0
         self._metrics: dict[str, SupportsFloat] = {}
         self._speed = ""
@@ -141,9 +141,9 @@ class Progress:
     def _line(self, step: int, now: float) -> str:
         of = f"/{self.total_steps}" if self.total_steps is not None else ""
         left = ""
-        done = step - self.start_step
-        if self.total_steps is not None and done > 0:
-            left = f"  left {duration((now - self._began) / done * (self.total_steps - step))}"
+        first, began = self._first or (step, now)
+        if self.total_steps is not None and step > first:  # the time before the first step was evaluation, or compilation
+            left = f"  left {duration((now - began) / (step - first) * (self.total_steps - step))}"
         return f"step {step}{of}  {self._text()}{left}"
 
     def _print(self, text: str) -> None:

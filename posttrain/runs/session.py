@@ -17,7 +17,7 @@ from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
 from posttrain.runs.measure import Measures
-from posttrain.runs.opening import Opening, next_commands, paths_of, run_info, tracking_node
+from posttrain.runs.opening import Opening, next_commands, paths_of, print_samples, run_info, tracking_node
 from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.ranks import Ranks, barrier
@@ -106,6 +106,7 @@ class Session:
         if self.measures.samples:
             write_samples(folder, self.measures.samples)
             self.tracker.table("samples", self.measures.samples)
+            print_samples(self.measures.samples, self.job.config["evaluation"]["samples"])
         if plots.loss_plot(folder / "metrics.jsonl", folder / "loss.png"):
             self.tracker.figure(folder / "loss.png")
         result = self._result(status, trainer.global_step, artifact)

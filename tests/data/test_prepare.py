@@ -494,9 +494,9 @@ PEAK = """
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, node: Node):
     peaks = []
-    for count in (10_000, 60_000):
+    for count in (25_000, 90_000):  # the first fills what the allocator and the tokenizer keep
         data = node(train=write(tmp_path / "t.jsonl", *({"text": f"{n} " * 20} for n in range(count))))
         code = textwrap.dedent(PEAK.format(here=str(Path(__file__).parent), data=json.dumps(data)))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
         peaks.append(float(done.stdout))
-    assert peaks[1] < peaks[0] + 40, peaks  # MiB; the rows that were added hold about 80 MiB as tokens and weights
+    assert peaks[1] < peaks[0] + 20, peaks  # MiB; the tokens of the added rows alone take 30

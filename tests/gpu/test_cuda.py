@@ -10,13 +10,15 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, Q
 from posttrain.data.tree import collate, to_device, tree_of
 from posttrain.functional.logprobs import token_stats
 from posttrain.models.attention import flex, segments, varlen
-from posttrain.models.attention.layout import layout_of
+from posttrain.models.attention.layout import Scoring, layout_of
 from posttrain.models.probe import probe
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
 from posttrain.types import StepShare
 
-SMALL = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+SMALL = dict(
+    vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+)
 DEVICE = torch.device("cuda", 0)
 
 
@@ -34,11 +36,10 @@ def test_backends_agree_with_segments_in_value_and_gradient(backend, window):
     tree = tree_on_device(shared=backend is flex)
     gen = torch.Generator(DEVICE).manual_seed(1)
     inputs = [torch.randn(1, h, len(tree.ids), 32, generator=gen, device=DEVICE, dtype=torch.bfloat16) for h in (4, 2, 2)]
-    options = dict(scale=0.2, window=window, softcap=None, sinks=None, dropout=0.0)
     results = []
     for module in (segments, backend):
         q, k, v = (x.clone().requires_grad_() for x in inputs)
-        out = module.attention(q, k, v, layout_of(tree, "any"), **options)
+        out = module.attention(q, k, v, layout_of(tree, "any"), Scoring(0.2, window))
         out.float().square().sum().backward()
         results.append([out, q.grad, k.grad, v.grad])
     for ours, theirs in zip(*results, strict=True):
@@ -61,7 +62,9 @@ def test_log_probabilities_in_bfloat16_stay_close_to_float32():
 
 
 def test_a_run_in_bfloat16_learns(tmp_path):
-    config = compose(["hardware=auto", "data=arithmetic", "evaluation=none", "tracking=none", "max_steps=30", f"output_dir={tmp_path / 'run'}"])
+    config = compose(
+        ["hardware=auto", "data=arithmetic", "evaluation=none", "tracking=none", "max_steps=30", f"output_dir={tmp_path / 'run'}"]
+    )
     assert config["precision"] == "bf16"
     assert run_job(config) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

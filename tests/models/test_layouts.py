@@ -1,6 +1,7 @@
 """The token tree against plain sequences: values, gradients, families, and the probe that guards them."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.data.tree import collate, tree_of
 from posttrain.models import probe as probing
-from posttrain.models.attention import backends, flex, segments
-from posttrain.models.attention.layout import layout_of
+from posttrain.models.attention import backends, blocked, flex, segments
+from posttrain.models.attention.layout import Scoring, layout_of
 from posttrain.models.policy import PolicyModel, neftune, sequence_lengths
 from posttrain.models.probe import LayoutError, probe, quiet_transformers
 from posttrain.types import StepShare
@@ -86,8 +87,8 @@ def test_layouts_agree_in_loss_and_gradient(family):
 
 
 def test_probe_notices_a_missing_softcap(monkeypatch):
-    def forgetful(*args, softcap, **kw):
-        return segments.attention(*args, softcap=None, **kw)
+    def forgetful(q, k, v, layout, scoring):
+        return segments.attention(q, k, v, layout, replace(scoring, softcap=None))
 
     monkeypatch.setitem(backends.BACKENDS, "sdpa", forgetful)
     found = probe(model_of("gemma2")[0])
@@ -96,8 +97,8 @@ def test_probe_notices_a_missing_softcap(monkeypatch):
 
 
 def test_probe_notices_a_missing_window(monkeypatch):
-    def forgetful(*args, window, **kw):
-        return segments.attention(*args, window=None, **kw)
+    def forgetful(q, k, v, layout, scoring):
+        return segments.attention(q, k, v, layout, replace(scoring, window=None))
 
     monkeypatch.setitem(backends.BACKENDS, "sdpa", forgetful)
     assert probe(model_of("gemma3")[0]).layout == "padded"
@@ -135,9 +136,9 @@ def test_flex_and_segment_backends_agree(window, softcap, sinks):
     tree = sample_tree()
     gen = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, heads, len(tree.ids), 16, generator=gen) for heads in (4, 2, 2))
-    options = dict(scale=0.25, window=window, softcap=softcap, sinks=sinks, dropout=0.0)
-    ours = segments.attention(q, k, v, layout_of(tree, "sdpa"), **options)
-    theirs = flex.attention(q, k, v, layout_of(tree, "flex"), **options)
+    scoring = Scoring(0.25, window, softcap, sinks)
+    ours = segments.attention(q, k, v, layout_of(tree, "sdpa"), scoring)
+    theirs = flex.attention(q, k, v, layout_of(tree, "flex"), scoring)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_gradient_checkpointing_changes_nothing(layout):
     grads = []
     for on in (False, True):
         if on:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
         policy(sample_tree())[0].logps.sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
@@ -200,3 +201,22 @@ def test_mixture_of_experts_has_its_load_balancing_loss():
     model.set_attn_implementation(backends.register())
     _, packed = PolicyModel(model, layout="tree", head=probe(model).head, aux_coefficient=0.01)(rows)
     torch.testing.assert_close(packed, aux)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 16, 16), (6, 6, 8, 12), (6, 1, 8, 4)])
+def test_blocked_attention_is_attention(shape, monkeypatch):
+    heads, groups, width, value_width = shape
+    monkeypatch.setattr(blocked, "BLOCK", 4)
+    tree, gen = sample_tree(), torch.Generator().manual_seed(2)
+    sizes = ((heads, width), (groups, width), (groups, value_width))
+    inputs = [torch.randn(1, h, len(tree.ids), d, generator=gen, dtype=torch.float64) for h, d in sizes]
+    results = []
+    for limit in (0, 1024):
+        monkeypatch.setattr(blocked, "LONGEST", limit)
+        q, k, v = (x.clone().requires_grad_() for x in inputs)
+        assert blocked.applies(q, layout_of(tree, "sdpa"), window=None) == (limit > 0)
+        out = segments.attention(q, k, v, layout_of(tree, "sdpa"), Scoring(0.3))
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)

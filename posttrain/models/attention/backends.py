@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from posttrain.models.attention import flex, segments, varlen
-from posttrain.models.attention.layout import Layout
+from posttrain.models.attention.layout import Layout, Scoring
 
 NAME = "tree"
 
@@ -32,24 +33,13 @@ class UnsupportedAttention(ValueError):
 class Backend(Protocol):
     """q [1, H, T, D], k [1, G, T, D], v [1, G, T, E] -> [1, H, T, E]."""
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-        dropout: float,
-    ) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring) -> Tensor: ...
 
 
 BACKENDS: dict[str, Backend] = {"sdpa": segments.attention, "flex": flex.attention, "varlen": varlen.attention}
 
 
+@torch.compiler.disable  # a layout is host data: traced, every micro-batch would be compiled anew
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -73,10 +63,8 @@ def tree_attention(
     strange = sorted(name for name, given in rest.items() if given is not None and name not in HARMLESS)
     if strange or attention_mask is not None:
         raise UnsupportedAttention(f"{type(module).__name__} asks attention for {', '.join(strange) or 'a mask'}")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = BACKENDS[token_tree.backend](
-        query, key, value, token_tree, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux, dropout=dropout
-    )
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux, dropout)
+    out = BACKENDS[token_tree.backend](query, key, value, token_tree, scoring)
     return out.transpose(1, 2).contiguous(), None
 
 

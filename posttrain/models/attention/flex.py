@@ -10,36 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from posttrain.models.attention.layout import Layout
+from posttrain.models.attention.layout import Layout, Scoring
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout: float,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
     """Shapes as in `backends.Backend`. Raises ValueError for attention dropout, which FlexAttention does not have."""
-    if dropout:
+    if scoring.dropout:
         raise ValueError("FlexAttention has no dropout: set the model's attention_dropout to 0 or model.attention=sdpa")
-    key = ("flex", window, q.device)
+    key = ("flex", scoring.window, q.device)
     if key not in layout.cache:
-        layout.cache[key] = block_mask(layout, window, q.device)
+        layout.cache[key] = block_mask(layout, scoring.window, q.device)
     kernel = _compiled() if q.is_cuda else flex_attention
     out, aux = kernel(
-        q, k, v, score_mod=_softcap(softcap), block_mask=layout.cache[key], scale=scale, enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=AuxRequest(lse=True),
+        q, k, v, score_mod=_softcap(scoring.softcap), block_mask=layout.cache[key], scale=scoring.scale,
+        enable_gqa=q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True),
     )  # fmt: skip
-    if sinks is None:
+    if scoring.sinks is None:
         return out
     # A sink adds exp(sink) to the softmax's mass and nothing to its value.
-    return out * torch.sigmoid(aux.lse - sinks.view(1, -1, 1)).unsqueeze(-1).to(out.dtype)
+    return out * torch.sigmoid(aux.lse - scoring.sinks.view(1, -1, 1)).unsqueeze(-1).to(out.dtype)
 
 
 def block_mask(layout: Layout, window: int | None, device: torch.device) -> BlockMask:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from posttrain.types import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """How scores become weights: q k^T * scale, soft-capped, within a sliding window of tokens, beside sinks [H], with dropout."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """No soft-capping, no sinks, no dropout."""
+        return self.softcap is None and self.sinks is None and not self.dropout
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +44,14 @@ class Layout:
     def shared(self) -> bool:
         """Whether any segment has a parent."""
         return any(parent >= 0 for _, _, parent in self.segments)
+
+    @cached_property
+    def longest_path(self) -> int:
+        """Tokens from a root to the end of the deepest segment."""
+        ends: list[int] = []
+        for start, end, parent in self.segments:
+            ends.append(end - start + (ends[parent] if parent >= 0 else 0))
+        return max(ends)
 
     def ancestors(self, index: int) -> list[int]:
         """Ancestors of a segment, root first."""
