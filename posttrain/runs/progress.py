@@ -116,6 +116,7 @@ class Progress:
         if not self.enabled:
             return
         now = time.monotonic()
+        self._first = self._first or (step, now)
         self._note(metrics, tokens_per_second, memory)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text())

@@ -41,7 +41,7 @@ def test_plain_lines_come_seldom_and_with_the_last_step() -> None:
     progress.close()
     lines = text(console).splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("step 1/100  loss 1  12.3k tok/s  3.0 GiB  left ")
+    assert lines[0] == "step 1/100  loss 1  12.3k tok/s  3.0 GiB"
     assert lines[1].startswith("step 100/100  loss 0.01  12.3k tok/s  3.0 GiB  left 0s")
 
 
@@ -63,14 +63,16 @@ def test_an_interrupted_run_still_shows_its_last_step() -> None:
     assert [line.split("  ")[0] for line in text(console).splitlines()] == ["step 11/100", "step 13/100"]
 
 
-def test_time_left_counts_only_steps_of_this_session(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_leaves_out_what_came_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("posttrain.runs.progress.time.monotonic", lambda: clock[0])
     console = plain()
     progress = Progress(100, start_step=90, console=console, every_seconds=0)
+    clock[0] += 500.0  # evaluation, compilation
+    progress.update(91, {"loss": 1.0})
     clock[0] += 8.0
-    progress.update(92, {"loss": 1.0})
-    assert text(console).endswith("left 32s\n")
+    progress.update(93, {"loss": 1.0})
+    assert text(console).splitlines() == ["step 91/100  loss 1", "step 93/100  loss 1  left 28s"]
 
 
 def test_terminal_shows_a_bar_and_keeps_messages() -> None:
