@@ -10,6 +10,7 @@ from pathlib import Path
 from posttrain import __version__
 from posttrain.errors import ConfigError, Problem, UserError
 from posttrain.runs.commands.table import COMMANDS, NOT_YET, TRAIN, Call, Command
+from posttrain.runs.quiet import quiet_libraries
 
 FLAGS = ("--help", "--version", "--multirun", "--config", "--config-dir", "--allow-target")
 HELP = frozenset(("-h", "--help"))
@@ -20,6 +21,7 @@ USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code: 0 done, 2 the user's mistake, 130 interrupted; a failure raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    quiet_libraries()
     try:
         return _run(arguments)
     except UserError as error:

@@ -24,7 +24,7 @@ META = "meta.json"
 def cache_root(configured: str | None) -> Path:
     """The cache folder: as configured, else $POSTTRAIN_CACHE, else the user's cache; made if absent. Raises ConfigError otherwise."""
     base = configured or os.environ.get("POSTTRAIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "posttrain"
-    root = Path(base).expanduser() / "tokens"
+    root = Path(os.path.expanduser(base)) / "tokens"
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / ".writable").touch()

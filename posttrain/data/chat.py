@@ -51,7 +51,7 @@ class Chat:
 
     def render_tagged(self, messages: Messages, tools: Tools, *, prompt: bool = False) -> Rendering:
         """The conversation as text, and its parts inside {% generation %} tags (none with `prompt`)."""
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         chat = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
@@ -64,6 +64,9 @@ class Chat:
                 add_generation_prompt=prompt,
                 **{**self.tokenizer.special_tokens_map, **self.kwargs},
             )
+        except TemplateSyntaxError as error:  # of the template, whatever the row
+            hint = "mend the template, or choose another with model.chat_template=FILE"
+            raise ConfigError(Problem("model.chat_template", f"line {error.lineno} is no Jinja: {error.message}", hint)) from error
         except (TemplateError, TypeError) as error:
             raise RowError(f"the chat template refuses the conversation: {error}") from error
         texts, tags = rendered

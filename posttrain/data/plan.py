@@ -114,14 +114,19 @@ def _micro_batches(lengths: np.ndarray, order: EpochOrder, global_batch: int, ma
     First-fit leaves every bin but one fuller than max_tokens minus the longest item, which shows for most steps, without packing them,
     that they need no more than what an earlier step needed.
     """
-    need = 1
-    for step in range(steps):
-        items = lengths[take(order, step * global_batch, global_batch)]
-        total, longest = int(items.sum()), int(items.max())
-        bound = min(2 * total / max_tokens, total / max(max_tokens - longest, 1)) + 1
-        if bound > need * ranks:
-            need = max(need, math.ceil(first_fit(items, max_tokens) / ranks))
+    need, block = 1, max(1, _BLOCK // global_batch)
+    for begin in range(0, steps, block):
+        count = min(block, steps - begin)
+        items = lengths[take(order, begin * global_batch, count * global_batch)].reshape(count, global_batch)
+        totals, longest = items.sum(1, dtype=np.int64), items.max(1)
+        bound = np.minimum(2 * totals / max_tokens, totals / np.maximum(max_tokens - longest, 1)) + 1
+        for row in np.flatnonzero(bound > need * ranks):
+            if bound[row] > need * ranks:  # an earlier row of the block may have raised it
+                need = max(need, math.ceil(first_fit(items[row], max_tokens) / ranks))
     return need
+
+
+_BLOCK = 1 << 20  # examples looked at together
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> int:

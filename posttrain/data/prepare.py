@@ -184,7 +184,7 @@ class _Job:
         good = [row for row in head if isinstance(row, Row)]
         if not good:
             bad = [Problem(row.where, row.reason) for row in head if isinstance(row, BadRow)]
-            raise DataError(bad[:SHOWN] or [Problem(spec.name, "no row is readable")])
+            raise DataError([*bad[: SHOWN - 1], *_unreadable(origin_of(spec), len(head))])
         return detect(good, origin_of(spec)), chain(head, rows)
 
     def _write(self, spec: SourceSpec, batches: Iterator[Batch], path: Path) -> dict[str, Any]:
@@ -201,6 +201,12 @@ class _Job:
         if not total.examples:
             raise DataError(Problem(origin_of(spec), f"nothing is left to train on: {total.summary()}", *total.advice()))
         return total.facts()
+
+
+def _unreadable(origin: str, rows: int) -> list[Problem]:
+    """What to do about a source of which not one of the first rows can be read."""
+    hint = "is it what its ending says, and in UTF-8? if so, mend the rows"
+    return [Problem(origin, f"none of the first {rows} rows can be read", hint)]
 
 
 class _Totals:
@@ -240,7 +246,9 @@ class _Totals:
 
     def advice(self) -> tuple[str, ...]:
         """What to do about rows that keep no target."""
-        return ("raise max_length, or set data.truncation=left",) if any("truncation" in reason for reason in self.dropped) else ()
+        if any("truncation" in reason for reason in self.dropped):
+            return ("raise max_length, or set data.truncation=left",)
+        return ("raise max_length, or set data.truncation=right",) if any("max_length" in reason for reason in self.dropped) else ()
 
     def facts(self) -> dict[str, Any]:
         """All of it, for the report."""
@@ -250,8 +258,9 @@ class _Totals:
 def _log_losses(report: SourceReport) -> None:
     if report.lost:
         log.warning("%s: %d of %d rows give no example", report.name, report.lost, report.rows)
-        for where, reason in report.losses:
-            log.info("%s: %s", where, reason)
+        for number, (where, reason) in enumerate(report.losses):
+            # The first few on the terminal, all of them in log.txt.
+            log.info("%s: %s", where, reason, extra={"file_only": number >= 5})
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

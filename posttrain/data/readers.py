@@ -20,6 +20,7 @@ DOCUMENTS = ("file", "line", "paragraph")
 _HUB_ID = re.compile(r"(?:hf://)?[\w-][\w.-]*/[\w.-]+")
 _GAP = re.compile(r"[\s,]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_AGAIN = "fetch or write it again"
 _HINT = "save it as UTF-8, for example: iconv -f LATIN1 -t UTF-8"
 
 
@@ -40,8 +41,13 @@ def _json_row(raw: bytes, file: str, line: int) -> Row | BadRow:
         return BadRow(file, line, f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
         return BadRow(file, line, f"broken JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return BadRow(file, line, "broken JSON: nested too deeply")
+    except (RecursionError, ValueError) as error:
+        return BadRow(file, line, f"broken JSON: {_limit(error)}")
+
+
+def _limit(error: Exception) -> str:
+    """What a JSON text has too much of for the parser."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def read_json(stream: BinaryIO, file: str) -> Iterator[Row | BadRow]:
@@ -67,29 +73,44 @@ def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 def _json_values(text: io.TextIOBase, file: str) -> Iterator[Any]:
     """Values of a JSON array, or values one after the other, parsed piece by piece."""
-    decoder, buffer, place, line, opened = json.JSONDecoder(), "", 0, 1, False
+    decoder, buffer, place, line = json.JSONDecoder(), "", 0, 1
+    array: bool | None = None  # not known before the first character
     while True:
         gap = _GAP.match(buffer, place)
         assert gap is not None  # the pattern matches the empty string
         line, place = line + gap[0].count("\n"), gap.end()
-        if not opened and place < len(buffer):
-            opened, place = True, place + (buffer[place] == "[")
+        if array is None and place < len(buffer):
+            array = buffer[place] == "["
+            place += array
             continue
-        if buffer.startswith("]", place):
+        if array and buffer.startswith("]", place):
+            _refuse_rest(buffer[place + 1 :], text, f"{file}:{line}")
             return
         try:
             value, end = decoder.raw_decode(buffer, place)
         except json.JSONDecodeError as error:
             piece = text.read(max(1 << 16, len(buffer) - place))
             if not piece and place == len(buffer):
+                if array:
+                    raise DataError(Problem(f"{file}:{line}", "broken JSON: the file ends inside its array", _AGAIN)) from error
                 return
             if not piece:
                 where = f"{file}:{line + buffer.count(chr(10), place, error.pos)}"
                 raise DataError(Problem(where, f"broken JSON: {error.msg} at column {error.colno}")) from error
             buffer, place = buffer[place:] + piece, 0
             continue
+        except (RecursionError, ValueError) as error:
+            raise DataError(Problem(f"{file}:{line}", f"broken JSON: {_limit(error)}")) from error
         line, place = line + buffer.count("\n", place, end), end
         yield value
+
+
+def _refuse_rest(rest: str, text: io.TextIOBase, where: str) -> None:
+    """Nothing but blanks may follow the array: rows after it would be lost."""
+    while rest or (rest := text.read(1 << 16)):
+        if rest.strip():
+            raise DataError(Problem(where, f"broken JSON: more text after the end of the array: {rest.strip()[:20]!r}", _AGAIN))
+        rest = ""
 
 
 def read_table(stream: BinaryIO, file: str, *, delimiter: str) -> Iterator[Row | BadRow]:

@@ -131,7 +131,7 @@ def _bad_sources(data: Mapping[str, Any]) -> list[Problem]:
 def _bad_source(where: str, entry: Any) -> list[Problem]:
     if not isinstance(entry, Mapping):
         return [Problem(where, f"expected path, weight, ..., got {entry!r}")]
-    problems = [*_unknown(where, entry, _SOURCE_KEYS), *_bad_choices(where, entry)]
+    problems = [*_unknown(where, entry, _SOURCE_KEYS), *_bad_choices(where, entry), *_bad_columns(where, entry)]
     if bool(entry.get("path")) == bool(entry.get("generator")):
         problems.append(Problem(where, "needs either a path or a generator"))
     elif entry.get("path") and not _is_paths(entry["path"]):
@@ -162,7 +162,16 @@ def _bad_values(data: Mapping[str, Any]) -> list[Problem]:
     for key in ("template_kwargs", "format_options", "columns"):
         if data.get(key) is not None and not isinstance(data[key], Mapping):
             problems.append(Problem(f"data.{key}", f"expected key: value pairs, got {data[key]!r}"))
-    return problems
+    return problems + _bad_columns("data", data)
+
+
+def _bad_columns(where: str, values: Mapping[str, Any]) -> list[Problem]:
+    columns = values.get("columns")
+    wrong = {new: old for new, old in columns.items() if not isinstance(old, str)} if isinstance(columns, Mapping) else {}
+    return [
+        Problem(f"{where}.columns.{new}", f"expected the name of a column in the file, got {old!r}", "columns={new_name: name_in_the_file}")
+        for new, old in wrong.items()
+    ]
 
 
 def _unknown(where: str, values: Mapping[str, Any], known: Sequence[str]) -> list[Problem]:

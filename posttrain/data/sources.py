@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -67,10 +68,10 @@ def _known_kinds() -> str:
 
 def find_files(place: str) -> list[Path]:
     """The data files that a path, a folder (searched through) or a glob names, sorted. Raises DataError if there are none."""
-    path = Path(place).expanduser()
-    if path.is_file():
+    path = local_path(place)
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file) and not _hidden(file.relative_to(path)))
         if not found:
             raise DataError(Problem(place, "the folder holds no data files", f"known kinds: {_known_kinds()}"))
@@ -78,11 +79,21 @@ def find_files(place: str) -> list[Path]:
     if any(mark in place for mark in "*?["):
         base = Path(path.anchor) if path.is_absolute() else Path()
         pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-        found = sorted(file for file in base.glob(pattern) if file.is_file() and kind_of(file))
+        try:
+            found = sorted(file for file in base.glob(pattern) if file.is_file() and kind_of(file))
+        except ValueError as error:
+            raise DataError(Problem(place, f"is no pattern: {error}", "** stands for folders, as in DIR/**/*.jsonl")) from error
         if not found:
             raise DataError(Problem(place, "no data file matches"))
         return found
+    if os.path.exists(path):
+        raise DataError(Problem(place, "is neither a file nor a folder", "save the rows in a file: they are read more than once"))
     raise DataError(Problem(place, "no such file or folder", nearest_path(path)))
+
+
+def local_path(place: str) -> Path:
+    """The path that a text means. The home of a user who does not exist stays as written, to be reported as missing."""
+    return Path(os.path.expanduser(place))
 
 
 def _hidden(path: Path) -> bool:
@@ -92,7 +103,7 @@ def _hidden(path: Path) -> bool:
 def nearest_path(path: Path) -> str:
     """A hint that names what exists near a path that does not; empty if nothing resembles it."""
     parent = path.parent
-    while not parent.is_dir():
+    while not os.path.isdir(parent):
         path, parent = parent, parent.parent
     names = [entry.name for entry in parent.iterdir()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)

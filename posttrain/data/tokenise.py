@@ -62,10 +62,29 @@ class RowEncoder:
     def _convert(self, row: Row | BadRow) -> Example | Filtered | RowError:
         if isinstance(row, BadRow):
             return RowError(row.reason)
+        if not _is_text(row.value):
+            return RowError("a text holds half a surrogate pair, which is no character")
         try:
             return get_format(self.format).convert(row.value, **self.options)
         except RowError as error:
             return error
+
+
+def _is_text(value: Any) -> bool:
+    """Whether every text in a row's value can be written as UTF-8; JSON can escape ones that cannot (`\\ud800`)."""
+    if isinstance(value, str):
+        return value.isascii() or _encodes(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_text, value.values()))
+    return not isinstance(value, list) or all(map(_is_text, value))
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Filtered | RowError]]) -> Batch:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from posttrain.data.tree import to_device
 from posttrain.models.policy import PolicyModel
@@ -107,6 +107,14 @@ class Method(LightningModule, ABC):
         optimizer = self.recipe.optimizer(self.trained_parameters())
         scheduler = self.recipe.scheduler(optimizer, self.recipe.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Set the learning rates that the schedule gives for this step: a run that goes on longer than planned has another schedule."""
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, LambdaLR):
+            place = scheduler.last_epoch
+            for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = base * factor(place)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         limit = float("inf") if self.recipe.gradient_clip is None else self.recipe.gradient_clip

@@ -32,7 +32,10 @@ def load(path: Path, choices: Sequence[Choice], groups: Callable[[], DictConfig]
     ]
     if problems:
         raise ConfigError(problems)
-    config = OmegaConf.create(_escaped(content))
+    try:
+        config = OmegaConf.create(_escaped(content))
+    except RecursionError as error:
+        raise ConfigError(Problem(str(path), "is nested too deeply, or contains itself")) from error
     chosen = groups() if choices else OmegaConf.create()
     for key in (choice.group.replace("/", ".") for choice in choices):
         OmegaConf.update(config, key, OmegaConf.select(chosen, key), merge=False, force_add=True)
@@ -52,6 +55,8 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(Problem(str(path), "no such file", "name the config.yaml of a run or of an artifact")) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(str(path), "is not plain YAML: " + " ".join(str(error).split()))) from error
+    except OSError as error:
+        raise ConfigError(Problem(str(path), f"cannot be read: {error.strerror or error}")) from error
     if not isinstance(content, dict):
         raise ConfigError(Problem(str(path), "expected a mapping of keys"))
     return content

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain.runs.files import sync_folder, write_atomic, writing
 
@@ -28,8 +29,9 @@ class Checkpoint:
     @property
     def damage(self) -> str:
         """What is wrong with the files, in words; empty if they are all there in full."""
-        wanted = json.loads((self.path / META).read_text())["bytes"]
-        sizes = _sizes(self.path)
+        wanted, sizes = _meta(self.path).get("bytes"), _sizes(self.path)
+        if not wanted:
+            return f"{META} cannot be read"
         return ", ".join(f"{name} has {sizes.get(name, 0)} of {size} bytes" for name, size in wanted.items() if sizes.get(name) != size)
 
     @property
@@ -42,10 +44,19 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     """The complete checkpoints of a run, oldest first. Folders whose writing was cut short do not count."""
     found = []
     for path in sorted(folder.glob("step-*")):
-        if NAME.search(path.name) and (path / META).is_file():
-            meta = json.loads((path / META).read_text())
-            found.append(Checkpoint(path, meta["step"], meta["score"]))
+        named = NAME.search(path.name)
+        if named and (path / META).is_file():
+            found.append(Checkpoint(path, int(named[1]), _meta(path).get("score")))
     return found
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """A checkpoint's record; empty if it cannot be read, which `Checkpoint.damage` then tells."""
+    try:
+        read = json.loads((path / META).read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -173,6 +173,8 @@ def _apply(value: Value, config: DictConfig, groups: Sequence[str]) -> Problem |
     if value.verb == "set" and not _present(plain, value.key) and not accepts(plain, value.key):
         return _unknown(value, plain, groups)
     try:
+        if isinstance(value.value, list) and _present(plain, value.key) and isinstance(_at(plain, value.key), dict):
+            return Problem(value.text, f"{value.key} is a group of keys, not a list", f"set one of its keys: {value.key}.KEY=...")
         OmegaConf.update(config, value.key, value.value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
         return Problem(value.text, str(error).splitlines()[0])

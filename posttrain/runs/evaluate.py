@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite
@@ -21,7 +23,10 @@ from posttrain.runs.records import encode, versions
 from posttrain.runs.signatures import Parameter
 
 if TYPE_CHECKING:
+    from posttrain.data.prepare import Prepared
     from posttrain.evaluation.suites.result import SuiteResult
+
+HELD_OUT = "held-out"  # data: the examples that the run itself held out
 
 OWN = {"run": Parameter("run", str, required=True), "device": Parameter("device", str | None, required=False)}
 
@@ -51,8 +56,13 @@ def read_arguments(args: Mapping[str, Any]) -> tuple[Suite, dict[str, Any]]:
         raise ConfigError(Problem("suite", "is needed", f"one of {names}; or data=FILE for exact match on a local file"))
     suite = find_suite(str(name))
     given = {key: value for key, value in args.items() if key != "suite"}
+    if "data" in parameters_of(suite.target) and "data" not in {**suite.settings, **given} and "run" in given:
+        given["data"] = HELD_OUT
     settings = bind({**suite.settings, **given}, OWN | parameters_of(suite.target), command=f"eval suite={suite.name}")
-    if isinstance(settings.get("data"), str) and not is_hub_id(settings["data"]):
+    if settings.get("data") == HELD_OUT:
+        find_artifact(settings["run"])
+        own_config(Path(settings["run"]))
+    elif isinstance(settings.get("data"), str) and not is_hub_id(settings["data"]):
         find_files(settings["data"])
     return suite, settings
 
@@ -65,8 +75,29 @@ def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device:
     module, _, name = suite.target.rpartition(".")
     run_suite = getattr(import_module(module), name)
     model, tokenizer = load(folder, device=device)
+    if settings.get("data") == HELD_OUT:
+        settings = {**settings, "data": _held_out(folder)}
     result: SuiteResult = run_suite(model, tokenizer, **settings)
     return result
+
+
+def own_config(run: Path) -> dict[str, Any]:
+    """The config of the run that an artifact lies in. Raises ConfigError where there is none: then the data must be named."""
+    path = run.expanduser() / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _held_out(artifact: Path) -> Prepared:
+    """The run's own data, as it was prepared for training."""
+    from posttrain.runs.inputs import load_inputs
+
+    _, prepared = load_inputs(own_config(artifact.parent if artifact.name == "artifact" else artifact))
+    if prepared.val is None:
+        raise ConfigError(Problem("data", "is needed: the run held no examples out", "data=FILE"))
+    return prepared
 
 
 def write_results(folder: Path, name: str, settings: Mapping[str, Any], artifact: Path, result: SuiteResult) -> Path:

@@ -29,7 +29,7 @@ FLAGS = (
     ("--help, --version", "`posttrain COMMAND --help` tells about one command"),
 )
 EXAMPLES = (
-    ("posttrain", "the quickstart: a small model learns arithmetic in about two minutes"),
+    ("posttrain", "the quickstart: a small model learns arithmetic in under two minutes"),
     ("posttrain method=sft model=gemma_270m data=files data.train=chats.jsonl", "fine-tune on your own file"),
     ("posttrain -m method.loss=nll,dft seed=1,2,3", "six runs and a table"),
     ("posttrain plan model=gemma_1b hardware=8xh100", "what would it take?"),

@@ -40,7 +40,7 @@ def exit_code(action: Callable[[], int]) -> int:
         report.show(error.problems)
         return WRONG
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is complete", file=sys.stderr)
+        print("interrupted; the same command starts or continues the run", file=sys.stderr)
         return INTERRUPTED
     except Exception:
         traceback.print_exc()

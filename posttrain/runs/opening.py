@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +29,9 @@ def tracking_node(config: Mapping[str, Any]) -> dict[str, Any]:
 def run_info(job: Job) -> RunInfo:
     """What the tracker learns about a run."""
     config = job.config
-    name = f"{config['method']['name']}-{config['model']['name']}-seed{config['seed']}"
     return RunInfo(
         output_dir=job.folder,
-        name=name,
+        name=job.folder.name,
         config=config,
         tags={"method": config["method"]["name"], "study": None, "arm": None, "stage": None},
         datasets=_datasets(job),
@@ -47,6 +47,9 @@ def _datasets(job: Job) -> list[DatasetRecord]:
     ]
 
 
+log = logging.getLogger(__name__)
+
+
 class Opening(Callback):
     """Tells, when training is about to begin, what will run where; then starts the progress display."""
 
@@ -60,6 +63,7 @@ class Opening(Callback):
         assert isinstance(pl_module, Method)
         for line in self.lines(pl_module):
             print(line, flush=True)
+            log.info(line, extra={"file_only": True})
         self.reporter.progress = Progress(self.job.plan.steps, trainer.global_step)
 
     def lines(self, method: Method) -> list[str]:

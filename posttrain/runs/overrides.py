@@ -112,6 +112,9 @@ def expand(lines: Sequence[str], options_of: Callable[[str], list[str]]) -> list
     if problems:
         raise ConfigError(problems)
     table = {item.get_key_element(): _alternatives(item, options_of) for item in good}
+    lines_of = {item.get_key_element(): str(item.input_line) for item in good}
+    if empty := [key for key, values in table.items() if not values]:
+        raise ConfigError([Problem(lines_of[key], "no value matches, so the sweep has no run", f"posttrain list {key}") for key in empty])
     return [dict(zip(table, combination, strict=True)) for combination in itertools.product(*table.values())]
 
 

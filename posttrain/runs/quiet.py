@@ -30,4 +30,5 @@ def quiet_libraries() -> None:
     for name in CHATTY:
         logging.getLogger(name).addFilter(_raised)
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in (".*does not have many workers.*", ".*is_gradient_checkpointing.*", ".*torch.jit.script_method.*"):
+        warnings.filterwarnings("ignore", message=message)

@@ -224,6 +224,7 @@ def open_log(output_dir: Path, rank: int = 0, *, level: int = logging.INFO) -> l
         handler.close()
     console = ConsoleHandler()
     console.setLevel(level if rank == 0 else logging.WARNING)
+    console.addFilter(lambda record: not getattr(record, "file_only", False))
     console.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(levelname)s %(message)s"))
     logger.addHandler(console)
     if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.records import MetricsFile, peak_memory_bytes
 from posttrain.runs.tracking.base import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -21,6 +24,7 @@ class Reporter:
         self.device = device
         self.progress: Progress | None = None
         self.before: dict[str, float] = {}
+        self.measured_again: set[str] = set()
         self.latest: dict[str, float] = {}
         self._at: dict[str, float] = {}
         self.last_step = 0
@@ -54,8 +58,10 @@ class Reporter:
         self._metrics.append(step, metrics)
         self._note(step, metrics)
         self.tracker.log(step, metrics)
+        line = f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info(line, extra={"file_only": True})
         if self.progress is not None:
-            self.progress.message(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            self.progress.message(line)
 
     def _note(self, step: int, metrics: Mapping[str, float]) -> None:
         self._at = {**(self._at if step == self.last_step else {}), **metrics}
@@ -63,6 +69,8 @@ class Reporter:
         self.latest.update(metrics)
         if step == 0:
             self.before.update(metrics)
+        else:
+            self.measured_again.update(metrics)
 
     def values_at(self, step: int) -> dict[str, float]:
         """Everything logged for the current step, by which its checkpoint is scored; empty for another step."""

@@ -44,14 +44,24 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     old = folder / CONFIG
     if config["resume"] == "never":
         set_aside(folder)
-    elif old.is_file():
-        before = yaml.safe_load(old.read_text(encoding="utf-8"))
-        if problems := list(differences(before, config)):
-            raise ConfigError(problems)
+    elif old.is_file() and (problems := list(differences(_config_of(folder), config))):
+        raise ConfigError(problems)
     start = find_start(config, folder)
     if not start.finished:
         write_atomic(old, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return start
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder. Raises ConfigError where the folder holds something else."""
+    try:
+        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if isinstance(content, dict):
+        return content
+    hint = "choose another output_dir, or resume=never to set aside what is there"
+    raise ConfigError(Problem("output_dir", f"{folder / CONFIG} is not the configuration of a run", hint))
 
 
 def find_start(config: Mapping[str, Any], folder: Path) -> Start:
@@ -85,8 +95,11 @@ def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
     result = folder / "result.json"
     if not result.is_file():
         return False
-    past = json.loads(result.read_text(encoding="utf-8"))
-    before = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        past = json.loads(result.read_text(encoding="utf-8"))
+    except ValueError:  # damaged: the checkpoints say where the run is
+        return False
+    before = _config_of(folder)
     same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs"))
     return past["status"] == "finished" and past["steps"] == step and same_end
 

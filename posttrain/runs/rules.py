@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import Problem, UserError
+from posttrain.errors import DataError, Problem, UserError
 from posttrain.runs import machine, suggest
+from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
 
@@ -27,6 +28,7 @@ class Rule:
     reads: tuple[str, ...]
 
 
+LONGEST_NAME = 255  # of a file or folder, bytes; on every common file system
 SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 
@@ -59,7 +61,7 @@ def weights_exist(config: Config) -> Iterator[Problem]:
 
 def _existing(key: str, path: str | None) -> Iterator[Problem]:
     """A text that can only be a local path must exist; `owner/name` may be a hub id."""
-    if path is None or Path(path).expanduser().exists() or not path.startswith((".", "/", "~")):
+    if path is None or exists(path) or not path.startswith((".", "/", "~")):
         return
     yield Problem(key, f"no such file or folder: {path}", near_file(path))
 
@@ -67,7 +69,7 @@ def _existing(key: str, path: str | None) -> Iterator[Problem]:
 def resume_exists(config: Config) -> Iterator[Problem]:
     """`resume=PATH` must name a checkpoint that is there."""
     resume = config["resume"]
-    if resume not in ("auto", "never") and not Path(resume).expanduser().exists():
+    if resume not in ("auto", "never") and not exists(resume):
         near = suggest.nearest(resume, ("auto", "never"))
         yield Problem(
             "resume",
@@ -87,27 +89,29 @@ def data_is_consistent(config: Config) -> Iterator[Problem]:
 
 
 def data_files_exist(config: Config) -> Iterator[Problem]:
-    """Data that can only be a local file must be there."""
+    """Data that can only be local files must be there, and found as the data code finds them."""
+    from posttrain.data.sources import find_files
+
     for key, text in _data_paths(config["data"]):
-        if not is_local_data(text):
-            continue
-        path = Path(text).expanduser()
-        if any(sign in text for sign in "*?["):
-            if not any(path.parent.glob(path.name)) and not any(Path().glob(text) if not path.is_absolute() else ()):
-                yield Problem(key, f"no file matches {text}", near_file(text))
-        elif not path.exists():
-            yield Problem(key, f"no such file: {text}", near_file(text))
+        try:
+            if is_local_data(text):
+                find_files(text)
+        except DataError as error:
+            found = error.problems[0]
+            gone = not exists(text) and not any(sign in text for sign in "*?[")
+            yield Problem(key, f"no such file: {text}", near_file(text)) if gone else Problem(key, f"{text}: {found.message}", found.hint)
+
+
+def exists(text: str) -> bool:
+    """Whether a path is there. One that cannot be (too long, the home of nobody) is not, where pathlib would raise."""
+    return os.path.exists(os.path.expanduser(text))
 
 
 def _data_paths(data: Config) -> Iterator[tuple[str, str]]:
-    for key in ("train", "val"):
-        value = data.get(key)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                yield f"data.{key}", item
-    for index, source in enumerate(data.get("sources") or []):
-        if isinstance(source, dict) and isinstance(source.get("path"), str):
-            yield f"data.sources[{index}].path", source["path"]
+    places = {f"data.{key}": data.get(key) for key in ("train", "val")}
+    places |= {f"data.sources[{i}].path": source.get("path") for i, source in enumerate(data.get("sources") or [])}
+    for key, value in places.items():
+        yield from ((key, item) for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
 
 
 def is_local_data(text: str) -> bool:
@@ -117,10 +121,10 @@ def is_local_data(text: str) -> bool:
 
 def near_file(text: str) -> str:
     """The nearest name beside a file that is not there, or the part of its path that does not exist."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     parent = path.parent
-    if not parent.is_dir():
-        missing = next((folder for folder in reversed(path.parents) if not folder.exists()), parent)
+    if not os.path.isdir(parent):
+        missing = next((folder for folder in reversed(path.parents) if not os.path.exists(folder)), parent)
         return f"the folder {missing} does not exist"
     near = suggest.nearest(path.name, [item.name for item in parent.iterdir()])
     return f"did you mean {parent / near}?" if near else f"looked in {parent.resolve()}"
@@ -130,9 +134,14 @@ def output_is_writable(config: Config) -> Iterator[Problem]:
     """The run's folder must be one, or be creatable."""
     if config["output_dir"] is None:
         return
-    path = Path(config["output_dir"]).expanduser().absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not existing.is_dir():
+    named = os.path.expanduser(config["output_dir"])
+    path = Path(named).absolute()
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    if named.startswith("~"):
+        yield Problem("output_dir", f"there is no user {Path(named).parts[0][1:]}", "choose another output_dir")
+    elif any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        yield Problem("output_dir", f"a name in the path is longer than {LONGEST_NAME} bytes", "choose another output_dir")
+    elif not existing.is_dir():
         yield Problem("output_dir", f"{existing} is a file, not a folder", "choose another output_dir")
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield Problem("output_dir", f"no permission to write in {existing}", "choose another output_dir")
@@ -201,6 +210,7 @@ def loss_fits_method(config: Config) -> Iterator[Problem]:
 
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
+    Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_fits, ("hardware",)),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -141,7 +142,7 @@ class Evaluation(Group):
 class Run(Group):
     """One training run."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     global_batch: Count = Field(64, description="examples of one optimizer step")
     max_tokens: Count = Field(8192, description="most tokens of a micro-batch")
     max_length: Count = Field(1024, description="most tokens of an example")

@@ -69,7 +69,7 @@ class Session:
     def run(self) -> None:
         """Train, evaluate, hand on."""
         job = self.job
-        self.reporter.rewind(job.start.step)
+        self.reporter.rewind(-1 if job.start.state is None else job.start.step)
         if job.ranks.leads:
             self.tracker.start(run_info(job))
         trainer = build_trainer(job, [Opening(job, self.reporter), *self.callbacks])
@@ -93,10 +93,13 @@ class Session:
 
     def end_early(self, status: Status) -> None:
         """Leave the record of a run that an error or an interrupt ended complete; the last checkpoint stays."""
-        if self.job.ranks.leads:
-            write_result(self.job.folder / "result.json", self._result(status, self.reporter.last_step, None))
-            self.tracker.finish(status)
-        self.reporter.close()
+        try:
+            if self.job.ranks.leads:
+                write_result(self.job.folder / "result.json", self._result(status, self.reporter.last_step, None))
+                self.tracker.finish(status)
+            self.reporter.close()
+        except OSError as error:  # the disk that ended the run is still full: the first error is the one to report
+            log.error("%s", error)
 
     def _close(self, trainer: Trainer, status: Status, artifact: Path | None) -> None:
         self.reporter.close()
@@ -112,13 +115,14 @@ class Session:
         result = self._result(status, trainer.global_step, artifact)
         write_result(folder / "result.json", result)
         self.tracker.finish(status)
+        log.info("%s: %s", status, dict(result.metrics), extra={"file_only": True})
         closing_panel(result, paths_of(folder, artifact), next_commands(folder, status, self.tracker.hint()))
 
     def _result(self, status: Status, step: int, artifact: Path | None) -> Result:
         totals = self.recorder.totals
         seconds = max(float(totals["train_seconds"]), 1e-9)
         final = {name: value for name, value in self.reporter.latest.items() if name not in ("tokens", "examples", "lr")}
-        before = {f"{name}/before": value for name, value in self.reporter.before.items() if name in final}
+        before = {f"{name}/before": value for name, value in self.reporter.before.items() if name in self.reporter.measured_again}
         return Result(
             status=status,
             method=self.job.config["method"]["name"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Annotated, Any, get_args
@@ -153,6 +154,15 @@ def _value(value: Any, parameter: Parameter, path: str, allow: Collection[str]) 
         yield Problem(path, f"expected an option of this group, got {value!r}", f"posttrain list {path.replace('.', '/')}")
     elif not fits(value, parameter.annotation):
         yield wrong_type(path, value, parameter)
+    elif not _finite(value):
+        yield Problem(path, f"expected a finite number, got {value!r}", parameter.doc)
+
+
+def _finite(value: Any) -> bool:
+    """Whether a value holds neither nan nor an infinity, which every bound lets pass or no run survives."""
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_target_slot(parameter: Parameter) -> bool:

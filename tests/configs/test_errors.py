@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from posttrain.runs.rules import data_files_exist
+
 ONE_SCREEN = 31
 
 
@@ -25,7 +27,7 @@ CASES = {
     "misspelt key": (["metod=sft"], ["metod=sft: there is no key 'metod' (did you mean method?)"]),
     "misspelt option": (["model=nanno"], ["model has no option 'nanno'", "did you mean nano?"]),
     "wrong type": (["optimizer.lr=fast"], ["optimizer.lr: expected a number, got 'fast'"]),
-    "boolean is no integer": (["seed=true"], ["seed: expected an integer >= 0, got True"]),
+    "boolean is no integer": (["seed=true"], ["seed: expected an integer >= 0 < 4294967296, got True"]),
     "out of bounds": (["global_batch=0"], ["global_batch: expected an integer >= 1, got 0"]),
     "not a choice": (["precision=bf17"], ["expected one of float32, bf16, bf16_true, got 'bf17' (did you mean bf16?)"]),
     "key of another level": (["lr=1e-4"], ["did you mean optimizer.lr?"]),
@@ -49,6 +51,14 @@ CASES = {
     "resume": (["resume=atuo"], ["resume: expected auto, never or an existing checkpoint, got 'atuo' (did you mean auto?)"]),
     "weights without a place": (["model=hf"], ["model.path"]),
     "interpolation": (["seed=${sead}"], ["seed: cannot be resolved"]),
+    "not finite": (["optimizer.lr=nan"], ["optimizer.lr: expected a finite number, got nan"]),
+    "not finite in a list": (["optimizer.betas=[0.9,inf]"], ["optimizer.betas: expected a finite number"]),
+    "a seed no generator takes": (["seed=99999999999999999999"], ["seed: expected an integer >= 0 < 4294967296"]),
+    "a list for a group": (["log=[]"], ["log is a group of keys, not a list"]),
+    "a sweep over nothing": (["-m", "model=glob(zz*)"], ["model=glob(zz*): no value matches", "posttrain list model"]),
+    "home of nobody": (['output_dir="~nobody_at_all/x"'], ["output_dir: there is no user nobody_at_all"]),
+    "a name that is too long": (["output_dir=" + "a" * 300], ["output_dir: a name in the path is longer than 255 bytes"]),
+    "no pattern": (["data=files", "data.train=a**b.jsonl"], ["data.train: a**b.jsonl: is no pattern"]),
     "no key=value": (["train", "seed"], ["seed: expected key=value"]),
     "unreadable": (["data.train=a[b"], ["cannot be read as key=value", "quote special characters"]),
     "several values": (["seed=1,2"], ["several values are a sweep (run them with -m"]),
@@ -136,3 +146,39 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(posttrain: Call
 
 def test_interval_cannot_be_swept(posttrain: Callable[..., Any]) -> None:
     assert_user_error(posttrain("-m", "optimizer.lr=interval(0,1)"), "an interval has no list of values")
+
+
+def test_patterns_are_matched_as_the_data_code_matches_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one" / "deep").mkdir(parents=True)
+    for name in ("one/a.jsonl", "one/deep/a.jsonl", "b[1].jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    good = ["*/a.jsonl", "**/a.jsonl", str(tmp_path / "*" / "a.jsonl"), str(tmp_path / "**" / "a.jsonl"), "b[1].jsonl"]
+    assert list(data_files_exist({"data": {"train": good, "sources": [{"path": good}]}})) == []
+    bad = {"train": "*/b.jsonl", "val": "./empty", "sources": [{"path": ["c.jsonl"]}]}
+    assert [problem.where for problem in data_files_exist({"data": bad})] == ["data.train", "data.val", "data.sources[0].path"]
+
+
+def test_config_that_contains_itself(posttrain: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text("a: &a [*a, *a]\n")
+    assert_user_error(posttrain("--config", "loop.yaml"), "loop.yaml: is nested too deeply, or contains itself")
+
+
+def test_output_dir_that_holds_the_config_of_something_else(posttrain: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for content in ("a: [b", "- 1\n"):
+        (tmp_path / "out" / "config.yaml").write_text(content)
+        assert_user_error(posttrain("output_dir=out"), "config.yaml is not the configuration of a run", "resume=never")
+
+
+def test_numbers_out_of_range_are_all_named(posttrain: Callable[..., Any]) -> None:
+    outcome = posttrain("optimizer.lr=-1", "optimizer.betas=[0.9,2]", "scheduler.warmup=-1", "method.label_smoothing=1")
+    assert_user_error(outcome, "4 problems", "optimizer.lr: expected a number >= 0, got -1", "optimizer.betas: expected a list of")
+    assert_user_error(outcome, "scheduler.warmup: expected a number >= 0", "method.label_smoothing: expected a number >= 0 < 1")
+
+
+def test_paths_that_cannot_be_are_missing(posttrain: Callable[..., Any]) -> None:
+    nobody = "~nobody_at_all/x.jsonl"
+    outcome = posttrain("data=files", f'data.train="{nobody}"', "resume=" + "a" * 300, f'model.path="{nobody}"')
+    assert_user_error(outcome, "3 problems", "data.train: no such file", "resume: expected auto", "model.path: no such file")

@@ -500,3 +500,37 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, node: Node):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
         peaks.append(float(done.stdout))
     assert peaks[1] < peaks[0] + 20, peaks  # MiB; the tokens of the added rows alone take 30
+
+
+def test_half_a_surrogate_pair_is_a_bad_row_and_an_emoji_is_not(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "a", "answer": "\\ud83d\\ude00"}\n{"question": "a", "answer": "\\ud800"}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl:2: a text holds half a surrogate pair"):
+        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64, seed=0)
+    kept = prepare(node(train=str(path), on_error="skip"), chatml, kind="conversation", max_length=64, seed=0)
+    assert len(kept.train) == 1
+
+
+def test_a_template_that_is_no_jinja_is_one_config_error_and_not_one_a_row(tmp_path: Path, node: Node):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' * 3)
+    with pytest.raises(ConfigError, match=r"model\.chat_template: line 1 is no Jinja") as caught:
+        prepare(node(train=str(path)), byte_level("{% for m in messages %}{{ m.content"), kind="conversation", max_length=64, seed=0)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_file_without_a_readable_row_says_what_to_do(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xe4\n" * 100)
+    with pytest.raises(DataError) as caught:
+        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64, seed=0)
+    assert len(caught.value.problems) <= 20
+    assert "none of the first 64 rows can be read" in str(caught.value.problems[-1])
+    assert "UTF-8" in caught.value.problems[-1].hint
+
+
+def test_dropping_every_example_says_how_to_keep_them(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(DataError, match=r"raise max_length, or set data\.truncation=right"):
+        prepare(node(train=str(path), truncation="drop"), chatml, kind="conversation", max_length=2, seed=0)

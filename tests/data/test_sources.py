@@ -111,7 +111,6 @@ def test_broken_lines_are_named_and_the_rest_is_read(tmp_path: Path):
     ("name", "content", "words"),
     [
         ("a.json", b'[{"a": 1},\n{"a": ]', "a.json:2: broken JSON"),
-        ("a.json", b'[{"a": 1}', None),
         ("a.csv", b'a,b\n1,"2\n', "a.csv:2: broken table"),
         ("a.csv", b"a,a\n1,2\n", "more than once"),
         ("a.csv", b"a,b\n1,2\n3,\xff\n", "a.csv:3: not UTF-8"),
@@ -121,12 +120,9 @@ def test_broken_lines_are_named_and_the_rest_is_read(tmp_path: Path):
         ("a.parquet", b"PAR1 but not really", "broken parquet"),
     ],
 )
-def test_a_broken_file_says_where(tmp_path: Path, name: str, content: bytes, words: str | None):
+def test_a_broken_file_says_where(tmp_path: Path, name: str, content: bytes, words: str):
     path = tmp_path / name
     path.write_bytes(content)
-    if words is None:
-        assert values(path) == [{"a": 1}]
-        return
     with pytest.raises(DataError, match=words):
         list(read_file(path))
 
@@ -283,3 +279,60 @@ def test_a_hub_split_validates_a_hub_data_set_and_not_a_file(tmp_path: Path):
     (val,) = read_settings({"name": "x", "train": "owner/name", "val_split": "test"}).val
     assert (val.path, val.split) == (("owner/name",), "test")
     assert read_settings({"name": "x", "train": str(path), "val_split": "test"}).val == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"a": 1}, {"a": 2}', "x.json:1: broken JSON: the file ends inside its array (fetch or write it again)"),
+        ('[{"a": 1}]\n[{"a": 2}]', "x.json:1: broken JSON: more text after the end of the array"),
+        ('[{"a": ' * 50_000, "x.json:1: broken JSON: nested too deeply"),
+        ('[\n{"a": ' + "9" * 5000 + "}]", "x.json:2: broken JSON: a number has too many digits"),
+    ],
+)
+def test_json_that_is_cut_doubled_or_too_much_is_an_error_and_not_fewer_rows(tmp_path: Path, content: str, words: str):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        list(read_file(tmp_path / "x.json"))
+    assert words in str(caught.value)
+
+
+def test_blanks_after_the_array_are_no_text(tmp_path: Path):
+    (tmp_path / "x.json").write_text('[{"a": 1}] \n' + " " * 200_000)
+    assert values(tmp_path / "x.json") == [{"a": 1}]
+
+
+def test_a_line_too_much_for_the_parser_is_a_bad_row_and_the_rest_is_read(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n' + '{"a": ' * 100_000 + "\n")
+    digits, row, deep = read_file(path)
+    assert isinstance(digits, BadRow)
+    assert digits.reason == "broken JSON: a number has too many digits"
+    assert isinstance(row, Row)
+    assert row.value == {"a": 1}
+    assert isinstance(deep, BadRow)
+    assert deep.reason == "broken JSON: nested too deeply"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("a**b.jsonl", "is no pattern"),
+        ("~nobody_of_that_name/a.jsonl", "no such file or folder"),
+        ("a" * 400 + ".jsonl", "no such file or folder"),
+        ("a" * 400 + "/a.jsonl", "no such file or folder"),
+        ("/dev/null", "is neither a file nor a folder"),
+    ],
+)
+def test_paths_that_cannot_be_are_data_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=words):
+        find_files(place)
+
+
+def test_a_column_is_named_by_a_text():
+    with pytest.raises(ConfigError) as caught:
+        read_settings({"name": "x", "train": "a.jsonl", "columns": {"prompt": 5}})
+    assert "data.columns.prompt: expected the name of a column in the file, got 5" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.columns\.prompt"):
+        read_settings({"name": "x", "sources": [{"path": "a.jsonl", "columns": {"prompt": 5}}]})

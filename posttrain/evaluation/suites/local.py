@@ -30,7 +30,7 @@ def generative(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    data: str,
+    data: str | Prepared,
     limit: int | None = None,
     max_new_tokens: int = 512,
     batch_tokens: int = 16384,
@@ -40,7 +40,8 @@ def generative(
     """Greedy answers to the prompts of a file, compared with its checkable answers.
 
     Args:
-        data: a file, folder, glob or hub id with rows of any known format that has an answer (GSM8K, MATH, arithmetic ...).
+        data: a file, folder, glob or hub id with rows of any known format that has an answer (GSM8K, MATH ...), or prepared data;
+            the command's default is what the run itself held out.
         limit: first rows that are read.
         max_new_tokens: most tokens of an answer.
         batch_tokens: tokens, prompt and answer, of one batch.
@@ -52,9 +53,9 @@ def generative(
     """
     # A worked solution of any length may stand in the file; only the prompt and the final answer matter here.
     prepared = _prepared(data, tokenizer, kind="conversation", max_length=_ANY_LENGTH, limit=limit, format=format, system=system)
-    found = list(prepared.val_checkable)
+    found = list(prepared.val_checkable)[:limit]
     if not found:
-        raise DataError(Problem(f"data={data}", "no row has a checkable answer", "suite=validation measures the loss on any data"))
+        raise DataError(Problem("data", "no row has a checkable answer", "suite=validation measures the loss on any data"))
     parts = [
         exact_match(model, tokenizer, part, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
         for part in track(_parts(found), "answering", disable=not sys.stderr.isatty(), transient=True)
@@ -69,7 +70,7 @@ def likelihood(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    data: str,
+    data: str | Prepared,
     limit: int | None = None,
     max_tokens: int = 16384,
     max_length: int = 1024,
@@ -80,7 +81,8 @@ def likelihood(
     """Loss (nats a target token), perplexity and token accuracy on the tokens that training would target.
 
     Args:
-        data: a file, folder, glob or hub id with rows of any known format.
+        data: a file, folder, glob or hub id with rows of any known format, or prepared data; the command's default is what the run itself
+            held out.
         limit: first rows that are read.
         max_tokens: tokens of one forward.
         max_length: tokens of an example; longer documents are split, longer conversations cut on the right.
@@ -88,7 +90,7 @@ def likelihood(
         kind: conversation (loss on assistant turns) or text (loss on all); auto = text for .txt files, else conversation.
         system: system message for conversations without one.
     """
-    chosen = _kind_of(data) if kind == "auto" else kind
+    chosen = kind if kind != "auto" else _kind_of(data) if isinstance(data, str) else "conversation"
     prepared = _prepared(data, tokenizer, kind=chosen, max_length=max_length, limit=limit, format=format, system=system)
     examples = prepared.val
     assert examples is not None, "the data were given as validation data"
@@ -100,9 +102,18 @@ def likelihood(
 
 
 def _prepared(
-    data: str, tokenizer: PreTrainedTokenizerBase, *, kind: str, max_length: int, limit: int | None, format: str, system: str | None
+    data: str | Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    kind: str,
+    max_length: int,
+    limit: int | None,
+    format: str,
+    system: str | None,
 ) -> Prepared:
     """The file as validation data. Preparation wants training data too: the same file, which its cache makes free."""
+    if isinstance(data, Prepared):
+        return data
     node = {"name": "evaluation", "train": data, "val": data, "format": format, "system": system}
     return prepare(node, tokenizer, kind=kind, max_length=max_length, seed=0, limit=limit)
 

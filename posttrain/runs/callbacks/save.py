@@ -70,11 +70,15 @@ class CheckpointWriter(StepCallback):
             checkpoint.clear_partial(self.folder)
             checkpoint.partial_path(self.folder, step).mkdir()
         barrier()
-        with writing(self.folder):
-            trainer.save_checkpoint(checkpoint.partial_path(self.folder, step) / checkpoint.STATE)
-        barrier()
+        try:
+            with writing(self.folder):
+                trainer.save_checkpoint(checkpoint.partial_path(self.folder, step) / checkpoint.STATE)
+            barrier()
+            if self.ranks.leads:
+                checkpoint.complete(self.folder, step, checkpoint.best_score(self.reporter.values_at(step), self.monitor))
+        except OSError:
+            checkpoint.clear_partial(self.folder)  # give back the space that the attempt took
+            raise
         if self.ranks.leads:
-            score = checkpoint.best_score(self.reporter.values_at(step), self.monitor)
-            checkpoint.complete(self.folder, step, score)
             checkpoint.prune(self.folder, last=self.keep_last, best=self.keep_best)
         self._saved_at = time.monotonic()

@@ -1,0 +1,30 @@
+"""Ranges of numbers that several optimizers, schedules and methods share and that their signatures cannot state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from posttrain.errors import Problem
+from posttrain.runs.annotations import fits, in_words
+from posttrain.runs.schema import Fraction
+
+AtLeastZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+RANGES: dict[str, dict[str, Any]] = {
+    "optimizer": {"lr": AtLeastZero, "weight_decay": AtLeastZero, "eps": AtLeastZero, "momentum": AtLeastZero, "betas": list[Fraction]},
+    "scheduler": {"warmup": AtLeastZero, "decay": AtLeastZero, "min_ratio": Share},
+    "method": {"label_smoothing": Fraction, "z_loss": AtLeastZero, "neftune_alpha": AtLeastZero},
+}
+
+
+def numbers_are_in_range(config: dict[str, Any]) -> Iterator[Problem]:
+    """Numbers that would only be refused, or silently do harm, once the model is there."""
+    for group, ranges in RANGES.items():
+        for key, annotation in ranges.items():
+            value = config[group].get(key)
+            if value is not None and not fits(value, annotation):
+                yield Problem(f"{group}.{key}", f"expected {in_words(annotation)}, got {value!r}")
