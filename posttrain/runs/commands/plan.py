@@ -12,6 +12,7 @@ import yaml
 from rich.syntax import Syntax
 from rich.table import Table
 
+from posttrain.errors import ConfigError
 from posttrain.runs import report, rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
@@ -56,16 +57,21 @@ def step_rows(config: dict[str, Any]) -> Rows:
         ),
         ("examples a step", f"{config['global_batch']:,}"),
     ]
-    return rows + (_measured(config) if is_here(config) else _bounds(config))
+    if not is_here(config):
+        return rows + _bounds(config, "the data is not here")
+    try:
+        return rows + _measured(config)
+    except ConfigError as error:  # no tokenizer without the hub: a plan then gives bounds, and says why
+        return rows + _bounds(config, error.problems[0].message)
 
 
-def _bounds(config: dict[str, Any]) -> Rows:
+def _bounds(config: dict[str, Any], why: str) -> Rows:
     steps = (
         f"{config['max_steps']:,}"
         if config["max_steps"] is not None
         else f"{config['epochs']:g} epochs; how many steps depends on the data"
     )
-    return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} (the data is not here)"), ("steps", steps)]
+    return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} ({why})"), ("steps", steps)]
 
 
 def _measured(config: dict[str, Any]) -> Rows:

@@ -1,0 +1,31 @@
+"""`posttrain eval run=DIR` without data: what the run held out, with the run's own numbers."""
+
+import json
+
+import pytest
+
+from posttrain.errors import ConfigError
+from posttrain.runs import evaluate
+from posttrain.runs.compose import compose
+from posttrain.runs.job import run_job
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held_out") / "run"
+    overrides = ["evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "data.generator.held_out=20", "global_batch=8", "max_steps=3"]
+    assert run_job(compose([*overrides, f"output_dir={folder}"])) == 0
+    return folder
+
+
+def test_validation_gives_the_loss_the_run_ended_with(trained):
+    assert evaluate.main({"run": str(trained), "suite": "validation"}) == 0
+    measured = json.loads((trained / "eval" / "validation.json").read_text())["metrics"]
+    ended = json.loads((trained / "result.json").read_text())["metrics"]
+    assert measured["loss"] == pytest.approx(ended["val/loss"], rel=1e-5)
+    assert measured["token_accuracy"] == pytest.approx(ended["val/token_accuracy"])
+
+
+def test_a_plain_folder_has_no_held_out_data(trained):
+    with pytest.raises(ConfigError, match="not a run's folder"):
+        evaluate.main({"run": str(trained / "artifact"), "suite": "validation"})
