@@ -52,7 +52,7 @@ def ours(folder: Path, *overrides: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "posttrain", "method=sft", "model=hf", f"model.path={folder / 'model'}", "data=files",
-            f"data.train={folder / 'train.jsonl'}", f"global_batch={OUR_BATCH}", "max_tokens=4096", f"max_steps={STEPS}", "hardware=cpu",
+            f"data.train={folder / 'train.jsonl'}", f"global_batch={OUR_BATCH}", "max_tokens=1024", f"max_steps={STEPS}", "hardware=cpu",
             "evaluation=none", "tracking=none", "validate.at_start=false", "validate.at_end=false", f"output_dir={out}/run", *overrides,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)

@@ -95,7 +95,9 @@ def test_control_c_in_a_real_terminal_stops_the_answer_not_the_program(
     tokenizer.save_pretrained(tmp_path / "artifact")
     master, slave = pty.openpty()
     pairs = {"run": str(tmp_path), "temperature": "0", "max_new_tokens": "1000000"}
-    code = f"import sys; from posttrain.runs.chat import main; sys.exit(main({pairs!r}))"
+    # A suite started in the background hands on an ignored SIGINT, which a terminal's foreground program never has.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from posttrain.runs.chat import main; sys.exit(main({pairs!r}))"
     chat = subprocess.Popen([sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, cwd=ROOT, start_new_session=True)
     os.close(slave)
     try:
