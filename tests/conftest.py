@@ -1,5 +1,5 @@
 """Before anything imports torch."""
 
-from posttrain.runs.threads import sleep_while_waiting
+from posttrain.runs.threads import spin_briefly
 
-sleep_while_waiting()
+spin_briefly()

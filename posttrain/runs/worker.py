@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from posttrain.runs.threads import sleep_while_waiting
+from posttrain.runs.threads import spin_briefly
 
 
 def main(arguments: list[str]) -> int:
     """Train what a run folder's config.yaml describes; returns the exit code. `--allow-target=PACKAGE` as on the command line."""
-    sleep_while_waiting()
+    spin_briefly()
     from posttrain.errors import UserError
     from posttrain.runs import report
     from posttrain.runs.check import check

@@ -13,7 +13,15 @@ from posttrain.runs.job import run_job
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("held_out") / "run"
-    overrides = ["evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "data.generator.held_out=20", "global_batch=8", "max_steps=3"]
+    overrides = [
+        "evaluation=none",
+        "tracking=none",
+        "hardware=cpu",
+        "limit=60",
+        "data.generator.held_out=20",
+        "global_batch=8",
+        "max_steps=3",
+    ]
     assert run_job(compose([*overrides, f"output_dir={folder}"])) == 0
     return folder
 
