@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.runs.files import sync_folder, write_atomic, writing
+from posttrain.runs.files import sync_path, write_atomic, writing
 
 STATE, META = "state.ckpt", "meta.json"
 NAME = re.compile(r"step-(\d{8})$")
@@ -81,13 +80,13 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
     partial, final = partial_path(folder, step), folder / f"step-{step:08d}"
     with writing(final):
         for file in (path for path in partial.rglob("*") if path.is_file()):
-            _sync_file(file)
+            sync_path(file)
         done = Checkpoint(final, step, None if score is None or math.isnan(score) else score)
         write_atomic(partial / META, json.dumps({"step": done.step, "score": done.score, "bytes": _sizes(partial)}))
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        sync_folder(folder)
+        sync_path(folder)
     return done
 
 
@@ -95,14 +94,6 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {
         str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file() and file.name != META
     }
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def kept(found: list[Checkpoint], *, last: int, best: int) -> set[Path]:
