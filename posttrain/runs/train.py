@@ -29,6 +29,7 @@ from posttrain.runs import targets
 from posttrain.runs.callbacks.evaluate import Evaluator
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.callbacks.save import CheckpointWriter
+from posttrain.runs.checkpoint_io import StreamingCheckpointIO
 from posttrain.runs.measure import Measures
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
@@ -123,6 +124,7 @@ def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
         accumulate_grad_batches=job.plan.micro_batches,
         callbacks=callbacks,
         default_root_dir=str(job.folder),
+        plugins=[StreamingCheckpointIO()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

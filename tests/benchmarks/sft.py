@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-STEPS, TRL_BATCH, OUR_BATCH = 6, 2, 16  # TRL: 2 packed rows of 1,024 tokens; ours: 16 conversations, about as many tokens
+TRL_STEPS, TRL_BATCH = 8, 2  # 2 packed rows of 1,024 tokens
+OUR_STEPS, OUR_BATCH = 12, 6  # 6 conversations have about 2,300 tokens
 
 
 def workload(peers: Path, folder: Path, vocab: int) -> None:
@@ -41,7 +42,8 @@ def workload(peers: Path, folder: Path, vocab: int) -> None:
 def trl(peers: Path, folder: Path, kind: str) -> dict[str, float]:
     """Tokens per second and peak GiB of TRL's SFTTrainer."""
     batch = TRL_BATCH if kind == "sft" else 8
-    command = [sys.executable, str(peers / "trl_peer.py"), kind, "--workload", str(folder), "--batch", str(batch), "--steps", str(STEPS)]
+    given = ["--workload", str(folder), "--batch", str(batch), "--steps", str(TRL_STEPS)]
+    command = [sys.executable, str(peers / "trl_peer.py"), kind, *given]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return {"tokens_per_second": found["tokens_per_second"], "gib": found["peak_gib"], "seconds": found["seconds_per_step"]}
@@ -52,7 +54,7 @@ def ours(folder: Path, *overrides: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "posttrain", "method=sft", "model=hf", f"model.path={folder / 'model'}", "data=files",
-            f"data.train={folder / 'train.jsonl'}", f"global_batch={OUR_BATCH}", "max_tokens=1024", f"max_steps={STEPS}", "hardware=cpu",
+            f"data.train={folder / 'train.jsonl'}", f"global_batch={OUR_BATCH}", "max_tokens=2048", f"max_steps={OUR_STEPS}", "hardware=cpu",
             "evaluation=none", "tracking=none", "validate.at_start=false", "validate.at_end=false", f"output_dir={out}/run", *overrides,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)

@@ -2,8 +2,9 @@
 
 PyTorch's CPU kernel for scaled-dot-product attention runs far below the machine's matmul rate on the short segments that trees are made
 of, above all backward. Here a segment's queries are taken in blocks; a block multiplies with the keys it can see (its ancestors' and its
-segment's up to its own end), all query heads of a key head at once. The probabilities are kept for the backward pass, so this is for
-segments up to `LONGEST` keys; longer ones go to the kernel, whose memory does not grow with the square of the length.
+segment's up to its own end), all heads in one batched product, with keys and values repeated for every query head that shares them so
+that the cores get equal parts. The probabilities are kept for the backward pass, so this is for paths up to `LONGEST` keys; longer ones
+go to the kernel, whose memory does not grow with the square of the length.
 """
 
 from __future__ import annotations
@@ -31,13 +32,72 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float) 
     return out
 
 
-def _causal(size: int, like: Tensor) -> Tensor:
-    return torch.full((size, size), float("-inf"), dtype=like.dtype).triu_(1)
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+        heads, length, width = q.shape[1], q.shape[2], v.shape[3]
+        queries, keys, values = _scaled(q[0], scale), _per_head(k[0], heads), _per_head(v[0], heads)
+        out = q.new_empty(length, heads, width)  # the order in which the model goes on
+        mask = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
+        needed, kept = any(ctx.needs_input_grad), []
+        for index in range(len(layout.segments)):
+            near_keys, near_values = _path(keys, layout, index), _path(values, layout, index)
+            for start, end, seen in _blocks(layout, index, near_keys.shape[1]):
+                size = end - start
+                scores = torch.bmm(queries[:, start:end], near_keys[:, :seen].transpose(1, 2))
+                scores[:, :, seen - size :].add_(mask[:size, :size])
+                probs = scores.softmax(-1)
+                out[start:end] = torch.bmm(probs, near_values[:, :seen]).transpose(0, 1)
+                if needed:
+                    kept.append(probs)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.layout, ctx.scale = layout, scale
+        return out.transpose(0, 1)[None]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        heads, length, layout = q.shape[1], q.shape[2], ctx.layout
+        queries, keys, values = _scaled(q[0], ctx.scale), _per_head(k[0], heads), _per_head(v[0], heads)
+        upstream = grads[0][0].contiguous()
+        dq = q.new_empty(length, heads, q.shape[3])
+        dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+        probabilities = iter(kept)
+        for index in range(len(layout.segments)):
+            near_keys, near_values = _path(keys, layout, index), _path(values, layout, index)
+            for start, end, seen in _blocks(layout, index, near_keys.shape[1]):
+                probs, d_out = next(probabilities), upstream[:, start:end]
+                _add_to_path(dv, torch.bmm(probs.transpose(1, 2), d_out), layout, index)
+                d_probs = torch.bmm(d_out, near_values[:, :seen].transpose(1, 2))
+                d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
+                dq[start:end] = torch.bmm(d_scores, near_keys[:, :seen]).mul_(ctx.scale).transpose(0, 1)
+                _add_to_path(dk, torch.bmm(d_scores.transpose(1, 2), queries[:, start:end]), layout, index)
+        return dq.transpose(0, 1)[None], _per_group(dk, k.shape[1]), _per_group(dv, v.shape[1]), None, None
 
 
-def _keys(x: Tensor, layout: Layout, index: int) -> Tensor:
-    """[G, K, D]: a segment's ancestors' rows, then its own; a view where there are no ancestors."""
-    parts = [x[:, start:end] for start, end, _ in (layout.segments[i] for i in (*layout.ancestors(index), index))]
+def _scaled(q: Tensor, scale: float) -> Tensor:
+    """q * scale, [H, T, D], contiguous."""
+    return torch.mul(q, scale, out=q.new_empty(q.shape))
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or values [G, T, D] repeated for every query head, [H, T, D], contiguous."""
+    return x[:, None].expand(-1, heads // len(x), -1, -1).reshape(heads, *x.shape[1:]).contiguous()
+
+
+def _per_group(x: Tensor, groups: int) -> Tensor:
+    """Gradients [H, T, D] summed over the query heads that share a key head, [1, G, T, D]."""
+    return x.view(1, groups, -1, *x.shape[1:]).sum(2)
+
+
+def _chain(layout: Layout, index: int) -> list[tuple[int, int]]:
+    """(start, end) of a segment's ancestors, root first, and of itself."""
+    return [layout.segments[i][:2] for i in (*layout.ancestors(index), index)]
+
+
+def _path(x: Tensor, layout: Layout, index: int) -> Tensor:
+    """[H, K, D]: a segment's ancestors' rows, then its own; a view where there are no ancestors."""
+    parts = [x[:, start:end] for start, end in _chain(layout, index)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -48,56 +108,10 @@ def _blocks(layout: Layout, index: int, total: int) -> list[tuple[int, int, int]
     return [(s, min(s + BLOCK, end), before + min(s + BLOCK, end) - start) for s in range(start, end, BLOCK)]
 
 
-class _Blocked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-        heads, groups, length, width = q.shape[1], k.shape[1], q.shape[2], v.shape[3]
-        grouped = q[0].reshape(groups, heads // groups, length, q.shape[3])
-        out = q.new_empty(groups, heads // groups, length, width)
-        mask, kept = _causal(BLOCK, q), []
-        for index in range(len(layout.segments)):
-            keys, values = _keys(k[0], layout, index), _keys(v[0], layout, index)
-            for s, e, seen in _blocks(layout, index, keys.shape[1]):
-                rows = (grouped[:, :, s:e] * scale).reshape(groups, -1, q.shape[3])
-                scores = torch.bmm(rows, keys[:, :seen].transpose(1, 2))
-                size = e - s
-                scores.view(groups, -1, size, seen)[..., seen - size :].add_(mask[:size, :size])
-                probs = scores.softmax(-1)
-                out[:, :, s:e] = torch.bmm(probs, values[:, :seen]).view(groups, -1, size, width)
-                kept.append(probs)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.layout, ctx.scale = layout, scale
-        return out.view(1, heads, length, width)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        heads, groups, length = q.shape[1], k.shape[1], q.shape[2]
-        grouped = q[0].reshape(groups, heads // groups, length, q.shape[3])
-        upstream = grads[0][0].reshape(groups, heads // groups, length, v.shape[3])
-        dq = q.new_empty(grouped.shape)
-        dk, dv = torch.zeros_like(k[0]), torch.zeros_like(v[0])
-        probabilities = iter(kept)
-        for index in range(len(ctx.layout.segments)):
-            keys, values = _keys(k[0], ctx.layout, index), _keys(v[0], ctx.layout, index)
-            d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
-            for s, e, seen in _blocks(ctx.layout, index, keys.shape[1]):
-                probs = next(probabilities)
-                rows = (grouped[:, :, s:e] * ctx.scale).reshape(groups, -1, q.shape[3])
-                d_out = upstream[:, :, s:e].reshape(groups, -1, v.shape[3])
-                d_values[:, :seen].baddbmm_(probs.transpose(1, 2), d_out)
-                d_probs = torch.bmm(d_out, values[:, :seen].transpose(1, 2))
-                d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-                dq[:, :, s:e] = torch.bmm(d_scores, keys[:, :seen]).mul_(ctx.scale).view(groups, -1, e - s, q.shape[3])
-                d_keys[:, :seen].baddbmm_(d_scores.transpose(1, 2), rows)
-            _scatter(dk, d_keys, ctx.layout, index)
-            _scatter(dv, d_values, ctx.layout, index)
-        return dq.reshape(q.shape), dk[None], dv[None], None, None
-
-
-def _scatter(total: Tensor, part: Tensor, layout: Layout, index: int) -> None:
-    """Add a segment's key gradients [G, K, D] to where its ancestors' and its own keys lie in the row."""
+def _add_to_path(total: Tensor, part: Tensor, layout: Layout, index: int) -> None:
+    """Add gradients [H, seen, D] to where the first `seen` keys of a segment's path lie in the row."""
     place = 0
-    for start, end, _ in (layout.segments[i] for i in (*layout.ancestors(index), index)):
-        total[:, start:end] += part[:, place : place + end - start]
-        place += end - start
+    for start, end in _chain(layout, index):
+        size = min(end - start, part.shape[1] - place)
+        total[:, start : start + size] += part[:, place : place + size]
+        place += size
