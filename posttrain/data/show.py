@@ -30,9 +30,10 @@ def show(prepared: Prepared, tokenizer: Any, examples: int = 3, console: Console
     for line in (*prepared.report.notes, *loss_lines(prepared.report.sources)):
         out.print(f"  {line}", highlight=False, markup=False)
     out.print(length_table(prepared.train))
-    out.print(legend())
+    plain = out.color_system is None
+    out.print(legend(plain=plain))
     for index in range(min(examples, len(prepared.train))):
-        out.print(example_panel(prepared.train, index, tokenizer))
+        out.print(example_panel(prepared.train, index, tokenizer, plain=plain))
     val = "none" if prepared.val is None else f"{len(prepared.val):,} examples, {len(prepared.val_checkable):,} with a checkable answer"
     out.print(f"train: {len(prepared.train):,} examples  val: {val}", highlight=False)
     out.print(f"cache: {'hit' if prepared.report.cache_hit else 'written'}  fingerprint: {prepared.report.fingerprint}", highlight=False)
@@ -86,21 +87,23 @@ def histogram(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts, edges
 
 
-def legend() -> Text:
-    """What the colours mean."""
+def legend(*, plain: bool = False) -> Text:
+    """What the colours mean; plain: what the quotes mean that stand for colours in a file or a pipe."""
     from rich.text import Text
 
+    if plain:
+        return Text.assemble("context  ", *_quoted("trained", 1.0), "  ", *_quoted("trained with weight 0.5", 0.5))
     return Text.assemble(("context", CONTEXT), "  ", ("trained", TRAINED), "  ", ("trained with another weight than 1", TRAINED_OTHER))
 
 
-def example_panel(examples: TokenizedSet, index: int, tokenizer: Any) -> Panel:
+def example_panel(examples: TokenizedSet, index: int, tokenizer: Any, *, plain: bool = False) -> Panel:
     """One example: its origin, its segments, its tokens."""
     from rich.panel import Panel
 
     example = examples[index]
     trained = int(np.count_nonzero(example.weights))
     title = f"{examples.value('origin', index)}  {len(example.ids)} tokens, {trained} trained, {len(example.segment_lengths)} segments"
-    return Panel(coloured(example, tokenizer), title=title, title_align="left", subtitle=_answer(examples, index))
+    return Panel(coloured(example, tokenizer, plain=plain), title=title, title_align="left", subtitle=_answer(examples, index))
 
 
 def _answer(examples: TokenizedSet, index: int) -> str | None:
@@ -108,8 +111,8 @@ def _answer(examples: TokenizedSet, index: int) -> str | None:
     return None if answer is None else f"answer: {answer}"
 
 
-def coloured(example: TokenizedExample, tokenizer: Any) -> Text:
-    """The tokens of an example as text, segment after segment, coloured by loss weight."""
+def coloured(example: TokenizedExample, tokenizer: Any, *, plain: bool = False) -> Text:
+    """The tokens of an example as text, segment after segment, coloured by loss weight, or quoted where there are no colours."""
     from rich.text import Text
 
     text = Text()
@@ -118,7 +121,9 @@ def coloured(example: TokenizedExample, tokenizer: Any) -> Text:
         if len(example.segment_lengths) > 1:
             text.append(f"{'' if number == 0 else chr(10)}[segment {number}{'' if parent < 0 else f', continues {parent}'}]\n", "bold cyan")
         for piece, weight in stretches(example.ids[start : start + length], example.weights[start : start + length]):
-            text.append(tokenizer.decode(piece.tolist(), skip_special_tokens=False), _style(weight))
+            written = tokenizer.decode(piece.tolist(), skip_special_tokens=False)
+            for part in _quoted(written, weight) if plain else [written]:
+                text.append(part, None if plain else _style(weight))
         start += length
     return text
 
@@ -127,6 +132,13 @@ def stretches(ids: np.ndarray, weights: np.ndarray) -> list[tuple[np.ndarray, fl
     """Neighbouring tokens of equal weight, with that weight."""
     cuts = np.flatnonzero(weights[1:] != weights[:-1]) + 1
     return [(piece, float(weight[0])) for piece, weight in zip(np.split(ids, cuts), np.split(weights, cuts), strict=True) if len(piece)]
+
+
+def _quoted(text: str, weight: float) -> list[str]:
+    """Trained text in guillemets, its weight in front where that is not 1; context as it is."""
+    if weight == 0:
+        return [text]
+    return ["«" if weight == 1 else f"{weight:g}«", text, "»"]
 
 
 def _style(weight: float) -> str:

@@ -88,7 +88,7 @@ def _transformers_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def load_artifact(folder: Path) -> dict[str, Any]:
     """The keys of a model config that loads this artifact, after checking its files: ``{name: hf, path: ..., weights: pretrained}``."""
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     verify(folder)
     return {"name": "hf", "path": str(folder), "weights": "pretrained", "revision": None, "tokenizer": None}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,12 +26,12 @@ PROBE_SECONDS = 5.0
 
 def is_local(path: str | None) -> bool:
     """Whether `path` names an existing folder."""
-    return path is not None and Path(path).expanduser().is_dir()
+    return path is not None and Path(os.path.expanduser(path)).is_dir()
 
 
 def local_or_id(path: str) -> str:
     """`path` as the libraries take it: a folder with the home folder spelt out, a hub id as it is."""
-    return str(Path(path).expanduser()) if is_local(path) else path
+    return str(Path(os.path.expanduser(path))) if is_local(path) else path
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def build_model(model: Mapping[str, Any], *, dtype: torch.dtype, seed: int | Non
     if model["weights"] == "random":
         return _random_model(model, dtype, DEFAULT_SEED if seed is None else seed)
     path = model.get("path")
-    if path is not None and is_local(path) and (Path(path).expanduser() / ADAPTER_CONFIG).is_file():
+    if path is not None and is_local(path) and (Path(os.path.expanduser(path)) / ADAPTER_CONFIG).is_file():
         return _adapter_model(model, dtype)
     return _pretrained_model(model, dtype)
 
@@ -67,8 +68,8 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
     if path is None:
         raise ConfigError(Problem("model.path", "is needed for pretrained weights", "model.path=DIR_OR_HUB_ID, or model.weights=random"))
     options = source_options(path, model.get("revision"))
-    if is_local(path) and has_record(Path(path).expanduser()):
-        verify(Path(path).expanduser())
+    if is_local(path) and has_record(Path(os.path.expanduser(path))):
+        verify(Path(os.path.expanduser(path)))
     with hub_errors(path), _weight_errors(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             local_or_id(path),
@@ -80,7 +81,7 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
         )
     built: PreTrainedModel = loaded[0]
     _require_complete(path, loaded[1])
-    built.config.name_or_path = str(Path(path).expanduser().absolute()) if is_local(path) else path
+    built.config.name_or_path = str(Path(os.path.expanduser(path)).absolute()) if is_local(path) else path
     return built.eval()
 
 
@@ -108,7 +109,7 @@ def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedMo
     """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights."""
     from peft import PeftModel  # takes seconds to import
 
-    folder = Path(model["path"]).expanduser()
+    folder = Path(os.path.expanduser(model["path"]))
     record = verify(folder) if has_record(folder) else {}
     base = _pretrained_model(base_of_adapter(model, folder), dtype)
     if record.get("quantised"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,7 @@ def read_template(value: str) -> str:
     """A chat template given literally (it has jinja tags) or as a file."""
     if "{{" in value or "{%" in value:
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if not path.is_file():
         raise ConfigError(Problem("model.chat_template", f"no such file: {value}", "a path to a jinja file, or the template itself"))
     return path.read_text(encoding="utf-8")

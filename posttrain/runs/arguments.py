@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def find_artifact(run: str) -> Path:
 
     Raises ConfigError that says what to do when there is none.
     """
-    folder = Path(run).expanduser()
+    folder = Path(os.path.expanduser(run))
     if not folder.is_dir():
         what = "is a file, expected the output folder of a run" if folder.exists() else "no such folder"
         raise ConfigError(Problem(f"run={run}", what, "give the output_dir of a run, or a Hugging Face model folder"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -83,7 +84,7 @@ def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device:
 
 def own_config(run: Path) -> dict[str, Any]:
     """The config of the run that an artifact lies in. Raises ConfigError where there is none: then the data must be named."""
-    path = run.expanduser() / "config.yaml"
+    path = Path(os.path.expanduser(run)) / "config.yaml"
     if not path.is_file():
         raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ def export(*, run: str, to: str, merge: bool = False) -> Path:
         ConfigError: there is no artifact, or `to` is not a new or empty folder.
         ExportError: the folder would not have computed what the artifact does; nothing is left at `to`.
     """
-    target = Path(to).expanduser().absolute()
+    target = Path(os.path.expanduser(to)).absolute()
     _check_target(target, to)
     folder = find_artifact(run)
     quiet_libraries()
@@ -104,7 +104,7 @@ def _copy(folder: Path, draft: Path) -> None:
 def _name_base_absolutely(adapter_config: Path) -> None:
     """An exported adapter must find a local base from any working directory."""
     config = json.loads(adapter_config.read_text(encoding="utf-8"))
-    base = Path(config["base_model_name_or_path"]).expanduser()
+    base = Path(os.path.expanduser(config["base_model_name_or_path"]))
     if base.is_dir():
         config["base_model_name_or_path"] = str(base.absolute())
         adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

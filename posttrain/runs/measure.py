@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,16 @@ from posttrain.runs.ranks import Ranks, gather, sum_over_ranks
 
 @dataclass
 class Measures:
-    """Evaluates a method on held-out data, shared out over the ranks. samples: the generations of the last exact match, as rows."""
+    """Evaluates a method on held-out data, shared out over the ranks.
+
+    say: told what is about to take its time. samples: the generations of the last exact match, as rows.
+    """
 
     config: Mapping[str, Any]
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
     ranks: Ranks
+    say: Callable[[str], None]
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def loss(self, method: Method) -> dict[str, float]:
@@ -46,6 +50,7 @@ class Measures:
         chosen = spread(self.prepared.val_checkable, wanted["examples"])
         mine = chosen[self.ranks.rank :: self.ranks.world]
         longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
+        self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
         found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found))
         self.samples = whole.rows

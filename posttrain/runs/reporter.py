@@ -60,6 +60,10 @@ class Reporter:
         self.tracker.log(step, metrics)
         line = f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         log.info(line, extra={"file_only": True})
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """A line for the terminal, without disturbing the bar; the leading rank's only."""
         if self.progress is not None:
             self.progress.message(line)
 

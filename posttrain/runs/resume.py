@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Start:
         return Start(_sound(own), own.step, _finished(folder, config, own.step))
     if config["resume"] in ("auto", "never"):
         return Start()
-    found = _given(Path(config["resume"]).expanduser())
+    found = _given(Path(os.path.expanduser(config["resume"])))
     return Start(_sound(found), found.step)
 
 

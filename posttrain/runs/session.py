@@ -61,7 +61,7 @@ class Session:
         # Only the leading rank tracks; the others have nothing to send.
         self.tracker: Tracker = targets.build(tracking_node(job.config)) if job.ranks.leads else NoTracker()
         self.reporter = Reporter(job.folder, job.ranks, self.tracker, device=str(job.device))
-        self.measures = Measures(job.config, job.prepared, job.tokenizer, job.ranks)
+        self.measures = Measures(job.config, job.prepared, job.tokenizer, job.ranks, self.reporter.say)
         self.callbacks = callbacks_of(job, self.reporter, self.measures, stop)
         self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
         self.method = build_method(job)

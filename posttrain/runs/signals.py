@@ -30,7 +30,7 @@ class StopRequest:
                 raise KeyboardInterrupt
             return
         self.signal = number
-        log.warning("%s: finishing this step, then saving a checkpoint", signal.Signals(number).name)
+        log.warning("%s: finishing this step, then saving a checkpoint (Ctrl-C again stops at once)", signal.Signals(number).name)
 
     def install(self) -> None:
         """Take over the signals; again after Lightning has put its own handlers in front."""

@@ -405,6 +405,9 @@ def test_show_prints_tokens_losses_and_lengths(tmp_path: Path, node: Node, chatm
     show(prepared, chatml, examples=2, console=console)
     styled = console.export_text(styles=True, clear=False)
     plain = console.export_text()
+    quoted = Console(record=True, width=140, color_system=None, file=io.StringIO())
+    show(prepared, chatml, examples=1, console=quoted)
+    assert re.search(r"assistant *│?\n│ «a\d #### \d<\|im_end\|>»", quoted.export_text())
     assert re.search(r"\x1b\[30;42ma\d #### \d<\|im_end\|>\x1b\[0m", styled)
     for words in (
         "question_answer",

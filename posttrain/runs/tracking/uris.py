@@ -33,7 +33,7 @@ def resolve_uri(uri: str | None, launch_dir: Path) -> str:
 
 def sqlite_path(uri: str, launch_dir: Path = Path()) -> Path:
     """The database file of a ``sqlite:///`` address, absolute."""
-    return (launch_dir / uri.split(":///", 1)[-1]).expanduser().absolute()
+    return (launch_dir / os.path.expanduser(uri.split(":///", 1)[-1])).absolute()
 
 
 def artifact_location(uri: str) -> str | None:
