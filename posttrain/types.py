@@ -96,3 +96,20 @@ class TokenStats:
     entropy: Tensor | None = None
     mean_logps: Tensor | None = None
     correct: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of the answers of P pairs, summed over each answer's tokens: nats, [P].
+
+    chosen, rejected: under the policy. chosen_length, rejected_length: tokens. reference_chosen, reference_rejected: under the reference
+    policy, None where there is none. baseline: scalar that some losses subtract from the implicit rewards, None for none.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+    reference_chosen: Tensor | None = None
+    reference_rejected: Tensor | None = None
+    baseline: Tensor | None = None
