@@ -12,10 +12,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of the answers to an example's prompt.
+
+    messages: as in `Example`; what follows the prompt, an assistant turn at the end. score: a rating, larger is better, None if unknown.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class Example:
     """One training example in the internal form every data format is converted to.
 
     messages: conversation as OpenAI message dicts (role, content, optional tool_calls, reasoning_content, weight); empty for plain text.
+        With `answers` it is their prompt.
+    answers: what is compared or judged; of a preference pair the chosen one first.
     text: the document, for plain-text formats; None for conversations.
     tools: function schemas given to the chat template.
     answer: the checkable final answer, if the format has one.
@@ -23,6 +36,7 @@ class Example:
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()
+    answers: tuple[Answer, ...] = ()
     text: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     answer: str | None = None
@@ -37,12 +51,17 @@ class TokenizedExample:
     weights: float32 [T], loss weight of the token at that place as a target; 0 = context only.
     segment_lengths: int32 [S], sums to T.
     segment_parents: int32 [S], index of the parent segment, -1 for a root.
+    marks: int32 [M], places that something is known about: the last token of each of the tree's sequences, in their order, unless the
+        kind of data says otherwise.
+    values: float32 [M], what is known there: a rating, a label; NaN where nothing is.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     segment_lengths: np.ndarray
     segment_parents: np.ndarray
+    marks: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,7 @@ class TokenTree:
     source: int64 [N], the place in 0..T-1 whose hidden state predicts the target. target: int64 [N], token id.
     segment: int64 [N], the segment of the target. weight: float32 [N].
     example: int64 [S] on the host, index of the example within the micro-batch.
+    mark: int64 [M], places in 0..T-1 that `value`, float32 [M], is known of, see TokenizedExample. mark_segment: int64 [M], their segments.
     share: the step's global denominators.
     """
 
@@ -80,6 +100,9 @@ class TokenTree:
     segment: Tensor
     weight: Tensor
     example: Tensor
+    mark: Tensor
+    mark_segment: Tensor
+    value: Tensor
     share: StepShare
 
 

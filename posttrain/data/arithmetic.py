@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -79,6 +80,31 @@ def _difference_steps(a: int, b: int) -> Iterator[str]:
         lent = 10 if x - y - borrow < 0 else 0
         yield f"{x + lent}-{y}-{borrow}={x + lent - y - borrow}"
         borrow = lent // 10
+
+
+def pairs(
+    split: str,
+    *,
+    flaw: Literal["bare", "wrong"] = "bare",
+    operations: Sequence[str] = ("add", "subtract"),
+    digits: int = 2,
+    train: int = 20_000,
+    held_out: int = 500,
+    seed: int = 0,
+) -> Iterator[dict[str, str]]:
+    """The same problems as rows {"prompt", "chosen", "rejected"}; the chosen answer is the worked one.
+
+    flaw: of the rejected answer: bare (the result without its steps) or wrong (all steps, and one wrong digit in the result).
+    """
+    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+        steps, _, result = row["answer"].rpartition("#### ")
+        rejected = f"#### {result}" if flaw == "bare" else f"{steps}#### {_miscounted(result)}"
+        yield {"prompt": row["question"], "chosen": row["answer"], "rejected": rejected}
+
+
+def _miscounted(result: str) -> str:
+    """Another number: the last digit is off by one to nine, which depends on the digits alone."""
+    return result[:-1] + str((int(result[-1]) + 1 + int(result) % 9) % 10)
 
 
 def documents(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.data.cache import cache_root, fetch
-from posttrain.data.encoders import EncodeSettings
+from posttrain.data.encoders import EncodeSettings, check_format
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.formats import Format, detect, options_of
 from posttrain.data.formats import get as get_format
@@ -173,6 +173,7 @@ class _Job:
     def _build(self, spec: SourceSpec, work: Path) -> dict[str, Any]:
         rows = read_rows(spec, self.limit)
         form, rows = self._format(spec, rows)
+        check_format(self.kind, form, origin_of(spec))
         encoder = RowEncoder(self.tokenizer, form.name, self.kind, self.encode, options_of(form, spec.format_options))
         return {"format": form.name} | self._write(spec, encode_rows(rows, encoder, self.settings.workers), work / EXAMPLES)
 

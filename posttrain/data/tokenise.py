@@ -107,6 +107,8 @@ def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:
         "weight_values": values,
         "segment_lengths": tokens.segment_lengths,
         "segment_parents": tokens.segment_parents,
+        "marks": tokens.marks,
+        "values": tokens.values,
         "length": len(tokens.ids),
         "target": float(tokens.weights.sum(dtype=np.float64)),
         "trained": int(np.count_nonzero(tokens.weights)),

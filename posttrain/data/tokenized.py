@@ -22,6 +22,8 @@ SCHEMA = pa.schema(
         ("weight_values", pa.list_(pa.float32())),
         ("segment_lengths", pa.list_(pa.int32())),
         ("segment_parents", pa.list_(pa.int32())),
+        ("marks", pa.list_(pa.int32())),
+        ("values", pa.list_(pa.float32())),
         ("length", pa.int32()),
         ("target", pa.float32()),
         ("trained", pa.int32()),
@@ -32,6 +34,9 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
     ]
 )
+
+
+LISTS = tuple(field.name for field in SCHEMA if pa.types.is_list(field.type))
 
 
 def runs_of(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,13 +78,13 @@ class Part:
         """One example; its arrays are the caller's own."""
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (int(self._ends[chunk - 1]) if chunk else 0)
-        ids, runs, values, lengths, parents = (data[ends[place] : ends[place + 1]] for ends, data in self._lists(chunk))
-        return TokenizedExample(ids.copy(), np.repeat(values, runs), lengths.copy(), parents.copy())
+        ids, runs, weights, *rest = (data[ends[place] : ends[place + 1]] for ends, data in self._lists(chunk))
+        return TokenizedExample(ids.copy(), np.repeat(weights, runs), *(array.copy() for array in rest))
 
     def _lists(self, chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Offsets and values of the list columns in one chunk: views of the mapped file."""
         if chunk not in self._views:
-            arrays = [self._table.column(name).chunk(chunk) for name in SCHEMA.names[:5]]
+            arrays = [self._table.column(name).chunk(chunk) for name in LISTS]
             self._views[chunk] = [(array.offsets.to_numpy(), array.values.to_numpy()) for array in arrays]
         return self._views[chunk]
 

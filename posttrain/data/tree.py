@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 WeightedSequence = tuple[np.ndarray, np.ndarray]
 
 
-def tree_of(sequences: Sequence[WeightedSequence]) -> TokenizedExample:
+def tree_of(sequences: Sequence[WeightedSequence], values: Sequence[float] | None = None) -> TokenizedExample:
     """Merge token sequences into one tree that holds every common prefix once.
 
     sequences: (ids [L] int, weights [L] float) pairs. Tokens are shared only where no sharing sequence trains them, so each
     target belongs to exactly one sequence. The first token of a root has no predictor: its weight becomes 0.
+    values: what is known of each sequence, at its last token; NaN without.
     Raises ValueError for no sequence, an empty one, or unequal lengths.
     """
     if not sequences:
@@ -29,29 +30,40 @@ def tree_of(sequences: Sequence[WeightedSequence]) -> TokenizedExample:
         if len(ids) == 0 or len(ids) != len(weights):
             raise ValueError(f"a sequence needs as many weights as ids and at least one, got {len(ids)} ids and {len(weights)} weights")
     parts: list[tuple[np.ndarray, np.ndarray, int]] = []
-    _grow([(np.asarray(i, np.int32), np.asarray(w, np.float32)) for i, w in sequences], -1, parts)
+    ends = np.zeros(len(sequences), np.int64)
+    numbered = [(np.asarray(i, np.int32), np.asarray(w, np.float32), number) for number, (i, w) in enumerate(sequences)]
+    _grow(numbered, -1, parts, ends)
     weights = np.concatenate([w for _, w, _ in parts]).astype(np.float32, copy=True)
     lengths = np.array([len(i) for i, _, _ in parts], np.int32)
     parents = np.array([p for _, _, p in parts], np.int32)
-    starts = np.cumsum(lengths) - lengths
-    weights[starts[parents < 0]] = 0.0
-    return TokenizedExample(np.concatenate([i for i, _, _ in parts]).astype(np.int32, copy=False), weights, lengths, parents)
+    last = np.cumsum(lengths) - 1
+    weights[(last - lengths + 1)[parents < 0]] = 0.0
+    known = np.full(len(sequences), np.nan) if values is None else np.asarray(values)
+    ids = np.concatenate([i for i, _, _ in parts]).astype(np.int32, copy=False)
+    return TokenizedExample(ids, weights, lengths, parents, last[ends].astype(np.int32), known.astype(np.float32))
 
 
-def _grow(sequences: list[WeightedSequence], parent: int, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> None:
-    """Append the segments of `sequences` under `parent`, depth first; sequences that start alike share a segment."""
-    groups: dict[tuple[int, bool], list[WeightedSequence]] = {}
-    for number, (ids, weights) in enumerate(sequences):
+Numbered = tuple[np.ndarray, np.ndarray, int]
+
+
+def _grow(sequences: list[Numbered], parent: int, parts: list[tuple[np.ndarray, np.ndarray, int]], ends: np.ndarray) -> None:
+    """Append the segments of `sequences` under `parent`, depth first; sequences that start alike share a segment.
+
+    ends [sequences of the tree] receives the segment in which each ends.
+    """
+    groups: dict[tuple[int, bool], list[Numbered]] = {}
+    for place, (ids, weights, number) in enumerate(sequences):
         alone = bool(weights[0] != 0)
-        groups.setdefault((number, True) if alone else (int(ids[0]), False), []).append((ids, weights))
+        groups.setdefault((place, True) if alone else (int(ids[0]), False), []).append((ids, weights, number))
     for group in groups.values():
-        shared = _shared_length(group)
-        ids, weights = group[0]
+        shared = _shared_length([(ids, weights) for ids, weights, _ in group])
+        ids, weights, _ = group[0]
         parts.append((ids[:shared], weights[:shared], parent))
         here = len(parts) - 1
-        rests = [(i[shared:], w[shared:]) for i, w in group if len(i) > shared]
+        ends[[number for ids, _, number in group if len(ids) == shared]] = here
+        rests = [(ids[shared:], weights[shared:], number) for ids, weights, number in group if len(ids) > shared]
         if rests:
-            _grow(rests, here, parts)
+            _grow(rests, here, parts, ends)
 
 
 def _shared_length(group: list[WeightedSequence]) -> int:
@@ -85,6 +97,8 @@ def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree
     parents = np.where(parents < 0, -1, parents + offsets)
     ends = np.cumsum(lengths)
     starts = ends - lengths
+    before = np.cumsum([0, *(len(e.ids) for e in examples[:-1])])
+    marks = np.concatenate([e.marks + start for e, start in zip(examples, before, strict=True)])
     previous = np.arange(len(ids)) - 1
     previous[starts] = np.where(parents < 0, -1, ends[parents] - 1)
     places = np.flatnonzero((weights != 0) & (previous >= 0))
@@ -97,6 +111,9 @@ def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree
         segment=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)[places]),
         weight=torch.from_numpy(weights[places].astype(np.float32)),
         example=torch.from_numpy(np.repeat(np.arange(len(examples)), counts)),
+        mark=torch.from_numpy(marks),
+        mark_segment=torch.from_numpy(np.searchsorted(ends, marks, side="right")),
+        value=torch.from_numpy(np.concatenate([e.values for e in examples]).astype(np.float32)),
         share=share,
     )
 
@@ -112,12 +129,11 @@ def _positions(starts: np.ndarray, lengths: np.ndarray, parents: np.ndarray) -> 
 def ghost(example: TokenizedExample) -> TokenizedExample:
     """One token without a target: what a rank runs when a step has nothing for it, so that collectives still meet."""
     one = np.ones(1, np.int32)
-    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one)
+    nothing = np.zeros(0, np.int32)
+    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one, nothing, nothing.astype(np.float32))
 
 
 def to_device(tree: TokenTree, device: torch.device) -> TokenTree:
     """The tree with what the model computes on at `device`; segments and example numbers stay on the host."""
-    moved = {
-        name: getattr(tree, name).to(device, non_blocking=True) for name in ("ids", "positions", "source", "target", "segment", "weight")
-    }
-    return replace(tree, **moved)
+    names = ("ids", "positions", "source", "target", "segment", "weight", "mark", "mark_segment", "value")
+    return replace(tree, **{name: getattr(tree, name).to(device, non_blocking=True) for name in names})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import nn
 
-from posttrain.data.tree import collate
+from posttrain.data.tree import collate, to_device
 from posttrain.evaluation.generation import plain_attention
 from posttrain.models.attention import backends
 from posttrain.models.policy import PolicyModel, causal_lm
@@ -36,7 +35,7 @@ def scorer(model: nn.Module) -> Iterator[Callable[[TokenTree], TokenStats]]:
 
         def score(tree: TokenTree) -> TokenStats:
             with torch.no_grad():
-                stats: TokenStats = policy(on_device(tree, device), correct=True)[0]
+                stats: TokenStats = policy(to_device(tree, device), correct=True)[0]
             return stats
 
         yield score
@@ -44,12 +43,6 @@ def scorer(model: nn.Module) -> Iterator[Callable[[TokenTree], TokenStats]]:
         core.set_attn_implementation(usual)
         for module, mode in training.items():
             module.training = mode
-
-
-def on_device(tree: TokenTree, device: torch.device) -> TokenTree:
-    """The tree with its per-token tensors on `device`; what describes segments stays on the host."""
-    moved = {name: getattr(tree, name).to(device) for name in ("ids", "positions", "source", "target", "segment", "weight")}
-    return replace(tree, **moved)
 
 
 def micro_batches(examples: Iterable[TokenizedExample], *, max_tokens: int) -> Iterator[TokenTree]:

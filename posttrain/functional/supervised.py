@@ -6,11 +6,16 @@ whole optimizer step), and returns this micro-batch's part of the loss and metri
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from torch import Tensor
 
+from posttrain.errors import DataError, Problem
 from posttrain.functional.reductions import step_mean
 
 Metrics = dict[str, Tensor]
+LARGEST_EXPONENT = 709.0  # a float holds its exponential
 
 
 def nll(logps: Tensor, weight: Tensor, denominator: float) -> tuple[Tensor, Metrics]:
@@ -40,3 +45,24 @@ def label_smoothing(loss: Tensor, mean_logps: Tensor, weight: Tensor, denominato
 def z_loss(lse: Tensor, weight: Tensor, denominator: float) -> Tensor:
     """Mean squared log-partition: sum_t w_t lse_t^2 / denominator (PaLM, arXiv:2204.02311, section 5); keeps logits from drifting."""
     return step_mean(lse.square(), weight, denominator)
+
+
+def likelihood_sums(logps: Tensor, correct: Tensor | None, weight: Tensor) -> dict[str, Tensor]:
+    """What `likelihood_metrics` are computed from, float64 scalars that add up over micro-batches and ranks: sum_nll (nats, weighted),
+    sum_weight, sum_correct (weighted). logps, correct (bool), weight: [N]. Raises ValueError without `correct`."""
+    if correct is None:
+        raise ValueError("the statistics must tell which targets are correct")
+    wide = weight.double()
+    return {"sum_nll": (-logps.double() * wide).sum(), "sum_weight": wide.sum(), "sum_correct": (correct.double() * wide).sum()}
+
+
+def likelihood_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Mean negative log-likelihood of a target token (nats), its exponential, and the share of targets that are the argmax.
+
+    sums: of `likelihood_sums`. Raises DataError if no target carries a weight.
+    """
+    if sums["sum_weight"] <= 0:
+        raise DataError(Problem("data.val", "no token of the validation data is a target", "see `posttrain data` for what is trained"))
+    loss = sums["sum_nll"] / sums["sum_weight"]
+    perplexity = math.exp(loss) if loss < LARGEST_EXPONENT else math.inf
+    return {"loss": loss, "perplexity": perplexity, "token_accuracy": sums["sum_correct"] / sums["sum_weight"]}

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from posttrain.data.tree import to_device
+from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.policy import PolicyModel
-from posttrain.types import TokenStats, TokenTree
+from posttrain.types import TokenTree
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -84,10 +85,14 @@ class Method(LightningModule, ABC):
         return sums
 
     @torch.no_grad()
-    def token_stats(self, tree: TokenTree) -> TokenStats:
-        """Statistics of a tree's targets under the policy as it stands, for evaluation."""
+    def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        """What this tree adds to the sums that `validation_summary` reads: here those of the targets' likelihood."""
         stats, _ = self.model(tree, correct=True)
-        return stats
+        return likelihood_sums(stats.logps, stats.correct, tree.weight)
+
+    def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Validation metrics from the sums over all trees; `loss` is among them."""
+        return likelihood_metrics(sums)
 
     @property
     def model(self) -> PolicyModel:

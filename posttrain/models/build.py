@@ -41,9 +41,20 @@ def build_policy(
     if model.get("compile"):
         compile_layers(inner)
     policy = PolicyModel(
-        wrapped, layout=found.layout, head=found.head, attention=model.get("attention", "auto"), aux_coefficient=aux_coefficient(inner)
+        wrapped,
+        layout=found.layout,
+        head=found.head,
+        attention=model.get("attention", "auto"),
+        aux_coefficient=aux_coefficient(inner),
+        base_with_adapters_off=peft is not None and _restores(peft),
     )
     return policy.train()
+
+
+def _restores(peft: Mapping[str, Any]) -> bool:
+    from posttrain.models.peft import disabling_restores_base
+
+    return disabling_restores_base(peft)
 
 
 def _adapted(base: PreTrainedModel, peft: Mapping[str, Any], seed: int) -> nn.Module:

@@ -22,11 +22,19 @@ class PolicyModel(nn.Module):
 
     layout: `tree` computes shared segments once; `packed` repeats them, one row without padding; `padded` is the model's own batch
     layout. The three give the same numbers. attention: auto, sdpa, flex or varlen. head: how the model's logits come from its hidden
-    states. aux_coefficient: weight of a mixture-of-experts' load-balancing loss, 0 where the family has none.
+    states. aux_coefficient: weight of a mixture-of-experts' load-balancing loss, 0 where the family has none. base_with_adapters_off:
+    whether switching its adapters off gives the model that they were put on.
     """
 
     def __init__(
-        self, model: nn.Module, *, layout: LayoutName, head: HeadSpec, attention: str = "auto", aux_coefficient: float = 0.0
+        self,
+        model: nn.Module,
+        *,
+        layout: LayoutName,
+        head: HeadSpec,
+        attention: str = "auto",
+        aux_coefficient: float = 0.0,
+        base_with_adapters_off: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -34,6 +42,7 @@ class PolicyModel(nn.Module):
         self.head = head
         self.attention = attention
         self.aux_coefficient = aux_coefficient
+        self.base_with_adapters_off = base_with_adapters_off
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from posttrain.data.tree import collate, tree_of
+from posttrain.data.tree import collate, to_device, tree_of
 from posttrain.functional.logprobs import HeadSpec, token_stats
 from posttrain.models.attention import backends
 from posttrain.models.policy import LayoutName, PolicyModel
@@ -145,8 +145,7 @@ def _sample(device: torch.device) -> TokenTree:
 
     pair, alone = tree_of([answered(first), answered(second)]), tree_of([(other, np.ones(len(other)))])
     tree = collate([pair, alone], StepShare(1.0, 2, 1))
-    moved = {name: getattr(tree, name).to(device) for name in ("ids", "positions", "source", "target", "weight")}
-    return TokenTree(segments=tree.segments, segment=tree.segment, example=tree.example, share=tree.share, **moved)
+    return to_device(tree, device)
 
 
 def _separate(model: PreTrainedModel, tree: TokenTree) -> Tensor:

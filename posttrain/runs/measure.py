@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.loader import EvaluationBatches
 from posttrain.data.prepare import Prepared
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
-from posttrain.evaluation.validation import summarise, validate
+from posttrain.evaluation.validation import validate
 from posttrain.methods.base import Method
 from posttrain.runs.ranks import Ranks, gather, sum_over_ranks
 
@@ -31,7 +31,7 @@ class Measures:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     def loss(self, method: Method) -> dict[str, float]:
-        """`val/loss`, `val/perplexity`, `val/token_accuracy`; nothing without validation data."""
+        """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:
             return {}
         limit = self.config["validate"]["max_examples"]
@@ -39,8 +39,8 @@ class Measures:
             self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.rank, ranks=self.ranks.world, limit=limit
         )
         moved = (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
-        sums = sum_over_ranks(validate(method.token_stats, moved), method.device)
-        return {f"val/{name}": value for name, value in summarise(**sums).items()}
+        sums = sum_over_ranks(validate(method.validation_parts, moved), method.device)
+        return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def answers(self, method: Method, when: str) -> dict[str, float]:
         """`eval/exact_match` of greedy answers to held-out prompts, if the evaluation asks for it at this time (before or after)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,19 +13,23 @@ from posttrain.runs.annotations import fits, in_words
 from posttrain.runs.schema import Fraction
 
 AtLeastZero = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Flips = Annotated[float, Field(ge=0, lt=0.5)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 RANGES: dict[str, dict[str, Any]] = {
     "optimizer": {"lr": AtLeastZero, "weight_decay": AtLeastZero, "eps": AtLeastZero, "momentum": AtLeastZero, "betas": list[Fraction]},
     "scheduler": {"warmup": AtLeastZero, "decay": AtLeastZero, "min_ratio": Share},
-    "method": {"label_smoothing": Fraction, "z_loss": AtLeastZero, "neftune_alpha": AtLeastZero},
+    "method": {"label_smoothing": Fraction, "z_loss": AtLeastZero, "neftune_alpha": AtLeastZero, "sft_weight": AtLeastZero},
+    "method.loss": {"beta": Positive, "label_smoothing": Flips, "tau": Positive},
 }
 
 
 def numbers_are_in_range(config: dict[str, Any]) -> Iterator[Problem]:
     """Numbers that would only be refused, or silently do harm, once the model is there."""
     for group, ranges in RANGES.items():
+        node = reduce(lambda found, name: found.get(name) or {}, group.split("."), config)
         for key, annotation in ranges.items():
-            value = config[group].get(key)
+            value = node.get(key) if isinstance(node, dict) else None
             if value is not None and not fits(value, annotation):
                 yield Problem(f"{group}.{key}", f"expected {in_words(annotation)}, got {value!r}")

@@ -208,6 +208,17 @@ def loss_fits_method(config: Config) -> Iterator[Problem]:
         )
 
 
+def reference_is_there(config: Config) -> Iterator[Problem]:
+    """A reference that is the policy without its adapters needs adapters whose base is the model that entered the stage."""
+    peft = config["model"].get("peft")
+    if config["method"].get("reference") != "adapters":
+        return
+    if peft is None:
+        yield Problem("method.reference", "adapters needs a policy with adapters", "add model/peft=lora, or method.reference=copy")
+    elif peft.get("kind") == "pissa":
+        yield Problem("method.reference", "PiSSA moves weights out of the base, which is another model without it", "method.reference=copy")
+
+
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
@@ -215,6 +226,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_fits, ("hardware",)),
     Rule(loss_fits_method, ("method",)),
+    Rule(reference_is_there, ("method", "model")),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

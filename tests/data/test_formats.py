@@ -316,21 +316,108 @@ def test_unknown_and_mixed_rows():
         detect(rows_of({"instruction": "a", "output": "b"}, {"question": "a", "answer": "b"}), "x")
 
 
-def test_preference_rows_are_not_taken_for_conversations():
-    for row in (
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
-        {
-            "prompt": "Hi",
-            "prompt_id": "a1",
-            "chosen": [],
-            "rejected": [],
-            "messages": [{"role": "user", "content": "x"}],
-            "score_chosen": 8.0,
-        },
-        {"instruction": "Sort", "chosen": "sorted(x)", "rejected": "x"},
-    ):
-        with pytest.raises(DataError, match="no known format"):
-            detect(rows_of(row), "x")
+USER = {"role": "user", "content": "Hi"}
+PAIR = (USER,), ("Hello", "No")
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("hh", {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}),
+        ("preference", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}),
+        ("preference", {"instruction": "Hi", "chosen": "Hello", "rejected": "No"}),
+        ("preference", {"prompt": [USER], "chosen": [assistant("Hello")], "rejected": [assistant("No")]}),
+        ("preference", {"chosen": [USER, assistant("Hello")], "rejected": [USER, assistant("No")]}),
+        (
+            "preference",
+            {
+                "prompt": "Hi",
+                "prompt_id": "a1",
+                "chosen": [USER, assistant("Hello")],
+                "rejected": [USER, assistant("No")],
+                "messages": [USER, assistant("Hello")],
+                "score_chosen": 8.0,
+                "score_rejected": 3.0,
+            },
+        ),
+        (
+            "code_ultrafeedback",
+            {
+                "instruction": "Hi",
+                "preference": "readability",
+                "models": ["a", "b", "c", "d"],
+                "responses": [{"model": m, "response": text} for m, text in (("a", "So"), ("b", "Hello"), ("c", "?"), ("d", "No"))],
+                "annotations": [{"model": m, "rating": rating} for m, rating in (("a", "3"), ("b", "4"), ("c", "N/A"), ("d", "1"))],
+            },
+        ),
+    ],
+)
+def test_preference_formats(name, row):
+    form = detect(rows_of(row), "x")
+    assert (form.name, form.kind) == (name, "preference")
+    example = form.convert(row)
+    assert example.messages == PAIR[0]
+    assert tuple(answer.messages for answer in example.answers) == tuple((assistant(text),) for text in PAIR[1])
+    scores = {"code_ultrafeedback": (4.0, 1.0)}.get(name, (8.0, 3.0) if "score_chosen" in row else (None, None))
+    assert tuple(answer.score for answer in example.answers) == scores
+
+
+def test_a_transcript_keeps_its_earlier_turns():
+    before = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
+    example = get("hh").convert({"chosen": f"{before}\n\nAssistant: Bye!", "rejected": f"{before}\n\nAssistant: No."})
+    assert [(m["role"], m["content"]) for m in example.messages] == [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+
+
+def test_conversations_that_part_earlier_keep_all_their_turns():
+    more = ({"role": "user", "content": "Why?"}, assistant("Because"))
+    example = get("preference").convert({"chosen": [USER, assistant("Hello"), *more], "rejected": [USER, assistant("No")]})
+    assert example.messages == (USER,)
+    assert [len(answer.messages) for answer in example.answers] == [3, 1]
+
+
+def test_one_conversation_that_begins_the_other_is_a_pair_of_answers():
+    more = ({"role": "user", "content": "Why?"}, assistant("Because"))
+    example = get("preference").convert({"chosen": [USER, assistant("Hello"), *more], "rejected": [USER, assistant("Hello")]})
+    assert [len(answer.messages) for answer in example.answers] == [3, 1]
+
+
+def test_margin_counts_as_the_difference_of_the_ratings():
+    example = get("preference").convert({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "margin": "1.5"})
+    assert [answer.score for answer in example.answers] == [1.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("hh", {"chosen": "\n\nHuman: Hi\n\nAssistant: A", "rejected": "\n\nHuman: Ho\n\nAssistant: B"}, "different prompts"),
+        ("hh", {"chosen": "\n\nHuman: Hi\n\nAssistant: ", "rejected": "\n\nHuman: Hi\n\nAssistant: B"}, "chosen answer is empty"),
+        ("hh", {"chosen": "\n\nHuman: Hi\n\nAssistant: A", "rejected": "\n\nHuman: Hi\n\nAssistant: A "}, "are the same"),
+        ("hh", {"chosen": "\n\nAssistant: A", "rejected": "\n\nAssistant: B"}, "no turn before"),
+        ("hh", {"chosen": "So\n\nHuman: Hi\n\nAssistant: A", "rejected": "So\n\nHuman: Hi\n\nAssistant: B"}, "begin with a Human turn"),
+        ("preference", {"prompt": "Hi", "chosen": "A", "rejected": " "}, "rejected answer is empty"),
+        ("preference", {"prompt": "Hi", "chosen": "A", "rejected": "A"}, "are the same"),
+        ("preference", {"prompt": " ", "chosen": "A", "rejected": "B"}, "'prompt' is empty"),
+        ("preference", {"chosen": "A", "rejected": "B"}, "different prompts"),
+        ("preference", {"prompt": "Ho", "chosen": [USER, assistant("A")], "rejected": [USER, assistant("B")]}, "prompt is not what"),
+        ("preference", {"chosen": [USER, assistant("A")], "rejected": [{**USER, "content": "Ho"}, assistant("B")]}, "different prompts"),
+        ("preference", {"prompt": "Hi", "chosen": 3, "rejected": "B"}, "must be a string or a list"),
+        ("preference", {"prompt": "Hi", "chosen": "A", "rejected": "B", "margin": "big"}, "must be a number"),
+        ("preference", {"prompt": "Hi", "chosen": [assistant("A"), USER], "rejected": "B"}, "begin and end with an assistant turn"),
+        ("code_ultrafeedback", {"instruction": "Hi", "responses": [{"response": "A"}], "annotations": []}, "1 responses but 0"),
+    ],
+)
+def test_bad_pairs(name, row, message):
+    with pytest.raises(RowError, match=message):
+        get(name).convert(row)
+
+
+def test_equal_ratings_are_no_pair():
+    row = {"instruction": "Hi", "responses": [{"response": "A"}, {"response": "B"}], "annotations": [{"rating": "3"}, {"rating": "3"}]}
+    assert isinstance(get("code_ultrafeedback").convert(row), Filtered)
 
 
 def test_unknown_format_names_the_nearest():

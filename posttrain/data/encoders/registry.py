@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.formats import RowError
-from posttrain.errors import ConfigError, Problem
+from posttrain.data.formats import Format, RowError
+from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.types import Example, TokenizedExample
 
 
@@ -53,19 +53,24 @@ def example_of(sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> TokenizedE
     ids, weights = sequences[0]
     weights = weights.astype(np.float32)  # a copy
     weights[0] = 0.0  # nothing predicts the first token
-    return TokenizedExample(ids.astype(np.int32), weights, np.array([len(ids)], np.int32), np.array([-1], np.int32))
+    whole, last = np.array([len(ids)], np.int32), np.array([len(ids) - 1], np.int32)
+    return TokenizedExample(ids.astype(np.int32), weights, whole, np.array([-1], np.int32), last, np.array([np.nan], np.float32))
 
 
 Outcome = list[Encoded] | Drop | RowError
 Encoder = Callable[[Sequence[Example], Any, EncodeSettings], list[Outcome]]
 _ENCODERS: dict[str, Encoder] = {}
+_READS: dict[str, tuple[str, ...]] = {}
 
 
-def encoder(kind: str) -> Callable[[Encoder], Encoder]:
-    """Register the decorated function as the encoder of `kind`: examples, tokenizer, settings -> one outcome an example."""
+def encoder(kind: str, *, reads: tuple[str, ...] = ("conversation", "text")) -> Callable[[Encoder], Encoder]:
+    """Register the decorated function as the encoder of `kind`: examples, tokenizer, settings -> one outcome an example.
+
+    reads: kinds of the formats whose examples it understands.
+    """
 
     def add(function: Encoder) -> Encoder:
-        _ENCODERS[kind] = function
+        _ENCODERS[kind], _READS[kind] = function, reads
         return function
 
     return add
@@ -78,6 +83,14 @@ def encoders() -> Mapping[str, Encoder]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return _ENCODERS
+
+
+def check_format(kind: str, form: Format, where: str) -> None:
+    """Raises DataError where an encoder of `kind` can make nothing of a format's examples."""
+    get(kind)
+    if form.kind not in _READS[kind]:
+        message = f"the rows are of format {form.name}, which holds data of kind {form.kind}; the method trains on {kind}"
+        raise DataError(Problem(where, message, "choose another method, or other data"))
 
 
 def get(kind: str) -> Encoder:

@@ -18,7 +18,8 @@ from posttrain.errors import DataError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
 from posttrain.evaluation.scoring import micro_batches, scorer
 from posttrain.evaluation.suites.result import SuiteResult
-from posttrain.evaluation.validation import summarise, validate
+from posttrain.evaluation.validation import likelihood_of, validate
+from posttrain.functional.supervised import likelihood_metrics
 from posttrain.types import TokenStats, TokenTree
 
 Kind = Literal["auto", "conversation", "text"]
@@ -97,8 +98,8 @@ def likelihood(
     rows: list[dict[str, Any]] = []
     with scorer(model) as score:
         batches = micro_batches((examples[i] for i in range(len(examples))), max_tokens=max_tokens)
-        sums = validate(_recording(score, rows), batches)
-    return SuiteResult({**summarise(**sums), "tokens": sums["sum_weight"]}, rows, _facts(prepared) | {"kind": chosen})
+        sums = validate(likelihood_of(_recording(score, rows)), batches)
+    return SuiteResult({**likelihood_metrics(sums), "tokens": sums["sum_weight"]}, rows, _facts(prepared) | {"kind": chosen})
 
 
 def _prepared(

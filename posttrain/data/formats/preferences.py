@@ -1,0 +1,167 @@
+"""Pairs of answers, one preferred to the other: HH-RLHF, UltraFeedback, CodeUltraFeedback, and rows with chosen and rejected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.data.formats.fields import Message, filled, list_of, text_of
+from posttrain.data.formats.messages import message_of, tools_of
+from posttrain.data.formats.registry import Fields, Filtered, RowError, register
+from posttrain.types import Answer, Example
+
+PROMPTS = ("prompt", "instruction", "question", "query")
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+TURN = re.compile(r"\n\n(Human|Assistant):")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+LAST_TURN = "\n\nAssistant:"
+
+
+def _is_transcript(row: Fields) -> bool:
+    return all(isinstance(row[key], str) and LAST_TURN in row[key] for key in ("chosen", "rejected"))
+
+
+def _is_pair(row: Fields) -> bool:
+    return all(isinstance(row[key], (str, list, tuple)) for key in ("chosen", "rejected")) and not (
+        _is_transcript(row) and not any(key in row for key in PROMPTS)
+    )
+
+
+@register("hh", needs=[["chosen", "rejected"]], kind="preference", absent=PROMPTS, accepts=_is_transcript)
+def convert_transcripts(row: Mapping[str, Any]) -> Example:
+    """{"chosen", "rejected"}: transcripts of Human and Assistant turns that differ in the last Assistant turn alone."""
+    asked, answers = [], []
+    for key in ("chosen", "rejected"):
+        before, _, answer = filled(row, key).rpartition(LAST_TURN)
+        asked.append(before)
+        answers.append(({"role": "assistant", "content": answer.strip()},))
+    if asked[0].strip() != asked[1].strip():
+        raise RowError("chosen and rejected answer different prompts")
+    return _pair(_turns(asked[0]), answers, row)
+
+
+def _turns(transcript: str) -> list[Message]:
+    head, *rest = TURN.split(transcript)
+    if head.strip() or not rest:
+        raise RowError("a transcript must begin with a Human turn" if rest else "a transcript has no turn before the answer")
+    return [{"role": SPEAKERS[speaker], "content": text.strip()} for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
+
+
+@register("preference", needs=[["chosen", "rejected"], *([p, "chosen", "rejected"] for p in PROMPTS)], kind="preference", accepts=_is_pair)
+def convert(row: Mapping[str, Any]) -> Example:
+    """{"prompt", "chosen", "rejected"}, each a text or a list of messages; lists may hold the prompt, and then need no `prompt` field.
+
+    Ratings: score_chosen and score_rejected, or margin. system, tools: as for conversations.
+    """
+    key = next((name for name in PROMPTS if row.get(name) is not None), None)
+    asked = [] if key is None else _messages(row[key], key, "user")
+    both = [_messages(row[name], name, "assistant") for name in ("chosen", "rejected")]
+    if any(messages and messages[0]["role"] != "assistant" for messages in both):
+        stated, asked = asked, _common(*both)
+        both = [messages[len(asked) :] for messages in both]
+        known = [message.get("content") for message in asked]
+        if any(message.get("content") not in known for message in stated):
+            raise RowError(f"{key} is not what the conversations in chosen and rejected begin with")
+    if not asked:
+        raise RowError("chosen and rejected answer different prompts" if key is None else f"field {key!r} is empty")
+    system = text_of(row, "system", "")
+    if system.strip() and asked[0]["role"] not in ("system", "developer"):
+        asked = [{"role": "system", "content": system}, *asked]
+    return _pair(asked, [tuple(messages) for messages in both], row)
+
+
+def _messages(value: Any, key: str, role: str) -> list[Message]:
+    """A text as one message of `role`, or a list of messages."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}] if value.strip() else []
+    if not isinstance(value, (list, tuple)):
+        raise RowError(f"field {key!r} must be a string or a list of messages, got {type(value).__name__}")
+    return [message_of(message, place) for place, message in enumerate(value, 1)]
+
+
+def _common(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:
+    """The messages that both begin with, up to the last one that an assistant turn follows in both."""
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared] == other[shared]:
+        shared += 1
+    while shared and any(len(messages) > shared and messages[shared]["role"] != "assistant" for messages in (one, other)):
+        shared -= 1
+    # one conversation may be the other's beginning, or they may be the same: the last turn is the answer
+    while shared and shared >= min(len(one), len(other)):
+        shared -= 1
+    return list(one[:shared])
+
+
+def _pair(asked: Sequence[Message], answers: Sequence[tuple[Mapping[str, Any], ...]], row: Mapping[str, Any]) -> Example:
+    """An Example of a prompt and its two answers, checked: both say something, and not the same."""
+    for name, messages in zip(("chosen", "rejected"), answers, strict=True):
+        if not any(_says_something(message) for message in messages if message["role"] == "assistant"):
+            raise RowError(f"the {name} answer is empty")
+        if messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
+            raise RowError(f"the {name} answer must begin and end with an assistant turn")
+    if answers[0] == answers[1]:
+        raise RowError("chosen and rejected are the same")
+    better, worse = scores_of(row)
+    both = (Answer(answers[0], better), Answer(answers[1], worse))
+    return Example(messages=tuple(asked), answers=both, tools=tuple(tools_of(row.get("tools"))))
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return bool((content.strip() if isinstance(content, str) else content) or message.get("tool_calls"))
+
+
+def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Ratings of the chosen and the rejected answer; a `margin` alone counts as the chosen one's rating above zero."""
+    for names in SCORES:
+        found = [_number(row, name) for name in names]
+        if None not in found:
+            return found[0], found[1]
+    margin = _number(row, "margin")
+    return (None, None) if margin is None else (margin, 0.0)
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    """A finite number; a string that reads as one is understood, "N/A" and absent are None."""
+    value = row.get(key)
+    if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NA", "NONE")):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not abs(number) < float("inf"):
+        raise RowError(f"field {key!r} must be a number, got {value!r}")
+    return number
+
+
+@register("code_ultrafeedback", needs=[["instruction", "responses", "annotations"]], kind="preference")
+def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> Example | Filtered:
+    """CodeUltraFeedback's raw rows: {"instruction", "preference", "responses": [{"model", "response"}], "annotations": [{"rating"}]}.
+
+    The best rated answer against the worst; an answer without a rating does not count, and equal ratings are no pair. preference: only
+    the rows that are judged by it (readability, ...).
+    """
+    if preference is not None and row.get("preference") != preference:
+        return Filtered(f"preference is not {preference}")
+    responses, annotations = list_of(row, "responses"), list_of(row, "annotations")
+    if len(responses) != len(annotations):
+        raise RowError(f"{len(responses)} responses but {len(annotations)} annotations")
+    rated = []
+    for response, annotation in zip(responses, annotations, strict=True):
+        if not isinstance(response, Mapping) or not isinstance(annotation, Mapping):
+            raise RowError("responses and annotations must be lists of objects")
+        rating = _number(annotation, "rating")
+        if rating is not None:
+            rated.append((rating, filled(response, "response")))
+    if len({rating for rating, _ in rated}) < 2:
+        return Filtered("fewer than two different ratings")
+    best, worst = max(rated, key=_rating), min(rated, key=_rating)
+    answers = [({"role": "assistant", "content": text},) for _, text in (best, worst)]
+    ratings = {"score_chosen": best[0], "score_rejected": worst[0]}
+    return _pair([{"role": "user", "content": filled(row, "instruction")}], answers, ratings)
+
+
+def _rating(rated: tuple[float, str]) -> float:
+    return rated[0]
