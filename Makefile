@@ -28,6 +28,8 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/sft.py
+	$(BIN)/python tests/benchmarks/dpo.py
+	$(BIN)/python tests/benchmarks/dpo.py --long-answers
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
