@@ -15,6 +15,7 @@ from posttrain.runs.check import check, compose_and_check
 from posttrain.runs.compose import compose
 from posttrain.runs.rules import PLAN
 from posttrain.runs.schema import Data
+from posttrain.runs.signatures import read_signature
 
 BUILTIN = options.search_path()
 EXPERIMENTS = [option.name for option in options.options(BUILTIN, "experiment")]
@@ -44,10 +45,23 @@ def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(experime
         assert {problem.where for problem in check(config)} <= allowed
 
 
-@pytest.mark.parametrize(("group", "option"), CHOICES, ids="=".join)
+METHODS = {("logps", "weight", "denominator"): "method=sft", ("pairs",): "method=dpo"}
+
+
+def taken_by(option: str) -> list[str]:
+    """The method that a loss option is for, by the inputs of its function."""
+    (file,) = (found.path for found in options.options(BUILTIN, "method/loss") if found.name == option)
+    node = yaml.safe_load(file.read_text())
+    signature = read_signature(node["_target_"])
+    assert signature is not None
+    return [METHODS[signature.positional]]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=["=".join(choice) for choice in CHOICES])
 def test_every_option_composes_and_checks(group: str, option: str) -> None:
     path = {"data": ["data.train=x.jsonl"], "model": ["model.path=some/model"]}.get(group, []) if NEEDS_A_PATH.get(group) == option else []
-    config = compose_and_check([f"{group}={option}", *path], rules=PLAN)
+    method = taken_by(option) if group == "method/loss" else []
+    config = compose_and_check([*method, f"{group}={option}", *path], rules=PLAN)
     assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 
