@@ -50,13 +50,14 @@ def conversation(messages: Sequence[Message], **rest: Any) -> Example:
     assistants = [(place, m) for place, m in enumerate(messages, 1) if m["role"] == "assistant"]
     if not assistants:
         raise RowError("has no assistant turn")
-    empty = [place for place, m in assistants if m.get("weight", 1) and not _says_something(m)]
+    empty = [place for place, m in assistants if m.get("weight", 1) and not says_something(m)]
     if empty:
         raise RowError(f"message {empty[0]} is an assistant turn without content")
     return Example(messages=tuple(messages), **rest)
 
 
-def _says_something(message: Message) -> bool:
+def says_something(message: Mapping[str, Any]) -> bool:
+    """Whether a turn has a text, tool calls or reasoning."""
     content = message.get("content")
     text = content.strip() if isinstance(content, str) else content
     return bool(text or message.get("tool_calls") or message.get("reasoning_content"))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.data.formats.fields import Message, filled, list_of, text_of
+from posttrain.data.formats.fields import Message, filled, list_of, says_something, text_of
 from posttrain.data.formats.messages import message_of, tools_of
 from posttrain.data.formats.registry import Fields, Filtered, RowError, register
 from posttrain.types import Answer, Example
@@ -96,7 +96,7 @@ def _common(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:
 def _pair(asked: Sequence[Message], answers: Sequence[tuple[Mapping[str, Any], ...]], row: Mapping[str, Any]) -> Example:
     """An Example of a prompt and its two answers, checked: both say something, and not the same."""
     for name, messages in zip(("chosen", "rejected"), answers, strict=True):
-        if not any(_says_something(message) for message in messages if message["role"] == "assistant"):
+        if not any(says_something(message) for message in messages if message["role"] == "assistant"):
             raise RowError(f"the {name} answer is empty")
         if messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
             raise RowError(f"the {name} answer must begin and end with an assistant turn")
@@ -105,11 +105,6 @@ def _pair(asked: Sequence[Message], answers: Sequence[tuple[Mapping[str, Any], .
     better, worse = scores_of(row)
     both = (Answer(answers[0], better), Answer(answers[1], worse))
     return Example(messages=tuple(asked), answers=both, tools=tuple(tools_of(row.get("tools"))))
-
-
-def _says_something(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return bool((content.strip() if isinstance(content, str) else content) or message.get("tool_calls"))
 
 
 def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
