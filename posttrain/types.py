@@ -54,6 +54,7 @@ class TokenizedExample:
     marks: int32 [M], places that something is known about: the last token of each of the tree's sequences, in their order, unless the
         kind of data says otherwise.
     values: float32 [M], what is known there: a rating, a label; NaN where nothing is.
+    reference: float32 [T], log-probability of each trained token under the reference policy, where that was computed before.
     """
 
     ids: np.ndarray
@@ -62,6 +63,7 @@ class TokenizedExample:
     segment_parents: np.ndarray
     marks: np.ndarray
     values: np.ndarray
+    reference: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class TokenTree:
     segment: int64 [N], the segment of the target. weight: float32 [N].
     example: int64 [S] on the host, index of the example within the micro-batch.
     mark: int64 [M], places in 0..T-1 that `value`, float32 [M], is known of, see TokenizedExample. mark_segment: int64 [M], their segments.
-    share: the step's global denominators.
+    share: the step's global denominators. reference: float32 [N], the targets' log-probabilities under the reference policy where they
+        were computed before; None elsewhere.
     """
 
     ids: Tensor
@@ -104,6 +107,7 @@ class TokenTree:
     mark_segment: Tensor
     value: Tensor
     share: StepShare
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class TokenStats:
 
     logps: log p(target). lse: log-sum-exp of the (soft-capped, tempered) logits. entropy: of the distribution, nats.
     mean_logps: mean over the vocabulary of log p, for label smoothing. correct: whether the target is the argmax (bool).
+    log_collision: log sum over the vocabulary of p^2, without a gradient.
     """
 
     logps: Tensor
@@ -119,6 +124,7 @@ class TokenStats:
     entropy: Tensor | None = None
     mean_logps: Tensor | None = None
     correct: Tensor | None = None
+    log_collision: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,4 +141,19 @@ class PairLogps:
     rejected_length: Tensor
     reference_chosen: Tensor | None = None
     reference_rejected: Tensor | None = None
+    baseline: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AnswerLogps:
+    """Log-probabilities of M judged answers, summed over each answer's tokens: nats, [M].
+
+    logps: under the policy. reference: under the reference policy. length: tokens. desirable: bool, what was said of the answer.
+    baseline: scalar that some losses compare the implicit rewards with, None for none.
+    """
+
+    logps: Tensor
+    reference: Tensor
+    length: Tensor
+    desirable: Tensor
     baseline: Tensor | None = None

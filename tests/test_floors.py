@@ -76,7 +76,7 @@ def own_code_allowed(module: str, name: str) -> bool:
     """A lower floor, the same folder, or a neighbour on floors whose folders work together."""
     part, other = part_of(module), part_of(name)
     if part == other == "methods":
-        return part_below(name) in ("", "base", part_below(module))
+        return part_below(name) in ("", "base", "parts", part_below(module))
     if part == "methods" and name.startswith(CLOSED_TO_METHODS):
         return False
     if other not in FLOOR_OF:  # a name in the package itself, such as __version__

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from posttrain.data.examples import Examples
+from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.tree import collate, ghost
-from posttrain.types import StepShare, TokenizedExample, TokenTree
-
-
-class Examples(Protocol):
-    """Tokenised examples by index, with their lengths [N] and summed loss weights [N]."""
-
-    @property
-    def lengths(self) -> np.ndarray: ...
-
-    @property
-    def targets(self) -> np.ndarray: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> TokenizedExample: ...
+from posttrain.types import StepShare, TokenTree
 
 
 class TreeLoader:
@@ -46,6 +33,22 @@ class TreeLoader:
                 self.given += 1
                 yield micro_batch(self.examples, indices, step.share)
             skip = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Of this rank, in each optimizer step."""
+        return self.plan.micro_batches
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step over all ranks."""
+        return self.plan.ranks * self.plan.micro_batches
+
+    def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
+        """This rank's micro-batches of one optimizer step; mismatched: see `posttrain.data.mismatched`."""
+        planned = self.plan.step(step)
+        examples = Mismatched(self.examples) if mismatched else self.examples
+        return (micro_batch(examples, indices, planned.share) for indices in planned.split[self.rank])
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given}

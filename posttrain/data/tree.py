@@ -115,7 +115,16 @@ def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree
         mark_segment=torch.from_numpy(np.searchsorted(ends, marks, side="right")),
         value=torch.from_numpy(np.concatenate([e.values for e in examples]).astype(np.float32)),
         share=share,
+        reference=_known(examples, places),
     )
+
+
+def _known(examples: Sequence[TokenizedExample], places: np.ndarray) -> torch.Tensor | None:
+    """The reference's log-probabilities at `places` of the row; None unless every example has them."""
+    import torch
+
+    columns = [example.reference for example in examples if example.reference is not None]
+    return torch.from_numpy(np.concatenate(columns)[places].astype(np.float32)) if len(columns) == len(examples) else None
 
 
 def _positions(starts: np.ndarray, lengths: np.ndarray, parents: np.ndarray) -> np.ndarray:
@@ -130,10 +139,12 @@ def ghost(example: TokenizedExample) -> TokenizedExample:
     """One token without a target: what a rank runs when a step has nothing for it, so that collectives still meet."""
     one = np.ones(1, np.int32)
     nothing = np.zeros(0, np.int32)
-    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one, nothing, nothing.astype(np.float32))
+    known = None if example.reference is None else np.zeros(1, np.float32)
+    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one, nothing, nothing.astype(np.float32), known)
 
 
 def to_device(tree: TokenTree, device: torch.device) -> TokenTree:
     """The tree with what the model computes on at `device`; segments and example numbers stay on the host."""
-    names = ("ids", "positions", "source", "target", "segment", "weight", "mark", "mark_segment", "value")
+    names = ["ids", "positions", "source", "target", "segment", "weight", "mark", "mark_segment", "value"]
+    names += [] if tree.reference is None else ["reference"]
     return replace(tree, **{name: getattr(tree, name).to(device, non_blocking=True) for name in names})

@@ -54,23 +54,27 @@ def token_stats(
     entropy: bool = False,
     mean_logps: bool = False,
     correct: bool = False,
+    collision: bool = False,
     columns: int | None = None,
     kept: int = KEPT_ELEMENTS,
 ) -> TokenStats:
     """Statistics of `softmax(head(hidden))` at each target.
 
     hidden: [N, H]. weight: [V, H]. target: [N] int64. bias: [V] or None. Differentiable in hidden, weight and bias
-    through `logps`, `lse`, `entropy` and `mean_logps`. Under autocast the matmuls run in its type. columns: vocabulary entries worked on
-    at once, by default what fits the device. kept: logits kept for the backward pass, at most.
+    through `logps`, `lse`, `entropy` and `mean_logps`; `log_collision` (asked for by collision) has no gradient. Under autocast the
+    matmuls run in its type. columns: vocabulary entries worked on at once, by default what fits the device. kept: logits kept for the
+    backward pass, at most.
 
     Raises ValueError if shapes do not fit.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise ValueError(f"want hidden [N, H], weight [V, H], target [N]; got {hidden.shape}, {weight.shape}, {target.shape}")
     fitting = BLOCK_ELEMENTS.get(hidden.device.type, DEVICE_BLOCK_ELEMENTS) // max(1, len(target))
-    plan = _Plan(entropy, mean_logps, correct, columns or max(LEAST_COLUMNS, fitting // LEAST_COLUMNS * LEAST_COLUMNS), kept)
-    logps, lse, ent, mean, hit = _HeadStats.apply(hidden, weight, target, bias, head, plan)
-    return TokenStats(logps, lse, ent if entropy else None, mean if mean_logps else None, hit if correct else None)
+    width = columns or max(LEAST_COLUMNS, fitting // LEAST_COLUMNS * LEAST_COLUMNS)
+    plan = _Plan(entropy, mean_logps, correct, collision, width, kept)
+    logps, lse, ent, mean, hit, same = _HeadStats.apply(hidden, weight, target, bias, head, plan)
+    asked = {"entropy": ent if entropy else None, "mean_logps": mean if mean_logps else None, "correct": hit if correct else None}
+    return TokenStats(logps, lse, **asked, log_collision=same if collision else None)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class _Plan:
     entropy: bool
     mean_logps: bool
     correct: bool
+    collision: bool
     columns: int
     kept: int
 
@@ -137,11 +142,11 @@ def _times_slope(d: Tensor, logits: Tensor | None, head: HeadSpec) -> Tensor:
 
 
 class _Running:
-    """Sums over the vocabulary so far, of N rows: m = max l, sum e^(l - m), sum e^(l - m) (l - m), sum l."""
+    """Sums over the vocabulary so far, of N rows: m = max l, sum e^(l - m), sum e^(l - m) (l - m), sum l, sum e^(2 (l - m))."""
 
     def __init__(self, rows: int, like: Tensor) -> None:
         self.top = like.new_full((rows,), -torch.inf)
-        self.mass, self.lean, self.total = (like.new_zeros(rows) for _ in range(3))
+        self.mass, self.lean, self.total, self.squares = (like.new_zeros(rows) for _ in range(4))
 
     def add(self, logits: Tensor, plan: _Plan, scratch: Tensor) -> None:
         """Take in a block [N, v]; `scratch` [N, v] may be the block itself, which is then lost."""
@@ -158,6 +163,8 @@ class _Running:
         else:
             grown = shifted.exp_()
         self.mass = scale * self.mass + grown.sum(1)
+        if plan.collision:
+            self.squares = scale.square() * self.squares + grown.square().sum(1)
         self.top = top
 
 
@@ -165,7 +172,7 @@ class _HeadStats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, head: HeadSpec, plan: _Plan
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
         h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
         n, vocabulary = len(target), len(weight)
@@ -186,11 +193,12 @@ class _HeadStats(torch.autograd.Function):
         entropy = running.mass.log() - running.lean / running.mass if plan.entropy else wide
         mean = running.total / vocabulary - lse if plan.mean_logps else wide
         correct = picked >= running.top
+        same = running.squares.log() - 2 * running.mass.log() if plan.collision else wide
         ctx.save_for_backward(hidden, weight, target, bias, lse, entropy, kept)
         ctx.head, ctx.plan, ctx.dtype, ctx.keep_from = head, plan, dtype, keep_from
-        ctx.mark_non_differentiable(correct)
+        ctx.mark_non_differentiable(correct, same)
         ctx.set_materialize_grads(False)
-        return picked - lse, lse, entropy, mean, correct
+        return picked - lse, lse, entropy, mean, correct, same
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -254,7 +262,7 @@ def _logit_grad(
 
     d logp_t = 1[v=t] - p; d lse = p; d mean_logp = 1/V - p; d entropy = -p (log p + entropy).
     """
-    g_logps, g_lse, g_entropy, g_mean, _ = grads
+    g_logps, g_lse, g_entropy, g_mean, *_ = grads
     coefficient = torch.zeros_like(lse)
     for g, sign in ((g_lse, 1.0), (g_logps, -1.0), (g_mean, -1.0)):
         if g is not None:

@@ -7,7 +7,10 @@ Names and formulas are the papers'; where implementations differ, the docstring 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +92,7 @@ def bco(pairs: PairLogps, *, beta: float = 0.1) -> Tensor:
     d: `pairs.baseline`, the running mean of the implicit rewards beta c and beta r; 0 where there is none.
     """
     c, r = (beta * x for x in log_ratios(pairs))
-    shift = 0.0 if pairs.baseline is None else pairs.baseline
+    shift = 0.0 if pairs.baseline is None else pairs.baseline.detach().to(c.dtype)
     return -logsigmoid(c - shift) - logsigmoid(shift - r)
 
 
@@ -168,6 +171,39 @@ def orpo(pairs: PairLogps, *, beta: float = 0.1) -> Tensor:
     return -beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
+def weighted(pairs: PairLogps, *, beta: float = 0.1, terms: Mapping[str, Any]) -> Tensor:
+    """Weighted sum of the losses above: MPO (arXiv:2411.10442, eq. 1) is 0.8 sigmoid + 0.2 bco, with an SFT term beside it.
+
+    terms: name of a loss -> its weight, or {"weight": w, option: value ...}; `beta` holds for every loss that is not given its own.
+    Raises ValueError for an unknown loss or option, and without terms.
+    """
+    if not terms:
+        raise ValueError("weighted needs its losses: method.loss.terms={sigmoid:0.8,bco:0.2}")
+    total = torch.zeros_like(pairs.chosen)
+    for name, term in terms.items():
+        weight, options = _term(name, term)
+        total = total + weight * LOSSES[name](pairs, **{"beta": beta, **options})
+    return total
+
+
+def _term(name: str, term: Any) -> tuple[float, dict[str, Any]]:
+    """Weight and options of one term."""
+    if name not in LOSSES:
+        raise ValueError(f"there is no pair loss {name!r}; known: {', '.join(sorted(LOSSES))}")
+    if not isinstance(term, Mapping):
+        return float(term), {}
+    options = dict(term)
+    if unknown := set(options) - {"weight"} - set(inspect.signature(LOSSES[name]).parameters):
+        raise ValueError(f"{name} has no option {sorted(unknown)[0]!r}")
+    return float(options.pop("weight", 1.0)), options
+
+
+def parts_of(loss: Callable[..., Any]) -> set[Callable[..., Any]]:
+    """The functions of this module that a loss is made of: itself, or the terms of `weighted`. loss: a function or a partial of one."""
+    function, options = (loss.func, loss.keywords) if isinstance(loss, functools.partial) else (loss, {})
+    return {LOSSES[name] for name in options.get("terms") or {} if name in LOSSES} if function is weighted else {function}
+
+
 def _log_odds(logp: Tensor) -> Tensor:
     """log p - log(1 - p), in float32 or wider; a probability of one counts as the largest below it."""
     wide = logp.to(torch.promote_types(logp.dtype, torch.float32))
@@ -189,3 +225,13 @@ def _smoothed(x: Tensor, smoothing: float) -> Tensor:
 def _check_smoothing(smoothing: float) -> None:
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"label_smoothing is the share of wrong labels and must lie in [0, 0.5), got {smoothing}")
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    function.__name__: function
+    for function in (
+        sigmoid, sigmoid_norm, hinge, ipo, exo, nca, robust, bco, sppo, aot, aot_unpaired, apo_zero, apo_down, discopop, cpo, simpo, orpo,
+    )
+}  # fmt: skip
+WHOLE_STEP = frozenset({aot, aot_unpaired})  # each loss depends on all pairs of the optimizer step
+BASELINE = frozenset({bco})  # reads `pairs.baseline`

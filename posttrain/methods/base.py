@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -36,10 +36,29 @@ class Recipe:
     gradient_clip: float | None = 1.0
 
 
+class Steps(Protocol):
+    """Where the micro-batches come from: what a method may ask that needs more of a step than its present part."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Of this rank, in each optimizer step."""
+        ...
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step over all ranks."""
+        ...
+
+    def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
+        """This rank's micro-batches of optimizer step `step`; mismatched: its prompts with answers to other prompts."""
+        ...
+
+
 class Method(LightningModule, ABC):
     """Base of the methods. A leaf states its loss in `loss_of`; the loop is Lightning's automatic optimisation.
 
     loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on.
+    steps: set when training begins. place: of the present micro-batch among this rank's in the step. examples: of the present step.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]]
@@ -51,6 +70,8 @@ class Method(LightningModule, ABC):
         self.policy: PolicyModel | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; on_load_checkpoint checks the others
         self.grad_norm = float("nan")
+        self.steps: Steps | None = None
+        self.place = self.examples = 0
         self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -65,6 +86,12 @@ class Method(LightningModule, ABC):
             self.policy = self.recipe.policy()
 
     def training_step(self, tree: TokenTree, batch_idx: int) -> Tensor:
+        if self.steps is None:
+            raise RuntimeError("method.steps must be set before training")
+        step, self.place = divmod(batch_idx, self.steps.micro_batches)
+        self.examples = tree.share.examples
+        if self.place == 0:
+            self.before_step(step)
         loss, aux, metrics = self.loss_of(tree)
         parts = {"loss": loss, **metrics}
         total = loss * tree.share.parts  # the loop averages over micro-batches and ranks
@@ -73,6 +100,26 @@ class Method(LightningModule, ABC):
             total = total + aux
         self._accumulate(parts)
         return total
+
+    def before_step(self, step: int) -> None:
+        """Called before the first micro-batch of optimizer step `step`, counted from 0."""
+
+    def after_step(self, sums: Mapping[str, float]) -> None:
+        """Called when an optimizer step is done, before anything is saved, with the step's metrics over all ranks."""
+
+    def step_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What is reported of a step, from the sums over its micro-batches and ranks."""
+        return dict(sums)
+
+    def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
+        """This rank's micro-batches of an optimizer step, on its device."""
+        assert self.steps is not None
+        return (to_device(tree, self.device) for tree in self.steps.step_trees(step, mismatched=mismatched))
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimizer steps that are done, in [0, 1]."""
+        return min(1.0, self.global_step / self.recipe.max_steps)
 
     def _accumulate(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -126,12 +173,17 @@ class Method(LightningModule, ABC):
         parameters: Iterable[nn.Parameter] = (p for _, p in self.trained_parameters())
         self.grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
 
+    def saved_names(self) -> set[str]:
+        """Of what a checkpoint must hold: the trained parameters, and what a method learns beside its policy."""
+        own = {name for name, _ in self.named_buffers() if not name.startswith(("policy.", "reference."))}
+        return {name for name, _ in self.trained_parameters()} | own
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, _ in self.trained_parameters()}
-        if len(trained) < sum(1 for _ in self.named_parameters()):
-            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        if any(not parameter.requires_grad for parameter in self.parameters()):
+            saved = self.saved_names()
+            checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = {name for name, _ in self.trained_parameters()} - set(checkpoint["state_dict"])
+        missing = self.saved_names() - set(checkpoint["state_dict"])
         if missing:
-            raise RuntimeError(f"the checkpoint lacks {len(missing)} trained parameters, such as {sorted(missing)[0]}")
+            raise RuntimeError(f"the checkpoint lacks {len(missing)} of the method's weights, such as {sorted(missing)[0]}")

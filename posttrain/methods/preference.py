@@ -11,66 +11,109 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.functional.pairs import implicit_rewards, pair_logps, preferred
+from posttrain.functional import pairs as on_pairs
+from posttrain.functional.coefficients import constant
+from posttrain.functional.preference import BASELINE, WHOLE_STEP, parts_of
 from posttrain.methods.base import Method, Recipe
-from posttrain.models.reference import AdaptersOff, FrozenCopy, Reference
-from posttrain.types import PairLogps, TokenTree
+from posttrain.methods.parts.health import DriftWatch
+from posttrain.methods.parts.running import RunningMean
+from posttrain.methods.parts.whole_step import StepGradients, step_gradients
+from posttrain.models.reference import ReferencePolicy, inference
+from posttrain.types import PairLogps, TokenStats, TokenTree
 
-PairLoss = Callable[[PairLogps], Tensor]
+PairLoss = Callable[..., Tensor]
 
 
 class Preference(Method, ABC):
     """Mean of a pair loss over the pairs of a step.
 
-    loss: from posttrain.functional.preference; its `beta` also scales the rewards that are reported. sft_weight: coefficient of the
-    chosen answers' negative log-likelihood per token, averaged over pairs (RPO, arXiv:2404.19733, eq. 1).
+    loss: from posttrain.functional.preference; its `beta` also scales the rewards that are reported. beta_schedule: progress of the run
+    in [0, 1] -> factor on beta. sft_weight: coefficient of the chosen answers' negative log-likelihood per token, averaged over pairs
+    (RPO, arXiv:2404.19733, eq. 1). tail_weight: of the tokens by which an answer is longer than the other one (LD-DPO's alpha,
+    arXiv:2409.06411). wpo: weigh pairs by how likely the policy is to write them (WPO, arXiv:2406.11827).
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("pairs",)
     data_kind: ClassVar[str] = "preference"
 
-    def __init__(self, recipe: Recipe, *, loss: PairLoss, sft_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        loss: PairLoss,
+        beta_schedule: Callable[[float], float] = constant,
+        sft_weight: float = 0.0,
+        tail_weight: float = 1.0,
+        wpo: bool = False,
+    ) -> None:
         super().__init__(recipe)
-        self.loss = loss
-        self.sft_weight = sft_weight
+        self.loss, self.beta_schedule = loss, beta_schedule
+        self.sft_weight, self.tail_weight, self.wpo = sft_weight, tail_weight, wpo
         self.beta = float(inspect.signature(loss).parameters["beta"].default)
+        self.whole_step = bool(parts_of(loss) & WHOLE_STEP)
+        self.running = RunningMean() if parts_of(loss) & BASELINE else None
+        self.watch = DriftWatch()
+        self._gradients: StepGradients | None = None
         _try(loss)
+        if self.whole_step and wpo:
+            raise ConfigError(Problem("method.wpo", "weights single pairs, and this loss compares sorted ones", "wpo=false"))
 
     @abstractmethod
     def reference_logps(self, tree: TokenTree) -> Tensor | None:
         """Log-probabilities [N] of the tree's targets under the reference; None without one."""
 
+    def before_step(self, step: int) -> None:
+        self._gradients = None
+        if self.whole_step and self.steps is not None and self.steps.parts > 1:
+            with torch.no_grad(), inference(self.model):
+                mine = [self._read(tree)[0] for tree in self.step_trees(step)]
+            self._gradients = step_gradients(self._losses, mine)
+
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        reference = self.reference_logps(tree)
-        stats, aux = self.model(tree)
-        sums = self._sums_of(pair_logps(stats.logps, reference, tree))
-        parts = {name: value / tree.share.examples for name, value in sums.items()}
+        pairs, stats, aux, known = self._read(tree)
+        losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.place)
+        parts = {name: value / tree.share.examples for name, value in self._totals(losses, pairs, stats, known, tree).items()}
         return parts.pop("loss"), aux, parts
 
-    def _sums_of(self, pairs: PairLogps) -> dict[str, Tensor]:
+    def after_step(self, sums: Mapping[str, float]) -> None:
+        if self.running is not None:
+            self.running.add((sums["rewards/chosen"] + sums["rewards/rejected"]) / 2, count=2 * self.examples)
+        self.watch.look(self.global_step, sums, leads=self.global_rank == 0)
+
+    def _read(self, tree: TokenTree) -> tuple[PairLogps, TokenStats, Tensor | None, Tensor | None]:
+        """The tree's pairs, the statistics of its targets, the auxiliary loss, and the reference's log-probabilities [N]."""
+        known = self.reference_logps(tree)
+        stats, aux = self.model(tree, collision=self.wpo)
+        baseline = None if self.running is None else self.running.mean
+        return on_pairs.pair_logps(stats.logps, known, tree, tail=self.tail_weight, baseline=baseline), stats, aux, known
+
+    def _current_beta(self) -> float:
+        return self.beta * self.beta_schedule(self.progress)
+
+    def _losses(self, pairs: PairLogps) -> Tensor:
+        """One loss a pair, [P]."""
+        return self.loss(pairs, beta=self._current_beta())
+
+    def _totals(self, losses: Tensor, pairs: PairLogps, stats: TokenStats, known: Tensor | None, tree: TokenTree) -> dict[str, Tensor]:
         """Sums over the pairs of a tree: of the loss and of what is reported."""
-        losses = self.loss(pairs)
-        sums = {}
+        sums: dict[str, Tensor] = {}
+        if stats.log_collision is not None:
+            weights = on_pairs.likely_weights(stats.logps, stats.log_collision, tree)
+            losses, sums["wpo/weight"] = losses * weights, weights.sum()
         if self.sft_weight:
-            nll = -pairs.chosen / pairs.chosen_length
-            losses = losses + self.sft_weight * nll
-            sums["nll"] = nll.detach().sum()
-        chosen, rejected = (reward.detach() for reward in implicit_rewards(pairs, beta=self.beta))
-        return {
-            "loss": losses.sum(),
-            "rewards/chosen": chosen.sum(),
-            "rewards/rejected": rejected.sum(),
-            "rewards/margin": (chosen - rejected).sum(),
-            "rewards/accuracy": preferred(chosen - rejected).sum(),
-            "logps/chosen": pairs.chosen.detach().sum(),
-            "logps/rejected": pairs.rejected.detach().sum(),
-        } | sums
+            nll = -on_pairs.answer_sums(stats.logps, tree).view(-1, 2)[:, 0] / pairs.chosen_length
+            losses, sums["nll"] = losses + self.sft_weight * nll, nll.detach().sum()
+        if known is not None:
+            sums |= on_pairs.drift(stats.logps, known, tree)
+        return {"loss": losses.sum(), **on_pairs.reported(pairs, beta=self._current_beta()), **sums}
 
     @torch.no_grad()
     def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
-        stats, _ = self.model(tree)
-        pairs = pair_logps(stats.logps, self.reference_logps(tree), tree)
-        return {**self._sums_of(pairs), "pairs": torch.tensor(float(len(pairs.chosen)))}
+        pairs, stats, _, known = self._read(tree)
+        # a loss on sorted pairs would depend on how validation is split: there each pair counts by itself
+        singles = on_pairs.one_by_one(pairs) if self.whole_step else [pairs]
+        losses = torch.cat([self._losses(part) for part in singles]) if singles else pairs.chosen
+        return {**self._totals(losses, pairs, stats, known, tree), "pairs": torch.tensor(float(len(pairs.chosen)))}
 
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs"}
@@ -81,7 +124,7 @@ def _try(loss: PairLoss) -> None:
     zero = torch.zeros(1)
     try:
         loss(PairLogps(zero - 1, zero - 2, zero + 1, zero + 1, zero - 1, zero - 2))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(Problem("method.loss", str(error))) from error
 
 
@@ -89,26 +132,41 @@ def _try(loss: PairLoss) -> None:
 class DPO(Preference):
     """Direct preference optimisation (arXiv:2305.18290) and its variants, against the policy that entered the stage.
 
-    reference: adapters (the policy with its adapters off), copy (a second, frozen model), or auto: adapters where the policy has them.
+    reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`.
     """
 
     def __init__(
-        self, recipe: Recipe, *, loss: PairLoss, sft_weight: float = 0.0, reference: Literal["auto", "adapters", "copy"] = "auto"
+        self,
+        recipe: Recipe,
+        *,
+        loss: PairLoss,
+        beta_schedule: Callable[[float], float] = constant,
+        sft_weight: float = 0.0,
+        tail_weight: float = 1.0,
+        wpo: bool = False,
+        reference: Literal["auto", "adapters", "copy", "cached"] = "auto",
+        reference_update_every: int | None = None,
+        reference_update_mix: float = 0.6,
     ) -> None:
-        super().__init__(recipe, loss=loss, sft_weight=sft_weight)
-        self.reference_kind = reference
-        self.reference: Reference | None = None
+        super().__init__(recipe, loss=loss, beta_schedule=beta_schedule, sft_weight=sft_weight, tail_weight=tail_weight, wpo=wpo)
+        self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is None:
-            off = self.reference_kind == "adapters" or (self.reference_kind == "auto" and self.model.base_with_adapters_off)
-            self.reference = AdaptersOff(self.model) if off else FrozenCopy(self.recipe.policy())
+        self.reference.build(self.model, self.recipe.policy)
+
+    def before_step(self, step: int) -> None:
+        self.reference.advance(step, self.model)
+        super().before_step(step)
+
+    def saved_names(self) -> set[str]:
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
 
     def reference_logps(self, tree: TokenTree) -> Tensor | None:
-        if self.reference is None:
-            raise RuntimeError("the reference exists after configure_model")
-        return self.reference(tree)
+        logps = self.reference(tree)
+        assert isinstance(logps, Tensor)
+        return logps
 
 
 @final

@@ -49,19 +49,17 @@ class PolicyModel(nn.Module):
         """The transformers model inside, without the adapter wrapper."""
         return causal_lm(self.model)
 
-    def forward(
-        self, tree: TokenTree, *, entropy: bool = False, mean_logps: bool = False, correct: bool = False, noise: float = 0.0
-    ) -> tuple[TokenStats, Tensor | None]:
+    def forward(self, tree: TokenTree, *, noise: float = 0.0, **asked: bool) -> tuple[TokenStats, Tensor | None]:
         """Statistics at the tree's targets, and the auxiliary loss of a mixture of experts (None without one).
 
-        noise: NEFTune's alpha; 0 for none.
+        noise: NEFTune's alpha; 0 for none. asked: what `token_stats` computes only when asked (entropy, mean_logps, correct, collision).
         """
         hidden, aux = self.hidden(tree, noise=noise)
         output = self.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
         stats = token_stats(
             hidden[tree.source], _dense(output), tree.target, output.bias if isinstance(output, nn.Linear) else None,
-            head=self.head, entropy=entropy, mean_logps=mean_logps, correct=correct,
+            head=self.head, **asked,
         )  # fmt: skip
         return stats, aux
 

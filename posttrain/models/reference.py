@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from posttrain.models.policy import PolicyModel
 from posttrain.types import TokenTree
+
+ReferenceKind = Literal["auto", "adapters", "copy", "cached"]
 
 
 class Reference(Protocol):
@@ -50,6 +52,62 @@ class FrozenCopy(nn.Module):
     def forward(self, tree: TokenTree) -> Tensor:
         stats, _ = self.policy(tree)
         return stats.logps
+
+    @torch.no_grad()
+    def follow(self, policy: PolicyModel, mix: float) -> None:
+        """Move every weight that `policy` trains by the share `mix` of the way to it."""
+        ours = dict(self.policy.named_parameters())
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                ours[name].lerp_(parameter, mix)
+
+
+class Cached:
+    """What was computed before training and travels in the tree."""
+
+    def __call__(self, tree: TokenTree) -> Tensor:
+        if tree.reference is None:
+            raise RuntimeError("the examples carry no log-probabilities of the reference")
+        return tree.reference
+
+
+class ReferencePolicy(nn.Module):
+    """The reference a method was configured with.
+
+    kind: adapters (the policy with its adapters off), copy (a second, frozen model), cached (computed before training), or auto: adapters
+    where the policy has them, else a copy. update_every: optimizer steps after which the copy moves towards the policy by the share
+    update_mix (TR-DPO, arXiv:2404.09656, eq. 6); None: it never moves.
+    """
+
+    def __init__(self, kind: ReferenceKind, *, update_every: int | None = None, update_mix: float = 0.6) -> None:
+        super().__init__()
+        self.kind, self.update_every, self.update_mix = kind, update_every, update_mix
+        self.source: Reference | None = None
+
+    def build(self, policy: PolicyModel, entering: Callable[[], PolicyModel]) -> None:
+        """Once the policy is there; entering: builds the model that entered the stage."""
+        if self.source is not None:
+            return
+        if self.kind == "cached":
+            self.source = Cached()
+        elif self.kind == "adapters" or (self.kind == "auto" and policy.base_with_adapters_off and self.update_every is None):
+            self.source = AdaptersOff(policy)
+        else:
+            self.source = FrozenCopy(entering())
+
+    def forward(self, tree: TokenTree) -> Tensor:
+        if self.source is None:
+            raise RuntimeError("the reference exists after configure_model")
+        return self.source(tree)
+
+    def advance(self, step: int, policy: PolicyModel) -> None:
+        """Before optimizer step `step` (from 0): move if it is time."""
+        if self.update_every and step and step % self.update_every == 0 and isinstance(self.source, FrozenCopy):
+            self.source.follow(policy, self.update_mix)
+
+    def moving_names(self, trained: set[str]) -> set[str]:
+        """Names of this module's weights that move, for checkpoints. trained: names within the policy."""
+        return {f"source.policy.{name}" for name in trained} if self.update_every else set()
 
 
 @contextmanager

@@ -255,6 +255,8 @@ def _leaves(node: Any, path: str) -> list[str]:
 
 
 def register_resolver() -> None:
-    """Makes `${posttrain.machine:accelerator}` mean what this machine has, `${posttrain.request:gpus,${hardware}}` what a job asks for."""
+    """Makes `${posttrain.machine:accelerator}` mean what this machine has, `${posttrain.request:gpus,${hardware}}` what a job asks for,
+    `${posttrain.times:a,b}` a product, rounded to what a hand would have written."""
     OmegaConf.register_new_resolver("posttrain.machine", lambda fact: machine.facts()[fact], replace=True)
     OmegaConf.register_new_resolver("posttrain.request", machine.request, replace=True)
+    OmegaConf.register_new_resolver("posttrain.times", lambda a, b: float(f"{float(a) * float(b):.6g}"), replace=True)

@@ -13,7 +13,8 @@ from posttrain.data.prepare import Prepared
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
 from posttrain.evaluation.validation import validate
 from posttrain.methods.base import Method
-from posttrain.runs.ranks import Ranks, gather, sum_over_ranks
+from posttrain.methods.parts.collectives import gather
+from posttrain.runs.ranks import Ranks, sum_over_ranks
 
 
 @dataclass

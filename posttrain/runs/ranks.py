@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,15 +43,6 @@ def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device) -
         packed = packed.to(device)
         dist.all_reduce(packed)
     return dict(zip(names, packed.tolist(), strict=True))
-
-
-def gather(value: Any) -> list[Any]:
-    """Everybody's picklable value, by rank, on every rank."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return [value]
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, value)
-    return everybody
 
 
 def barrier() -> None:

@@ -152,6 +152,7 @@ def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopReq
 def fit(job: Job, method: Method, trainer: Trainer) -> None:
     """Train to the plan's end, or to the step at which a signal stopped it."""
     loader = TreeLoader(job.prepared.train, job.plan, rank=job.ranks.rank)
+    method.steps = loader
     state = None if job.start.state is None else str(job.start.state)
     with warnings.catch_warnings():
         # Lightning's advice about torch DataLoaders and about its own logging does not apply here.

@@ -45,7 +45,7 @@ def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(experime
         assert {problem.where for problem in check(config)} <= allowed
 
 
-METHODS = {("logps", "weight", "denominator"): "method=sft", ("pairs",): "method=dpo"}
+METHODS = {("logps", "weight", "denominator"): "method=sft", ("pairs",): "method=dpo", ("answers",): "method=kto"}
 
 
 def taken_by(option: str) -> list[str]:

@@ -24,10 +24,7 @@ Sequences = list[tuple[np.ndarray, np.ndarray]]
 @encoder("preference", reads=("preference",))
 def encode_pairs(examples: Sequence[Example], tokenizer: Any, settings: EncodeSettings) -> list[Outcome]:
     """Every pair as a tree whose marks are the last tokens of the chosen and the rejected answer, and whose values are their ratings."""
-    if settings.truncation == "split":
-        raise ConfigError(Problem("data.truncation", "split is for plain text; a pair can be cut right, left, or dropped"))
-    if settings.train_on == "all":
-        raise ConfigError(Problem("data.train_on", "a pair is compared by its answers, not by its prompt", "use assistant or last"))
+    check_settings(settings)
     chat = Chat(tokenizer, settings.template_kwargs)
     rendered = [_render(chat, example, settings) for example in examples]
     flat = [sequence for sequences in rendered if not isinstance(sequences, RowError) for sequence in sequences]
@@ -38,16 +35,25 @@ def encode_pairs(examples: Sequence[Example], tokenizer: Any, settings: EncodeSe
     ]
 
 
+def check_settings(settings: EncodeSettings) -> None:
+    """Raises ConfigError for what makes no sense where answers are compared or judged."""
+    if settings.truncation == "split":
+        raise ConfigError(Problem("data.truncation", "split is for plain text; an answer to a prompt can be cut right, left, or dropped"))
+    if settings.train_on == "all":
+        raise ConfigError(Problem("data.train_on", "what is judged is the answer, not its prompt", "use assistant or last"))
+
+
 def _render(chat: Chat, example: Example, settings: EncodeSettings) -> list[Rendered] | RowError:
     if len(example.answers) != 2:
         return RowError("has no pair of answers: preference methods need rows with a chosen and a rejected answer")
     try:
-        return [_sequence(chat, with_system(example, settings.system), answer, settings) for answer in example.answers]
+        return [answer_sequence(chat, with_system(example, settings.system), answer, settings) for answer in example.answers]
     except RowError as error:
         return error
 
 
-def _sequence(chat: Chat, example: Example, answer: Answer, settings: EncodeSettings) -> Rendered:
+def answer_sequence(chat: Chat, example: Example, answer: Answer, settings: EncodeSettings) -> Rendered:
+    """The prompt with one answer, of which the answer alone is trained. Raises RowError."""
     prompt = tuple({**message, "weight": 0.0} if message["role"] == "assistant" else message for message in example.messages)
     found = render_example(chat, replace(example, messages=prompt + answer.messages, answers=()), train_on=settings.train_on)
     if len(found) > 1:

@@ -55,8 +55,8 @@ def convert(row: Mapping[str, Any]) -> Example:
     Ratings: score_chosen and score_rejected, or margin. system, tools: as for conversations.
     """
     key = next((name for name in PROMPTS if row.get(name) is not None), None)
-    asked = [] if key is None else _messages(row[key], key, "user")
-    both = [_messages(row[name], name, "assistant") for name in ("chosen", "rejected")]
+    asked = [] if key is None else messages_from(row[key], key, "user")
+    both = [messages_from(row[name], name, "assistant") for name in ("chosen", "rejected")]
     if any(messages and messages[0]["role"] != "assistant" for messages in both):
         stated, asked = asked, _common(*both)
         both = [messages[len(asked) :] for messages in both]
@@ -71,7 +71,7 @@ def convert(row: Mapping[str, Any]) -> Example:
     return _pair(asked, [tuple(messages) for messages in both], row)
 
 
-def _messages(value: Any, key: str, role: str) -> list[Message]:
+def messages_from(value: Any, key: str, role: str) -> list[Message]:
     """A text as one message of `role`, or a list of messages."""
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value.strip() else []

@@ -55,10 +55,13 @@ class StepRecorder(StepCallback):
         self.totals["targets"] += float(self.plan.weights[chosen].sum(dtype="float64"))
         self.totals["examples"] += len(chosen)
         sums = sum_over_ranks(module.pop_sums(), module.device)
+        module.after_step(sums)
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
         if step % self.every_steps == 0 or step == self.plan.steps:
             counts = {name: self.totals[name] for name in ("tokens", "examples")}
-            self.reporter.step(step, {**sums, "grad_norm": module.grad_norm, "lr": self._lr, **counts}, tokens=tokens, seconds=seconds)
+            self.reporter.step(
+                step, {**module.step_metrics(sums), "grad_norm": module.grad_norm, "lr": self._lr, **counts}, tokens=tokens, seconds=seconds
+            )
         self._began = time.perf_counter()
 
     def resume_clock(self) -> None:

@@ -1,0 +1,46 @@
+"""Prompts with answers to other prompts: what KTO measures the policy's drift on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from posttrain.data.examples import Examples
+from posttrain.data.tree import tree_of
+from posttrain.types import TokenizedExample
+
+
+class Mismatched:
+    """Example i is the prompt of example i with the answer of the one half a set further on.
+
+    For examples of one sequence. The answer loses its end where the two together are longer than the set's longest example.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+        self.longest = int(examples.lengths.max())
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of the examples themselves: about as long."""
+        return self.examples.lengths
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Of the examples themselves."""
+        return self.examples.targets
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        asked = self.examples[index]
+        other = self.examples[(index + max(1, len(self) // 2)) % len(self)]
+        first, begin = answer_start(asked), answer_start(other)
+        ids = np.concatenate([asked.ids[:first], other.ids[begin:]])[: self.longest]
+        weights = np.concatenate([np.zeros(first, np.float32), other.weights[begin:]])[: self.longest]
+        return tree_of([(ids, weights)])
+
+
+def answer_start(example: TokenizedExample) -> int:
+    """The first trained place of an example of one sequence."""
+    return int(np.flatnonzero(example.weights)[0])
