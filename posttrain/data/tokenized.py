@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from posttrain.data.reference_logps import ReferenceLogps
 from posttrain.types import TokenizedExample
 
 # ids and segments as lists; weights as runs (lengths and values), for they are long stretches of 0 and 1. origin: file:row.
@@ -94,7 +95,7 @@ class TokenizedSet:
     """Examples of one or more sources, memory-mapped; index -> TokenizedExample.
 
     parts: the sources. part_of [N], index_of [N]: where example i lies. names: of the sources. weights: their shares of the mixture.
-    exhaustion: stop or repeat, see `posttrain.data.mixture`.
+    exhaustion: stop or repeat, see `posttrain.data.mixture`. reference: of each part, what the reference policy gives its examples.
     """
 
     parts: Sequence[Part]
@@ -103,6 +104,7 @@ class TokenizedSet:
     names: tuple[str, ...]
     weights: tuple[float, ...]
     exhaustion: str = "stop"
+    reference: tuple[ReferenceLogps, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.index_of)
@@ -110,7 +112,9 @@ class TokenizedSet:
     def __getitem__(self, index: int) -> TokenizedExample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return self.parts[self.part_of[index]].example(int(self.index_of[index]))
+        part, row = self.part_of[index], int(self.index_of[index])
+        example = self.parts[part].example(row)
+        return example if self.reference is None else replace(example, reference=self.reference[part].of(row, example))
 
     @cached_property
     def lengths(self) -> np.ndarray:

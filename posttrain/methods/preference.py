@@ -132,7 +132,8 @@ def _try(loss: PairLoss) -> None:
 class DPO(Preference):
     """Direct preference optimisation (arXiv:2305.18290) and its variants, against the policy that entered the stage.
 
-    reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`.
+    reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`. reference_cache: folder of
+    the log-probabilities that reference=cached computes or finds there, None for one in the user's cache.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class DPO(Preference):
         reference: Literal["auto", "adapters", "copy", "cached"] = "auto",
         reference_update_every: int | None = None,
         reference_update_mix: float = 0.6,
+        reference_cache: str | None = None,
     ) -> None:
         super().__init__(recipe, loss=loss, beta_schedule=beta_schedule, sft_weight=sft_weight, tail_weight=tail_weight, wpo=wpo)
         self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)

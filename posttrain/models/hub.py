@@ -107,3 +107,11 @@ def _refused(error: ValueError, path: str, key: str) -> ConfigError:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def commit_of(path: str, revision: str | None) -> str:
+    """The commit of a hub id whose files are in the cache. Raises ConfigError if its config is not there."""
+    found = try_to_load_from_cache(path, "config.json", revision=revision)
+    if not isinstance(found, str):
+        raise ConfigError(Problem("model.path", f"{path} is not in the hub's cache", OFFLINE_HINT))
+    return Path(found).parent.name

@@ -15,13 +15,28 @@ from posttrain.runs.schema import Fraction
 AtLeastZero = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Flips = Annotated[float, Field(ge=0, lt=0.5)]
+Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 RANGES: dict[str, dict[str, Any]] = {
     "optimizer": {"lr": AtLeastZero, "weight_decay": AtLeastZero, "eps": AtLeastZero, "momentum": AtLeastZero, "betas": list[Fraction]},
     "scheduler": {"warmup": AtLeastZero, "decay": AtLeastZero, "min_ratio": Share},
-    "method": {"label_smoothing": Fraction, "z_loss": AtLeastZero, "neftune_alpha": AtLeastZero, "sft_weight": AtLeastZero},
-    "method.loss": {"beta": Positive, "label_smoothing": Flips, "tau": Positive},
+    "method": {
+        "label_smoothing": Fraction,
+        "z_loss": AtLeastZero,
+        "neftune_alpha": AtLeastZero,
+        "sft_weight": AtLeastZero,
+        "tail_weight": Share,
+        "reference_update_every": Count,
+        "reference_update_mix": Share,
+    },
+    "method.loss": {
+        "beta": Positive,
+        "label_smoothing": Flips,
+        "tau": Positive,
+        "desirable_weight": AtLeastZero,
+        "undesirable_weight": AtLeastZero,
+    },
 }
 
 

@@ -210,8 +210,12 @@ def loss_fits_method(config: Config) -> Iterator[Problem]:
 
 def reference_is_there(config: Config) -> Iterator[Problem]:
     """A reference that is the policy without its adapters needs adapters whose base is the model that entered the stage."""
-    peft = config["model"].get("peft")
-    if config["method"].get("reference") != "adapters":
+    peft, kind = config["model"].get("peft"), config["method"].get("reference")
+    if config["method"].get("reference_update_every") and kind in ("adapters", "cached"):
+        yield Problem("method.reference_update_every", f"reference={kind} cannot move", "method.reference=copy")
+    if config["method"].get("reference_cache") is not None and kind != "cached":
+        yield Problem("method.reference_cache", f"is of no use with reference={kind}", "method.reference=cached")
+    if kind != "adapters":
         return
     if peft is None:
         yield Problem("method.reference", "adapters needs a policy with adapters", "add model/peft=lora, or method.reference=copy")

@@ -22,6 +22,7 @@ from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.ranks import Ranks, barrier
 from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, write_result
+from posttrain.runs.reference_cache import with_cached_reference
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import find_start
 from posttrain.runs.signals import StopRequest, stop_on_signals
@@ -43,6 +44,8 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         start = find_start(config, folder)
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
+        if config["method"].get("reference") == "cached":
+            job = with_cached_reference(job)
         session = Session(job, stop)
         try:
             session.run()

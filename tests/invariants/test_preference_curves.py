@@ -4,6 +4,9 @@ import math
 
 import pytest
 
+from posttrain.runs.compose import compose
+from posttrain.runs.job import run_job
+
 DPO = ("method=dpo", "data=arithmetic_pairs", "optimizer.lr=1e-3")
 ADAPTED = (*DPO, "model/peft=lora", "model.peft.dropout=0.0")
 KTO = ("method=kto", "data=arithmetic_pairs", "optimizer.lr=1e-3")
@@ -127,6 +130,30 @@ def test_tokens_beyond_the_shorter_answer_count_as_told(curve):
 
 def test_adapters_switched_off_are_the_frozen_copy(curve):
     assert_same(curve(*ADAPTED, "method.reference=copy"), curve(*ADAPTED, "method.reference=adapters"))
+
+
+@pytest.mark.parametrize("options", [DPO, ADAPTED, (*DPO, "hardware=2xcpu")], ids=["copy", "adapters", "two ranks"])
+def test_a_reference_computed_before_training_is_the_live_one(curve, options):
+    assert_same(curve(*options, "method.reference=cached"), curve(*options))
+
+
+def test_a_cached_reference_of_another_model_is_refused(tmp_path, monkeypatch):
+    cached = [
+        *DPO,
+        *LIGHT,
+        "model=nano",
+        "tracking=none",
+        "evaluation=none",
+        "method.reference=cached",
+        f"method.reference_cache={tmp_path}/r",
+    ]
+    assert run_job(compose([*cached, "max_steps=1", f"output_dir={tmp_path}/one"])) == 0
+    told = []
+    monkeypatch.setattr("posttrain.runs.job.report.show", told.extend)
+    assert run_job(compose([*cached, "max_steps=1", "seed=1", f"output_dir={tmp_path}/two"])) == 2
+    assert [problem.where for problem in told] == ["method.reference_cache"]
+    assert "stale" in told[0].message
+    assert "another model" in told[0].message
 
 
 def test_the_likelihood_term_raises_the_chosen_answers(curve):
