@@ -60,3 +60,9 @@ class DataReport:
         """Sums over the sources."""
         names = ("rows", "kept", "bad", "examples", "tokens", "trained", "truncated", "lost")
         return {name: sum(getattr(source, name) for source in self.sources) for name in names}
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of the examples that were cut to max_length."""
+        totals = self.totals()
+        return float(totals["truncated"] / totals["examples"]) if totals["examples"] else 0.0

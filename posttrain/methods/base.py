@@ -117,6 +117,11 @@ class Method(LightningModule, ABC):
         return (to_device(tree, self.device) for tree in self.steps.step_trees(step, mismatched=mismatched))
 
     @property
+    def forward_passes(self) -> float:
+        """Forward passes without a backward one for every tree that is trained on: of a reference, or over a step in advance."""
+        return 0.0
+
+    @property
     def progress(self) -> float:
         """Share of the optimizer steps that are done, in [0, 1]."""
         return min(1.0, self.global_step / self.recipe.max_steps)

@@ -66,6 +66,10 @@ class Feedback(Method):
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
 
+    @property
+    def forward_passes(self) -> float:
+        return self.reference.forward_passes + 2.0 * self.mismatch
+
     def before_step(self, step: int) -> None:
         self.reference.advance(step, self.model)
         if self.mismatch:

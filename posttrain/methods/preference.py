@@ -54,6 +54,7 @@ class Preference(Method, ABC):
         self.running = RunningMean() if parts_of(loss) & BASELINE else None
         self.watch = DriftWatch()
         self._gradients: StepGradients | None = None
+        self._known: list[Tensor | None] = []
         _try(loss)
         if self.whole_step and wpo:
             raise ConfigError(Problem("method.wpo", "weights single pairs, and this loss compares sorted ones", "wpo=false"))
@@ -63,14 +64,20 @@ class Preference(Method, ABC):
         """Log-probabilities [N] of the tree's targets under the reference; None without one."""
 
     def before_step(self, step: int) -> None:
-        self._gradients = None
+        self._gradients, self._known = None, []
         if self.whole_step and self.steps is not None and self.steps.parts > 1:
             with torch.no_grad(), inference(self.model):
-                mine = [self._read(tree)[0] for tree in self.step_trees(step)]
+                read = [(known := self.reference_logps(tree), self._read(tree, known)[0]) for tree in self.step_trees(step)]
+            self._known, mine = map(list, zip(*read, strict=True))
             self._gradients = step_gradients(self._losses, mine)
 
+    @property
+    def forward_passes(self) -> float:
+        return float(self.whole_step and self.steps is not None and self.steps.parts > 1)
+
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        pairs, stats, aux, known = self._read(tree)
+        known = self._known[self.place] if self._known else self.reference_logps(tree)
+        pairs, stats, aux = self._read(tree, known)
         losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.place)
         parts = {name: value / tree.share.examples for name, value in self._totals(losses, pairs, stats, known, tree).items()}
         return parts.pop("loss"), aux, parts
@@ -80,12 +87,11 @@ class Preference(Method, ABC):
             self.running.add((sums["rewards/chosen"] + sums["rewards/rejected"]) / 2, count=2 * self.examples)
         self.watch.look(self.global_step, sums, leads=self.global_rank == 0)
 
-    def _read(self, tree: TokenTree) -> tuple[PairLogps, TokenStats, Tensor | None, Tensor | None]:
-        """The tree's pairs, the statistics of its targets, the auxiliary loss, and the reference's log-probabilities [N]."""
-        known = self.reference_logps(tree)
+    def _read(self, tree: TokenTree, known: Tensor | None) -> tuple[PairLogps, TokenStats, Tensor | None]:
+        """The tree's pairs, the statistics of its targets, the auxiliary loss. known: the reference's log-probabilities [N]."""
         stats, aux = self.model(tree, collision=self.wpo)
         baseline = None if self.running is None else self.running.mean
-        return on_pairs.pair_logps(stats.logps, known, tree, tail=self.tail_weight, baseline=baseline), stats, aux, known
+        return on_pairs.pair_logps(stats.logps, known, tree, tail=self.tail_weight, baseline=baseline), stats, aux
 
     def _current_beta(self) -> float:
         return self.beta * self.beta_schedule(self.progress)
@@ -109,7 +115,8 @@ class Preference(Method, ABC):
 
     @torch.no_grad()
     def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
-        pairs, stats, _, known = self._read(tree)
+        known = self.reference_logps(tree)
+        pairs, stats, _ = self._read(tree, known)
         # a loss on sorted pairs would depend on how validation is split: there each pair counts by itself
         singles = on_pairs.one_by_one(pairs) if self.whole_step else [pairs]
         losses = torch.cat([self._losses(part) for part in singles]) if singles else pairs.chosen
@@ -164,6 +171,10 @@ class DPO(Preference):
     def saved_names(self) -> set[str]:
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
+
+    @property
+    def forward_passes(self) -> float:
+        return super().forward_passes + self.reference.forward_passes
 
     def reference_logps(self, tree: TokenTree) -> Tensor | None:
         logps = self.reference(tree)

@@ -30,6 +30,10 @@ class FlopModel:
         layers = tokens * (4 * self.weights + 2 * self.trained)
         return layers + 8 * self.head * targets + 3.5 * self.attention * pairs
 
+    def forward(self, *, tokens: float, targets: float, pairs: float) -> float:
+        """A forward pass of the same."""
+        return 2 * self.weights * tokens + 2 * self.head * targets + self.attention * pairs
+
 
 def flop_model(policy: PolicyModel) -> FlopModel:
     """Count a policy's operations from its parameters."""

@@ -100,6 +100,11 @@ class ReferencePolicy(nn.Module):
             raise RuntimeError("the reference exists after configure_model")
         return self.source(tree)
 
+    @property
+    def forward_passes(self) -> float:
+        """Of a model, for every tree it is asked about."""
+        return 0.0 if self.kind == "cached" else 1.0
+
     def advance(self, step: int, policy: PolicyModel) -> None:
         """Before optimizer step `step` (from 0): move if it is time."""
         if self.update_every and step and step % self.update_every == 0 and isinstance(self.source, FrozenCopy):

@@ -48,6 +48,7 @@ def _datasets(job: Job) -> list[DatasetRecord]:
 
 
 log = logging.getLogger(__name__)
+MUCH_CUT = 0.1  # share of the examples
 
 
 class Opening(Callback):
@@ -64,6 +65,9 @@ class Opening(Callback):
         for line in self.lines(pl_module):
             print(line, flush=True)
             log.info(line, extra={"file_only": True})
+        share = self.job.prepared.report.truncated_share
+        if share > MUCH_CUT:
+            log.warning("%.0f %% of the examples are cut to max_length=%d: raise max_length", 100 * share, self.job.config["max_length"])
         self.reporter.progress = Progress(self.job.plan.steps, trainer.global_step)
 
     def lines(self, method: Method) -> list[str]:
@@ -72,12 +76,14 @@ class Opening(Callback):
         counts = parameter_counts(method.model.causal_lm)
         layout = method.model.layout
         val = 0 if job.prepared.val is None else len(job.prepared.val)
+        share = job.prepared.report.truncated_share
+        cut = f", {share:.1%} of them cut to max_length={job.config['max_length']}" if share else ""
         begun = f", continuing after step {job.start.step}" if job.start.step else ""
         return opening_lines(
             model=f"{job.config['model']['name']} ({method.model.causal_lm.config.model_type}, {layout} layout)",
             parameters=counts.total,
             trainable=counts.trainable,
-            data=f"{len(job.prepared.train)} training and {val} held-out examples, {human(float(plan.lengths.sum()))} tokens",
+            data=f"{len(job.prepared.train)} training and {val} held-out examples{cut}, {human(float(plan.lengths.sum()))} tokens",
             device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
             plan=f"{plan.steps} steps of {plan.global_batch} examples; micro-batches a step and device: {plan.micro_batches}{begun}",
         )

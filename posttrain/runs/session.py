@@ -147,4 +147,6 @@ class Session:
         lengths = self.job.plan.lengths
         pairs = sum(causal_pairs(lengths[self.job.plan.examples(step)]) for step in range(steps))
         totals = self.recorder.totals
-        return flop_model(self.method.policy).training(tokens=totals["tokens"], targets=totals["targets"], pairs=pairs)
+        counts = {"tokens": totals["tokens"], "targets": totals["targets"], "pairs": pairs}
+        model = flop_model(self.method.policy)
+        return model.training(**counts) + self.method.forward_passes * model.forward(**counts)

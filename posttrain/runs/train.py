@@ -142,7 +142,8 @@ def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopReq
 
     def before(method: Method) -> dict[str, float]:
         loss = measures.loss(method) if config["validate"]["at_start"] else {}
-        return {**loss, **measures.answers(method, "before")}
+        share = job.prepared.report.truncated_share
+        return {**loss, **measures.answers(method, "before"), **({"data/truncated": share} if share else {})}
 
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
