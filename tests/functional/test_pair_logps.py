@@ -156,3 +156,14 @@ def test_rewards():
     chosen, rejected = on_pairs.implicit_rewards(free, beta=2.0)
     assert chosen.tolist() == pytest.approx([-3.0, -2.9])
     assert rejected.tolist() == pytest.approx([-56 / 3, -64.0])
+
+
+def test_what_is_reported_of_pairs():
+    pairs = on_pairs.pair_logps(LOGPS.clone().requires_grad_(), KNOWN, two_pairs())
+    got = on_pairs.reported(pairs, beta=0.5)
+    assert {name: value.item() for name, value in got.items()} == {
+        "rewards/chosen": -0.25, "rewards/rejected": 0.0, "rewards/margin": -0.25, "rewards/accuracy": 1.0,
+        "logps/chosen": -6.625, "logps/rejected": -60.0,
+    }  # fmt: skip
+    assert not any(value.requires_grad for value in got.values())
+    assert on_pairs.preferred(numbers(-2.0, 0.0, 0.5)).tolist() == [0.0, 0.5, 1.0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from posttrain.functional import preference
+from posttrain.methods.parts import whole_step
 from posttrain.methods.parts.whole_step import step_gradients
 from posttrain.types import PairLogps
 
@@ -53,6 +54,18 @@ def test_micro_batches_add_up_to_the_step(name, sizes):
     close(torch.cat(found).detach(), losses.detach())
     close(torch.cat([part.chosen.grad for part in parts]), whole.chosen.grad)
     close(torch.cat([part.rejected.grad for part in parts]), whole.rejected.grad)
+
+
+def test_pairs_of_other_ranks_count(monkeypatch):
+    whole, mine = pairs(), [pairs(3, 5), pairs(5, 8)]
+    LOSSES["aot"](whole).sum().backward()
+    elsewhere = {name: value.detach()[:3] for name, value in vars(whole).items() if name != "baseline"}
+    monkeypatch.setattr(whole_step, "gather", lambda value: [elsewhere, value])
+    monkeypatch.setattr(whole_step, "_rank", lambda: 1)
+    gradients = step_gradients(LOSSES["aot"], mine)
+    close(torch.cat(list(gradients.values)), LOSSES["aot"](pairs())[3:].detach())
+    close(torch.cat(list(gradients.chosen)), whole.chosen.grad[3:])
+    close(torch.cat(list(gradients.rejected)), whole.rejected.grad[3:])
 
 
 def test_each_micro_batch_by_itself_would_be_another_loss():
