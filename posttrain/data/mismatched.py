@@ -8,11 +8,14 @@ from posttrain.data.examples import Examples
 from posttrain.data.tree import tree_of
 from posttrain.types import TokenizedExample
 
+TRIES = 16  # examples looked at for another prompt
+
 
 class Mismatched:
-    """Example i is the prompt of example i with the answer of the one half a set further on.
+    """Example i is the prompt of example i with the answer of the one half a set further on, or of the next one to another prompt.
 
-    For examples of one sequence. The answer loses its end where the two together are longer than the set's longest example.
+    Files often hold all desirable answers and then the undesirable ones to the same prompts. For examples of one sequence. The answer
+    loses its end where the two together are longer than the set's longest example.
     """
 
     def __init__(self, examples: Examples) -> None:
@@ -34,11 +37,21 @@ class Mismatched:
 
     def __getitem__(self, index: int) -> TokenizedExample:
         asked = self.examples[index]
-        other = self.examples[(index + max(1, len(self) // 2)) % len(self)]
-        first, begin = answer_start(asked), answer_start(other)
+        first = answer_start(asked)
+        other, begin = self._answer_to_another(index, asked.ids[:first])
         ids = np.concatenate([asked.ids[:first], other.ids[begin:]])[: self.longest]
         weights = np.concatenate([np.zeros(first, np.float32), other.weights[begin:]])[: self.longest]
         return tree_of([(ids, weights)])
+
+    def _answer_to_another(self, index: int, prompt: np.ndarray) -> tuple[TokenizedExample, int]:
+        """An example and where its answer begins."""
+        far = index + max(1, len(self) // 2)
+        for place in range(far, far + TRIES):
+            other = self.examples[place % len(self)]
+            begin = answer_start(other)
+            if not np.array_equal(other.ids[:begin], prompt):
+                break
+        return other, begin
 
 
 def answer_start(example: TokenizedExample) -> int:

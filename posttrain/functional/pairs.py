@@ -24,7 +24,7 @@ def pair_logps(logps: Tensor, reference: Tensor | None, tree: TokenTree, *, tail
     than the other one (LD-DPO's alpha, arXiv:2409.06411, eq. 9; 1 leaves them as they are). Lengths count every token.
     """
     lengths = answer_sums(logps.new_ones(logps.shape), tree).view(-1, 2)
-    kept = None if tail == 1.0 else torch.where(beyond_the_shorter(tree), tail, 1.0).to(logps.dtype)
+    kept = None if tail == 1.0 else torch.ones_like(logps).masked_fill(beyond_the_shorter(tree), tail)
     sums = answer_sums(logps if kept is None else logps * kept, tree).view(-1, 2)
     known = None if reference is None else answer_sums(reference if kept is None else reference * kept, tree).view(-1, 2)
     chosen, rejected = (None, None) if known is None else (known[:, 0], known[:, 1])

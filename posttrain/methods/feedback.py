@@ -106,7 +106,8 @@ class Feedback(Method):
     def _totals(self, answers: AnswerLogps, drift: Tensor) -> dict[str, Tensor]:
         """Sums over the answers of a tree: of the loss and of what is reported."""
         beta = self.beta * self.beta_schedule(self.progress)
-        rewards = (beta * (answers.logps - answers.reference)).detach()
+        ratios = (answers.logps - answers.reference).detach()
+        rewards = beta * ratios
         good = answers.desirable.to(rewards.dtype)
         return {
             "loss": self.loss(answers, beta=beta).sum(),
@@ -115,7 +116,7 @@ class Feedback(Method):
             "rewards/undesirable": (rewards * (1 - good)).sum(),
             "share/desirable": good.sum(),
             "drift/kl": drift.sum(),
-            "drift/chosen": (rewards / beta / answers.length * good).sum(),
+            "drift/chosen": (ratios / answers.length * good).sum(),
             "baseline": answers.baseline.to(rewards) * len(rewards) if answers.baseline is not None else rewards.new_zeros(()),
         }
 

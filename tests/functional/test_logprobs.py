@@ -130,3 +130,39 @@ def test_bad_head(bad):
 def test_bad_shapes():
     with pytest.raises(ValueError, match=r"\[N, H\]"):
         token_stats(torch.zeros(3, 4), torch.zeros(5, 3), torch.zeros(3, dtype=torch.int64))
+
+
+def test_collision_by_hand():
+    # p = (1/4, 3/4): sum of squares 10/16
+    got = token_stats(torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]]), torch.tensor([1]), collision=True)
+    assert got.log_collision.item() == pytest.approx(math.log(10 / 16))
+    assert token_stats(torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([0])).log_collision is None
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize(("columns", "kept"), [(256, 0), (256, 10**6), (None, 10**6)])
+def test_collision_over_several_blocks_of_the_vocabulary(head, entropy, columns, kept):
+    hidden, weight, target, bias = case(v=700)
+    weight = (5 * weight).detach().requires_grad_()  # the greatest logit moves from block to block
+    got = token_stats(hidden, weight, target, bias, head=head, entropy=entropy, collision=True, columns=columns, kept=kept)
+    logits = (hidden @ weight.T + bias) * head.scale
+    logits = (logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)) / head.temperature
+    torch.testing.assert_close(got.log_collision, (2 * logits.log_softmax(-1)).logsumexp(-1).detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.logps, reference(hidden, weight, target, bias, head)["logps"], rtol=1e-10, atol=1e-12)
+
+
+def test_collision_has_no_gradient_and_leaves_the_others_alone():
+    hidden, weight, target, bias = case()
+    got = token_stats(hidden, weight, target, bias, collision=True, columns=4)
+    assert not got.log_collision.requires_grad
+    inputs = (hidden, weight, bias)
+    with_it = torch.autograd.grad((got.logps * got.log_collision.exp()).sum(), inputs)
+    plain = token_stats(hidden, weight, target, bias, columns=4).logps
+    without = torch.autograd.grad((plain * got.log_collision.exp()).sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(with_it, without, strict=True))
+
+
+def test_collision_of_a_certain_prediction():
+    got = token_stats(torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0], [0.0]]), torch.tensor([0]), collision=True, columns=1)
+    assert got.log_collision.item() == 0.0

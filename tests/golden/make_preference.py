@@ -1,16 +1,18 @@
-"""Values and gradients of pair losses as TRL computes them, written to a JSON file beside this one.
+"""Values and gradients of losses on pairs and on judged answers as TRL computes them, written to a JSON file beside this one.
 
 Each version runs in a throw-away environment, from the root of the repository:
 
     python -m venv /tmp/golden && /tmp/golden/bin/pip install trl==0.28.0 "transformers==4.57.*" torch
     /tmp/golden/bin/python tests/golden/make_preference.py
 
-trl 0.28.0 is the last version whose DPO losses can be called alone; CPO, SimPO and ORPO come from trl 1.16.0 (with transformers 5).
+trl 0.28.0 is the last version whose DPO, KTO and BCO losses can be called alone; CPO, SimPO and ORPO come from trl 1.16.0 (with
+transformers 5), and so do LD-DPO and WPO, whose masks 0.28.0 counts from the prompt and shifts by a token.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,11 +117,143 @@ def reference_free(given: Sums) -> dict[str, Any]:
     }
 
 
+def judged() -> Sums:
+    """Log-probabilities of four desirable and three undesirable answers, and of answers to other prompts, float64."""
+    rows = {
+        "desirable": [-12.5, -40.25, -3.0, -90.0],
+        "undesirable": [-14.0, -38.5, -0.75],
+        "elsewhere": [-20.0, -31.5, -8.25, -15.0, -60.0, -44.0, -9.5],
+        "reference_desirable": [-13.0, -39.0, -3.5, -60.0],
+        "reference_undesirable": [-13.5, -55.0, -0.25],
+        "reference_elsewhere": [-22.5, -31.0, -12.0, -18.0, -58.5, -50.0, -9.0],
+    }
+    return {name: torch.tensor(row, dtype=torch.float64) for name, row in rows.items()}
+
+
+def feedback(given: Sums) -> dict[str, Any]:
+    """The cases of KTOTrainer.kto_loss and BCOTrainer.bco_loss; `baseline` is what they subtract."""
+    from trl.experimental.bco import BCOTrainer
+    from trl.experimental.kto import KTOTrainer
+    from trl.trainer.utils import RunningMoments
+
+    accelerator = SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x, use_distributed=False)
+    reference = given["reference_desirable"], given["reference_undesirable"]
+
+    def graded_on(loss: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
+        good, bad = given["desirable"].clone().requires_grad_(), given["undesirable"].clone().requires_grad_()
+        losses, baseline = loss(good, bad)
+        losses.sum().backward()
+        return {"baseline": baseline.item(), "losses": losses.tolist(), "d_logps": _list(good.grad) + _list(bad.grad)}
+
+    def kto(loss_type: str, *, beta: float, desirable: float = 1.0, undesirable: float = 1.0, swapped: bool = False) -> dict[str, Any]:
+        stub = SimpleNamespace(
+            accelerator=accelerator, beta=beta, loss_type=loss_type, calculate_KL=loss_type == "kto",
+            desirable_weight=desirable, undesirable_weight=undesirable,
+        )  # fmt: skip
+        elsewhere, known = (given[name] for name in ("elsewhere", "reference_elsewhere")[:: -1 if swapped else 1])
+
+        def loss(good: torch.Tensor, bad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            losses, _, _, kl = KTOTrainer.kto_loss(stub, good, bad, elsewhere, *reference, known)
+            return losses, kl
+
+        return graded_on(loss)
+
+    def bco(*, beta: float) -> dict[str, Any]:
+        running = RunningMoments(accelerator)
+        running.update(torch.tensor([0.5, -1.25, 2.0], dtype=torch.float64))  # an earlier step's rewards
+        stub = SimpleNamespace(accelerator=accelerator, beta=beta, running=running, match_underlying_distribution=False)
+
+        def loss(good: torch.Tensor, bad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            losses, _, _, delta = BCOTrainer.bco_loss(stub, good, bad, *reference, None, None)
+            return losses, delta
+
+        return graded_on(loss)
+
+    return {
+        "kto": kto("kto", beta=0.1),
+        "kto_weighted": kto("kto", beta=0.3, desirable=1.5, undesirable=0.75),
+        "kto_below_zero": kto("kto", beta=0.1, swapped=True),
+        "apo_zero_unpaired": kto("apo_zero_unpaired", beta=0.1, desirable=1.5, undesirable=0.75),
+        "bco_unpaired": bco(beta=0.1),
+    }
+
+
+def tokens() -> dict[str, Any]:
+    """Three pairs token by token: the policy's logits [T][V] and the answer's ids [T], chosen and rejected in turn; the reference's
+    log-probabilities [T]."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [2, 4, 3, 1, 3, 3]
+    logits = [torch.randn(length, 4, generator=generator).mul(100).round() / 100 for length in lengths]
+    return {
+        "logits": [table.tolist() for table in logits],
+        "ids": [table.argsort(1)[:, 1].tolist() for table in logits],  # unlikely ones, so that no weight of a pair passes 1
+        "reference": [(-torch.rand(length, generator=generator).mul(300).round() / 100).tolist() for length in lengths],
+    }
+
+
+def token_by_token(given: dict[str, Any]) -> dict[str, Any]:
+    """The cases of DPOTrainer._compute_loss: {name: {losses [P], d_logits [answers][T][V]}}."""
+
+    def case(*, ld_alpha: float | None = None, wpo: bool = False, loss_type: str = "sigmoid") -> dict[str, Any]:
+        logits = [torch.tensor(table, dtype=torch.float64, requires_grad=True) for table in given["logits"]]
+        losses = [_trl_loss(given, logits, pair, ld_alpha=ld_alpha, wpo=wpo, loss_type=loss_type) for pair in range(len(logits) // 2)]
+        torch.stack(losses).sum().backward()
+        return {"losses": torch.stack(losses).tolist(), "d_logits": [_list(table.grad) for table in logits]}
+
+    return {
+        "ld_dpo": case(ld_alpha=0.4),
+        "wpo": case(wpo=True),
+        "ld_wpo_ipo": case(ld_alpha=0.25, wpo=True, loss_type="ipo"),
+        "sigmoid_norm": case(loss_type="sigmoid_norm"),
+        "ipo": case(loss_type="ipo"),
+    }
+
+
+def _trl_loss(given: dict[str, Any], logits: list[torch.Tensor], pair: int, **options: Any) -> torch.Tensor:
+    """What DPOTrainer makes of one pair behind a prompt of two tokens, padded on the right, and a model that has these logits."""
+    both = [2 * pair, 2 * pair + 1]
+    longest = max(len(logits[row]) for row in both)
+
+    def padded(rows: list[torch.Tensor], before: int) -> torch.Tensor:
+        return torch.stack([torch.nn.functional.pad(row, (before, longest - len(row))) for row in rows])
+
+    ids = [torch.tensor(given["ids"][row]) for row in both]
+    logps = [logits[row].log_softmax(-1) for row in both]
+    picked = padded([table.gather(1, row[:, None])[:, 0] for table, row in zip(logps, ids, strict=True)], 1)
+    squares = padded([(2 * table).logsumexp(-1) for table in logps], 1)
+    known = padded([torch.tensor(given["reference"][row], dtype=torch.float64) for row in both], 1)
+    zeros = torch.zeros_like(picked)
+
+    def model(found: torch.Tensor) -> Callable[..., SimpleNamespace]:
+        rest = {"entropy": zeros, "mean_logits": zeros, "is_top1": zeros.bool()}
+        return lambda **_: SimpleNamespace(log_probs=found, log_sum_sq_probs=squares, **rest)
+
+    accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
+    stub = SimpleNamespace(
+        accelerator=accelerator, model=SimpleNamespace(training=True, is_gradient_checkpointing=False), ref_model=model(known),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05), aux_loss_enabled=False, precompute_ref_logps=False,
+        f_divergence_type="reverse_kl", f_alpha_divergence_coef=1.0, beta=0.3, label_smoothing=0.0, loss_types=[options["loss_type"]],
+        loss_weights=[1.0], ld_alpha=options["ld_alpha"], use_weighting=options["wpo"],
+        _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    mask = padded([torch.ones_like(row) for row in ids], 2)
+    inputs = {"input_ids": padded(ids, 2), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    found = trl.DPOTrainer._compute_loss(stub, model(picked), inputs, False)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
 def main() -> None:
     given = inputs()
-    cases = dpo(given) if hasattr(trl.DPOTrainer, "dpo_loss") else reference_free(given)
-    made_with = {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    written = {"made_with": made_with, "inputs": {name: row.tolist() for name, row in given.items()}, "cases": cases}
+    written: dict[str, Any] = {
+        "made_with": {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        "inputs": {name: row.tolist() for name, row in given.items()},
+    }
+    if hasattr(trl.DPOTrainer, "dpo_loss"):
+        answers = {name: row.tolist() for name, row in judged().items()}
+        written |= {"cases": dpo(given), "feedback": {"inputs": answers, "cases": feedback(judged())}}
+    else:
+        written |= {"cases": reference_free(given), "tokens": {"inputs": tokens(), "cases": token_by_token(tokens())}}
     path = Path(__file__).with_name(f"preference_trl_{trl.__version__}.json")
     path.write_text(json.dumps(written, indent=1) + "\n")
     print(path)

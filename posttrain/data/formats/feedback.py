@@ -24,6 +24,7 @@ WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0":
 def convert(row: Mapping[str, Any]) -> Example:
     """{"prompt", "completion", "label"}: texts or lists of messages, and whether the answer is desirable; or {"messages", "label"}.
 
+    A list that begins with the prompt needs no `prompt` field; its last assistant turns are the answer.
     label: true or false, 1 or 0 (or -1). system, tools: as for conversations.
     """
     key = next((name for name in PROMPTS if row.get(name) is not None), None)
@@ -32,9 +33,12 @@ def convert(row: Mapping[str, Any]) -> Example:
         raise RowError(f"has no answer: expected one of {', '.join(ANSWERS)}")
     asked = [] if key is None else messages_from(row[key], key, "user")
     answer = messages_from(row[answered], answered, "assistant")
-    if key is None:
+    if key is None or (answer and answer[0]["role"] != "assistant"):
         last = max((place for place, message in enumerate(answer) if message["role"] != "assistant"), default=-1)
-        asked, answer = answer[: last + 1], answer[last + 1 :]
+        stated, asked, answer = asked, answer[: last + 1], answer[last + 1 :]
+        known = [message.get("content") for message in asked]
+        if any(message.get("content") not in known for message in stated):
+            raise RowError(f"{key} is not what the conversation in {answered} begins with")
     if not asked:
         raise RowError("there is no prompt before the answer" if key is None else f"field {key!r} is empty")
     if not answer or answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":

@@ -1,0 +1,94 @@
+"""Prompts with the answers to other prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from posttrain.data.loader import TreeLoader
+from posttrain.data.mismatched import TRIES, Mismatched, answer_start
+from posttrain.data.tree import tree_of
+
+
+class Kept:
+    """Examples of (prompt, answer), tokens each."""
+
+    def __init__(self, *rows: tuple[list[int], list[int]], values: list[float] | None = None):
+        self.rows, self.values = rows, values or [1.0] * len(rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(prompt) + len(answer) for prompt, answer in self.rows])
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.array([len(answer) for _, answer in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        prompt, answer = self.rows[index]
+        weights = np.array([0.0] * len(prompt) + [1.0] * len(answer))
+        return tree_of([(np.array(prompt + answer), weights)], [self.values[index]])
+
+
+FOUR = Kept(([1, 2], [11, 12]), ([3], [13]), ([4, 5, 6], [14, 15]), ([7], [16, 17, 18]))
+
+
+def test_the_answer_is_of_the_example_half_a_set_further_on():
+    got = [Mismatched(FOUR)[place] for place in range(4)]
+    assert [example.ids.tolist() for example in got] == [[1, 2, 14, 15], [3, 16, 17, 18], [4, 5, 6, 11, 12], [7, 13]]
+    assert [example.weights.tolist() for example in got] == [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 1]]
+    # the last token is marked, and nothing is said of it
+    assert [example.marks.tolist() for example in got] == [[3], [3], [4], [1]]
+    assert all(np.isnan(example.values).all() and example.reference is None for example in got)
+    assert all(len(example.segment_lengths) == 1 for example in got)
+
+
+def test_nothing_is_longer_than_the_longest_example():
+    long = Kept(([1, 2, 3, 4], [11]), ([5], [12, 13, 14, 15]))
+    assert [example.ids.tolist() for example in (Mismatched(long)[0], Mismatched(long)[1])] == [[1, 2, 3, 4, 12], [5, 11]]
+    assert Mismatched(long)[0].marks.tolist() == [4]
+
+
+def test_it_is_as_large_as_the_examples():
+    view = Mismatched(FOUR)
+    assert len(view) == 4
+    assert (view.lengths.tolist(), view.targets.tolist()) == ([4, 2, 5, 4], [2, 1, 2, 3])
+
+
+def test_an_answer_to_the_same_prompt_is_passed_over():
+    # all desirable answers, then the undesirable ones to the same prompts
+    halves = Kept(([1], [11]), ([2], [12]), ([3], [13]), ([1], [14]), ([2], [15]), ([3], [16]))
+    assert [Mismatched(halves)[place].ids.tolist() for place in range(6)] == [[1, 15], [2, 16], [3, 11], [1, 12], [2, 13], [3, 14]]
+
+
+@pytest.mark.parametrize("count", [1, 2, TRIES + 10])
+def test_examples_of_one_prompt_alone(count: int):
+    same = Kept(*(([1, 2], [10 + place]) for place in range(count)))
+    found = Mismatched(same)[0].ids.tolist()
+    assert found[:2] == [1, 2]
+    assert found[2] in range(10, 10 + count)
+
+
+def test_a_prompt_that_truncation_left_one_token_of():
+    assert answer_start(FOUR[1]) == 1
+    assert Mismatched(Kept(([1], [11, 12]), ([2], [13])))[0].ids.tolist() == [1, 13]
+
+
+def test_a_step_is_read_with_other_answers():
+    class Plan:
+        ranks, micro_batches, steps = 1, 2, 1
+
+        def step(self, number: int):
+            class Step:
+                split, share = [[[2], [0, 1]]], None
+
+            return Step
+
+    loader = TreeLoader(FOUR, Plan())
+    plain = [tree.ids.tolist() for tree in loader.step_trees(0)]
+    other = [tree.ids.tolist() for tree in loader.step_trees(0, mismatched=True)]
+    assert plain == [[4, 5, 6, 14, 15], [1, 2, 11, 12, 3, 13]]
+    assert other == [[4, 5, 6, 11, 12], [1, 2, 14, 15, 3, 16, 17, 18]]
