@@ -77,7 +77,7 @@ def test_tools_and_calls():
     ("value", "score"),
     [
         *((value, 1.0) for value in (True, 1, 1.0, "true", "True", " yes ", "1")),
-        *((value, 0.0) for value in (False, 0, -1, 0.0, -1.0, "false", "FALSE", "no", "0", "-1")),
+        *((value, 0.0) for value in (False, 0, -1, 0.0, -1.0, "false", "FALSE", "no", "0", "0.0", "-1")),
     ],
 )
 def test_labels(value: Any, score: float):

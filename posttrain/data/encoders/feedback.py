@@ -53,6 +53,8 @@ def _labels(example: Example) -> list[float]:
 
 
 def _finish(labels: list[float], sequences: list[Tokens], settings: EncodeSettings) -> Outcome:
+    if len({sequence[0].tobytes() for sequence in sequences}) < len(sequences):
+        return RowError("chosen and rejected are the same tokens")
     longest = max(len(ids) for ids, _ in sequences)
     if longest > settings.max_length and settings.truncation == "drop":
         return Drop(f"longer than max_length={settings.max_length}")

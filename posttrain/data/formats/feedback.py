@@ -12,7 +12,8 @@ from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Answer, Example
 
 ANSWERS = ("completion", "response", "answer")
-WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False, "-1": False}
+WORDS = {"true": True, "false": False, "yes": True, "no": False}
+NUMBERS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}  # as csv files have them
 
 
 @register(
@@ -56,6 +57,8 @@ def label_of(value: Any) -> bool:
     """Whether a label says desirable. Raises RowError for what is neither yes nor no."""
     if isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        value = NUMBERS.get(value.strip(), value)
     if isinstance(value, (int, float)) and value in (-1, 0, 1):
         return value == 1
     if isinstance(value, str) and value.strip().lower() in WORDS:
