@@ -112,7 +112,7 @@ def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: i
 
 
 def _encoding(settings: DataSettings) -> tuple[Any, ...]:
-    return settings.truncation, settings.train_on, settings.system, settings.template_kwargs
+    return settings.truncation, settings.train_on, settings.system, settings.template_kwargs, tuple(settings.attributes)
 
 
 Source = tuple[Part, SourceReport]

@@ -42,12 +42,13 @@ def _render(chat: Chat, example: Example, settings: EncodeSettings) -> list[Rend
     if len(example.answers) != 2:
         return RowError("has no pair of answers: preference methods need rows with a chosen and a rejected answer")
     try:
-        return [_sequence(chat, with_system(example, settings.system), answer, settings) for answer in example.answers]
+        return [answered(chat, with_system(example, settings.system), answer, settings) for answer in example.answers]
     except RowError as error:
         return error
 
 
-def _sequence(chat: Chat, example: Example, answer: Answer, settings: EncodeSettings) -> Rendered:
+def answered(chat: Chat, example: Example, answer: Answer, settings: EncodeSettings) -> Rendered:
+    """The prompt of an example and one answer, of which the answer alone is trained. Raises RowError."""
     prompt = tuple({**message, "weight": 0.0} if message["role"] == "assistant" else message for message in example.messages)
     found = render_example(chat, replace(example, messages=prompt + answer.messages, answers=()), train_on=settings.train_on)
     if len(found) > 1:

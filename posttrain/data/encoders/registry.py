@@ -25,6 +25,7 @@ class EncodeSettings:
     train_on: str = "assistant"
     system: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Reward models: what training computes on token trees, and what an artifact computes on conversations."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.data.chat import Chat
+from posttrain.data.spans import tokenise
+from posttrain.data.templates import render_example
+from posttrain.errors import ConfigError, Problem
+from posttrain.models.classifiers import parts_of
+from posttrain.models.heads.registry import RewardHead, make
+from posttrain.models.heads.scalar import Scalar
+from posttrain.models.integrity import REWARD_FILE, verify
+from posttrain.models.loading import seeded
+from posttrain.models.policy import PolicyModel
+from posttrain.models.reward_artifact import HEAD_FOLDER, HEAD_WEIGHTS
+from posttrain.models.tokenizers import load_tokenizer
+from posttrain.types import Example, Judged
+
+Conversation = Sequence[Mapping[str, Any]]
+SMALL = 8
+
+
+def probe_head(head: Callable[[int, Sequence[str]], RewardHead], attributes: Sequence[str]) -> RewardHead:
+    """A small head of the same kind, to ask about its options. Raises ConfigError where it refuses them."""
+    with seeded(0):
+        return head(SMALL, attributes)
+
+
+def freeze_output(policy: PolicyModel) -> None:
+    """Take the output head, which nothing reads, out of training; a tied one stays, as the embedding it is."""
+    model = policy.causal_lm
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if isinstance(output, nn.Module) and output.weight is not embedding.weight:
+        output.requires_grad_(False)
+
+
+def judge_states(head: RewardHead, hidden: Tensor, places: Tensor) -> Judged:
+    """What the head says of the states at `places` [A] of hidden states [T, H], in float32.
+
+    A tree without answers keeps the head in the graph: ranks that have nothing to do still meet in its gradients.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden[places].float())
+
+
+class Scorer:
+    """A reward model that scores conversations. load_reward_model makes one."""
+
+    def __init__(
+        self, body: PreTrainedModel, head: RewardHead, tokenizer: PreTrainedTokenizerBase, *, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.body = body.eval()
+        self.head = head.eval()
+        self.tokenizer = tokenizer
+        self.chat = Chat(tokenizer, template_kwargs or {})
+
+    def __call__(self, conversations: Sequence[Conversation], *, max_tokens: int = 8192) -> Tensor:
+        """Rewards [N], float32 on the CPU, of conversations that end in an assistant turn.
+
+        max_tokens: of a batch, padding included. Raises RowError for a conversation that the chat template refuses.
+        """
+        return self.judge([self.encode(conversation) for conversation in conversations], max_tokens=max_tokens).reward
+
+    def encode(self, conversation: Conversation) -> np.ndarray:
+        """Token ids of a conversation as in training: up to the last token of its last turn."""
+        found = render_example(self.chat, Example(messages=tuple(conversation)), train_on="last")
+        return tokenise(self.tokenizer, found)[0][0]
+
+    @torch.no_grad()
+    def judge(self, sequences: Sequence[np.ndarray], *, max_tokens: int = 8192) -> Judged:
+        """All that the head says of token sequences, in their order."""
+        order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
+        parts = [self._batch([sequences[place] for place in batch]) for batch in _batches(order, sequences, max_tokens)]
+        back = torch.tensor(order).argsort()
+        return Judged(
+            *(
+                None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts]).cpu()[back]
+                for name in ("reward", "attributes", "quantiles")
+            ),  # type: ignore[arg-type]
+            levels=parts[0].levels,
+        )
+
+    def _batch(self, sequences: Sequence[np.ndarray]) -> Judged:
+        device = self.body.device
+        ids, mask = padded(sequences, device)
+        hidden = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return judge_states(self.head, hidden.flatten(0, 1), torch.arange(len(ids), device=device) * ids.shape[1] + mask.sum(1) - 1)
+
+
+def padded(sequences: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, L] of sequences, padded on the right."""
+    ids = pad_sequence([torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences], batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return ids.to(device), (torch.arange(ids.shape[1])[None] < lengths[:, None]).long().to(device)
+
+
+def _batches(order: Sequence[int], sequences: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
+    """Places in ascending order of length, in batches of at most `max_tokens` padded tokens, one sequence at least."""
+    batch: list[int] = []
+    for place in order:
+        if batch and (len(batch) + 1) * len(sequences[place]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    yield batch
+
+
+def load_reward_model(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Scorer:
+    """The reward model of an artifact, with any head. dtype: None for the one its weights are stored in.
+
+    Raises ConfigError where the folder is no reward model's artifact, or its files are damaged.
+    """
+    path = Path(os.path.expanduser(folder))
+    about = describe(path, task="reward")
+    kind: Any = AutoModelForSequenceClassification if about["head"] == Scalar.name else AutoModel
+    loaded = kind.from_pretrained(str(path), dtype=dtype or "auto")
+    with seeded(0):
+        head = make(about["head"], about["hidden_size"], about["attributes"], about["options"])
+    if isinstance(head, Scalar):
+        body, linear = parts_of(loaded)
+        head.score.weight.data.copy_(linear.weight.data)
+    else:
+        body = loaded
+        head.load_state_dict(load_file(path / HEAD_FOLDER / HEAD_WEIGHTS))
+    tokenizer = load_tokenizer({"path": str(path), "weights": "pretrained"})
+    return Scorer(body.to(device), head.to(device), tokenizer, template_kwargs=template_kwargs)
+
+
+def describe(folder: Path, *, task: str) -> dict[str, Any]:
+    """The content of `reward.json`, after checking the artifact's files. Raises ConfigError."""
+    verify(folder)
+    path = folder / REWARD_FILE
+    if not path.is_file():
+        raise ConfigError(Problem("reward model", f"{folder} is no reward model: it has no {REWARD_FILE}", "give the artifact of one"))
+    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if about["task"] != task:
+        raise ConfigError(Problem("reward model", f"{folder} judges {about['task']}, not {task}", "load it with the other function"))
+    return about
