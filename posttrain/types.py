@@ -26,7 +26,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a worked answer. end: where it ends in the content of the answer's message, characters. label: 1 right, 0 wrong, None unknown."""
+    """A step of a worked answer. end: where it ends in the content of the answer's message, in characters.
+
+    label: 1 right, 0 wrong, None unknown.
+    """
 
     end: int
     label: float | None

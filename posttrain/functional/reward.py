@@ -17,8 +17,8 @@ from posttrain.types import Judged, Rated, TokenTree
 def bradley_terry(chosen: Tensor, rejected: Tensor, gap: Tensor, *, margin_scale: float = 0.0, centre: float = 0.0) -> Tensor:
     """-log sigmoid(r_w - r_l - m) + centre (r_w + r_l)^2, one loss a pair, [P].
 
-    chosen, rejected: rewards r_w and r_l, [P]. gap: the chosen answer's rating above the rejected one's, [P]. margin_scale: m = margin_scale
-    times the gap, 0 where a rating is unknown (Llama 2, arXiv:2307.09288, eq. 2). centre: keeps rewards around zero, which differences
+    chosen, rejected: rewards r_w and r_l, [P]. gap: the chosen answer's rating above the rejected one's, [P].
+    margin_scale: m = margin_scale times the gap, 0 where a rating is unknown (Llama 2, arXiv:2307.09288, eq. 2). centre: keeps rewards around zero, which differences
     alone leave open (arXiv:2312.09244, section 4).
     """
     margin = margin_scale * gap.nan_to_num(0.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +19,16 @@ class Task:
     """A kind of classifier. auto: the name of transformers' class for it. labels: by number. hint: for families that have none."""
 
     auto: str
-    mapping: Mapping[type, type[PreTrainedModel]]
+    mapping: Any  # config class -> model class, filled by transformers as it is asked
     labels: tuple[str, ...]
     hint: str
 
 
 REWARD = Task(
-    "AutoModelForSequenceClassification", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, ("reward",), "choose method.head=quantile or branch"
+    "AutoModelForSequenceClassification",
+    auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    ("reward",),
+    "choose method.head=quantile or branch",
 )
 STEPS = Task("AutoModelForTokenClassification", auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, ("wrong", "right"), "choose another model")
 
@@ -67,7 +70,8 @@ def _shell(model: PreTrainedModel, task: Task) -> PreTrainedModel:
     config.label2id = {label: number for number, label in config.id2label.items()}
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        return task.mapping[type(config)](config)
+        shell: PreTrainedModel = task.mapping[type(config)](config)
+    return shell
 
 
 def _linear_names(shell: PreTrainedModel) -> list[str]:

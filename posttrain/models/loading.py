@@ -93,7 +93,9 @@ def _require_language_model(model: Mapping[str, Any], path: str) -> None:
     names = model_config(model).architectures or []
     if ours or any(name.endswith(CLASSIFIERS) for name in names):
         message = f"{path} is a reward model or classifier: it scores answers and writes none"
-        raise ConfigError(Problem("model.path", message, "score with posttrain.models.reward.load_reward_model; to write, name a language model"))
+        raise ConfigError(
+            Problem("model.path", message, "score with posttrain.models.reward.load_reward_model; to write, name a language model")
+        )
 
 
 def _require_complete(path: str, report: Mapping[str, Any]) -> None:

@@ -56,11 +56,22 @@ def judge_states(head: RewardHead, hidden: Tensor, places: Tensor) -> Judged:
         return head(hidden[places].float())
 
 
+def logits_at(head: nn.Linear, hidden: Tensor, places: Tensor) -> Tensor:
+    """A linear head's float32 logits [M, C] of the states at `places` [M] of hidden states [T, H]."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden[places].float())
+
+
 class Scorer:
     """A reward model that scores conversations. load_reward_model makes one."""
 
     def __init__(
-        self, body: PreTrainedModel, head: RewardHead, tokenizer: PreTrainedTokenizerBase, *, template_kwargs: Mapping[str, Any] | None = None
+        self,
+        body: PreTrainedModel,
+        head: RewardHead,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.body = body.eval()
         self.head = head.eval()
@@ -86,11 +97,10 @@ class Scorer:
         parts = [self._batch([sequences[place] for place in batch]) for batch in _batches(order, sequences, max_tokens)]
         back = torch.tensor(order).argsort()
         return Judged(
-            *(
-                None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts]).cpu()[back]
-                for name in ("reward", "attributes", "quantiles")
-            ),  # type: ignore[arg-type]
-            levels=parts[0].levels,
+            torch.cat([part.reward for part in parts]).cpu()[back],
+            _joined([part.attributes for part in parts], back),
+            _joined([part.quantiles for part in parts], back),
+            parts[0].levels,
         )
 
     def _batch(self, sequences: Sequence[np.ndarray]) -> Judged:
@@ -98,6 +108,11 @@ class Scorer:
         ids, mask = padded(sequences, device)
         hidden = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return judge_states(self.head, hidden.flatten(0, 1), torch.arange(len(ids), device=device) * ids.shape[1] + mask.sum(1) - 1)
+
+
+def _joined(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found).cpu()[back] if found else None
 
 
 def padded(sequences: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -142,7 +157,8 @@ def load_reward_model(
         body = loaded
         head.load_state_dict(load_file(path / HEAD_FOLDER / HEAD_WEIGHTS))
     tokenizer = load_tokenizer({"path": str(path), "weights": "pretrained"})
-    return Scorer(body.to(device), head.to(device), tokenizer, template_kwargs=template_kwargs)
+    body.to(torch.device(device))
+    return Scorer(body, head.to(device), tokenizer, template_kwargs=template_kwargs)
 
 
 def describe(folder: Path, *, task: str) -> dict[str, Any]:

@@ -58,13 +58,13 @@ def save_reward_artifact(
 
 
 def save_step_artifact(
-    model: nn.Module, head: nn.Linear, tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord, separator: str
+    model: nn.Module, head: nn.Linear, tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord
 ) -> Path:
-    """The same for a process reward model. separator: between the steps of the answers it learnt from."""
+    """The same for a process reward model: head maps states to logits of wrong and right."""
 
     def write(body: PreTrainedModel, draft: Path) -> None:
         write_full(as_classifier(body, STEPS, head), draft, None)
-        _describe(draft, {"task": "steps", "separator": separator})
+        _describe(draft, {"task": "steps"})
 
     return _save(model, write, tokenizer, folder, record)
 

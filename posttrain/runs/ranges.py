@@ -10,18 +10,34 @@ from pydantic import Field
 
 from posttrain.errors import Problem
 from posttrain.runs.annotations import fits, in_words
-from posttrain.runs.schema import Fraction
+from posttrain.runs.schema import Count, Fraction
 
 AtLeastZero = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Flips = Annotated[float, Field(ge=0, lt=0.5)]
+Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 RANGES: dict[str, dict[str, Any]] = {
     "optimizer": {"lr": AtLeastZero, "weight_decay": AtLeastZero, "eps": AtLeastZero, "momentum": AtLeastZero, "betas": list[Fraction]},
     "scheduler": {"warmup": AtLeastZero, "decay": AtLeastZero, "min_ratio": Share},
     "method": {"label_smoothing": Fraction, "z_loss": AtLeastZero, "neftune_alpha": AtLeastZero, "sft_weight": AtLeastZero},
-    "method.loss": {"beta": Positive, "label_smoothing": Flips, "tau": Positive},
+    "method.loss": {
+        "beta": Positive,
+        "label_smoothing": Flips,
+        "tau": Positive,
+        "margin_scale": AtLeastZero,
+        "centre": AtLeastZero,
+        "delta": Positive,
+    },
+    "method.head": {
+        "attribute_share": AtLeastZero,
+        "recurrent_share": AtLeastZero,
+        "attribute_weight": AtLeastZero,
+        "looks": Count,
+        "width": Count,
+        "quantiles": Several,
+    },
 }
 
 

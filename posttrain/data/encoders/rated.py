@@ -60,9 +60,7 @@ def _encode(examples: Sequence[Example], tokenizer: Any, settings: EncodeSetting
     ]
 
 
-def _render(
-    chat: Chat, example: Example, settings: EncodeSettings, select: Select
-) -> tuple[Sequence[Answer], list[Rendered]] | RowError:
+def _render(chat: Chat, example: Example, settings: EncodeSettings, select: Select) -> tuple[Sequence[Answer], list[Rendered]] | RowError:
     try:
         answers = select(example, settings)
         return answers, [answered(chat, with_system(example, settings.system), answer, settings) for answer in answers]

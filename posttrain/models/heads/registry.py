@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,7 @@ def make(name: str, hidden_size: int, attributes: Sequence[str], options: Mappin
 
 def layers(*sizes: int) -> nn.Sequential:
     """Linear maps of these sizes with GELU between them."""
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     modules: list[nn.Module] = []
     for place, (inner, outer) in enumerate(pairs):
         modules += [nn.Linear(inner, outer), *([nn.GELU()] if place < len(pairs) - 1 else [])]

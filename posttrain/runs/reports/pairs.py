@@ -28,12 +28,17 @@ def pair_report(outcomes: Columns) -> tuple[dict[str, Any], Figure]:
         torch.from_numpy(outcomes[name]) for name in ("chosen", "rejected", "chosen_length", "rejected_length")
     )
     margin, sums = chosen - rejected, reliability_sums(chosen - rejected, bins=BINS)
-    counts, edges = np.histogram(margin.numpy(), bins=40)
+    counts, edges = np.histogram(margin.numpy(), bins=bins_around_zero(margin.numpy()))
     table = {
         "pairs": len(margin),
         "accuracy": float(preferred(margin).mean()),
         "ece": calibration_error(sums),
-        "margin": {"mean": float(margin.mean()), "std": float(margin.std(unbiased=False)), "counts": counts.tolist(), "edges": edges.tolist()},
+        "margin": {
+            "mean": float(margin.mean()),
+            "std": float(margin.std(unbiased=False)),
+            "counts": counts.tolist(),
+            "edges": edges.tolist(),
+        },
         "reliability": reliability_table(sums),
         "accuracy_by_length_difference": accuracy_by_length(margin, long - short),
         "length_bias": {
@@ -54,13 +59,28 @@ def draw_reliability(axes: Axes, table: dict[str, Any]) -> None:
     rows = [row for row in table["reliability"] if row["pairs"]]
     axes.plot([0.5, 1], [0.5, 1], color="0.5", linestyle="--", linewidth=1, label="as sure as right")
     width = 0.5 / BINS
-    axes.bar([row["from"] for row in rows], [row["accuracy"] for row in rows], width=width, align="edge", color=BLUE, alpha=0.6, edgecolor="white")
+    axes.bar(
+        [row["from"] for row in rows],
+        [row["accuracy"] for row in rows],
+        width=width,
+        align="edge",
+        color=BLUE,
+        alpha=0.6,
+        edgecolor="white",
+    )
     axes.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], color=ORANGE, marker="o", markersize=5, linewidth=1)
     for row in rows:
         axes.text(row["from"] + width / 2, 0.02, f"{row['pairs']:.0f}", ha="center", fontsize=7)
     axes.set(xlim=(0.5, 1), ylim=(0, 1.05), xlabel="confidence: sigmoid of the margin's size", ylabel="accuracy")
     dress(axes, f"reliability, ECE {table['ece']:.3g}")
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    axes.legend(loc="upper left", fontsize=8, edgecolor="none", framealpha=0.8)
+
+
+def bins_around_zero(values: np.ndarray, count: int = 40) -> np.ndarray:
+    """About `count` equal bins that cover [N] values, zero between two of them."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    width = (high - low or 1.0) / count
+    return width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
 
 
 def draw_margins(axes: Axes, margin: np.ndarray, edges: np.ndarray) -> None:
@@ -81,7 +101,8 @@ def draw_lengths(axes: Axes, table: dict[str, Any]) -> None:
     axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
     axes.set_xticks(range(len(rows)), names, fontsize=8)
     axes.set(ylim=(0, 1.05), xlabel="tokens the chosen answer is longer by", ylabel="accuracy")
-    dress(axes, f"length, correlation with the margin {table['length_bias']['margin']:.2f}")
+    bias = table["length_bias"]["margin"]
+    dress(axes, "length: no differences" if np.isnan(bias) else f"length, correlation with the margin {bias:.2f}")
 
 
 def _range(low: float, high: float) -> str:
