@@ -106,6 +106,7 @@ def stepwise(
     split: str,
     *,
     wrong: float = 0.5,
+    slip: int = 5,
     operations: Sequence[str] = ("add", "subtract"),
     digits: int = 2,
     train: int = 20_000,
@@ -115,20 +116,22 @@ def stepwise(
     """The same problems as rows {"prompt", "completions", "labels"}, a label for each worked step.
 
     wrong: share of the answers in which one step counts wrong, at a random place; that step is labelled wrong, and, as in Math-Shepherd
-    (arXiv:2312.08935), so is all that follows from it.
+    (arXiv:2312.08935), so is all that follows from it. slip: the mistake is of this size to twice this size; large ones are easier to see.
     """
     random = np.random.default_rng([seed, digits, split == "val"])
     for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
         steps = row["answer"].split("\n")
         first = int(random.integers(len(steps))) if random.random() < wrong else len(steps)
         if first < len(steps):
-            steps[first] = _off(steps[first], int(random.integers(1, 10)))
+            steps[first] = _off(steps[first], int(random.integers(slip, 2 * slip + 1)))
         yield {"prompt": row["question"], "completions": steps, "labels": [place < first for place in range(len(steps))]}
 
 
 def _off(step: str, by: int) -> str:
-    """A step whose last digit is another."""
-    return step[:-1] + str((int(step[-1]) + by) % 10)
+    """A step whose number is larger by `by`, or smaller where that leaves it above zero."""
+    place = max(step.rfind("="), step.rfind(" ")) + 1
+    number = int(step[place:])
+    return f"{step[:place]}{number - by if number >= by else number + by}"
 
 
 def ratings(

@@ -18,8 +18,8 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, gap: Tensor, *, margin_scale
     """-log sigmoid(r_w - r_l - m) + centre (r_w + r_l)^2, one loss a pair, [P].
 
     chosen, rejected: rewards r_w and r_l, [P]. gap: the chosen answer's rating above the rejected one's, [P].
-    margin_scale: m = margin_scale times the gap, 0 where a rating is unknown (Llama 2, arXiv:2307.09288, eq. 2). centre: keeps rewards around zero, which differences
-    alone leave open (arXiv:2312.09244, section 4).
+    margin_scale: m is this times the gap, 0 where a rating is unknown (Llama 2, arXiv:2307.09288, eq. 2).
+    centre: keeps rewards around zero, which their differences leave open (arXiv:2312.09244, section 4).
     """
     margin = margin_scale * gap.nan_to_num(0.0)
     return -logsigmoid(chosen - rejected - margin) + centre * (chosen + rejected).square()

@@ -94,7 +94,7 @@ def _require_language_model(model: Mapping[str, Any], path: str) -> None:
     if ours or any(name.endswith(CLASSIFIERS) for name in names):
         message = f"{path} is a reward model or classifier: it scores answers and writes none"
         raise ConfigError(
-            Problem("model.path", message, "score with posttrain.models.reward.load_reward_model; to write, name a language model")
+            Problem("model.path", message, "posttrain.evaluation.reward.load_reward_model scores with it; to write, name a language model")
         )
 
 

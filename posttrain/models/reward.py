@@ -1,10 +1,9 @@
-"""Reward models: what training computes on token trees, and what an artifact computes on conversations."""
+"""Reward models: what training computes on token trees, and what an artifact computes on token sequences."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedModel
 
-from posttrain.data.chat import Chat
-from posttrain.data.spans import tokenise
-from posttrain.data.templates import render_example
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.classifiers import parts_of
 from posttrain.models.heads.registry import RewardHead, make
@@ -26,10 +22,8 @@ from posttrain.models.integrity import REWARD_FILE, verify
 from posttrain.models.loading import seeded
 from posttrain.models.policy import PolicyModel
 from posttrain.models.reward_artifact import HEAD_FOLDER, HEAD_WEIGHTS
-from posttrain.models.tokenizers import load_tokenizer
-from posttrain.types import Example, Judged
+from posttrain.types import Judged
 
-Conversation = Sequence[Mapping[str, Any]]
 SMALL = 8
 
 
@@ -62,37 +56,21 @@ def logits_at(head: nn.Linear, hidden: Tensor, places: Tensor) -> Tensor:
         return head(hidden[places].float())
 
 
-class Scorer:
-    """A reward model that scores conversations. load_reward_model makes one."""
+class Judge:
+    """A reward model on token sequences: the body of a transformers model and a head. load_judge makes one."""
 
-    def __init__(
-        self,
-        body: PreTrainedModel,
-        head: RewardHead,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, body: PreTrainedModel, head: RewardHead) -> None:
         self.body = body.eval()
         self.head = head.eval()
-        self.tokenizer = tokenizer
-        self.chat = Chat(tokenizer, template_kwargs or {})
-
-    def __call__(self, conversations: Sequence[Conversation], *, max_tokens: int = 8192) -> Tensor:
-        """Rewards [N], float32 on the CPU, of conversations that end in an assistant turn.
-
-        max_tokens: of a batch, padding included. Raises RowError for a conversation that the chat template refuses.
-        """
-        return self.judge([self.encode(conversation) for conversation in conversations], max_tokens=max_tokens).reward
-
-    def encode(self, conversation: Conversation) -> np.ndarray:
-        """Token ids of a conversation as in training: up to the last token of its last turn."""
-        found = render_example(self.chat, Example(messages=tuple(conversation)), train_on="last")
-        return tokenise(self.tokenizer, found)[0][0]
 
     @torch.no_grad()
-    def judge(self, sequences: Sequence[np.ndarray], *, max_tokens: int = 8192) -> Judged:
-        """All that the head says of token sequences, in their order."""
+    def __call__(self, sequences: Sequence[np.ndarray], *, max_tokens: int = 8192) -> Judged:
+        """What the head says of token sequences, int [L] each, in their order, on the CPU. Raises ValueError for none, or an empty one.
+
+        max_tokens: of a batch, padding included.
+        """
+        if not sequences or not all(map(len, sequences)):
+            raise ValueError("a reward model judges one sequence at least, and none that is empty")
         order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))
         parts = [self._batch([sequences[place] for place in batch]) for batch in _batches(order, sequences, max_tokens)]
         back = torch.tensor(order).argsort()
@@ -100,7 +78,7 @@ class Scorer:
             torch.cat([part.reward for part in parts]).cpu()[back],
             _joined([part.attributes for part in parts], back),
             _joined([part.quantiles for part in parts], back),
-            parts[0].levels,
+            None if parts[0].levels is None else parts[0].levels.cpu(),
         )
 
     def _batch(self, sequences: Sequence[np.ndarray]) -> Judged:
@@ -133,21 +111,14 @@ def _batches(order: Sequence[int], sequences: Sequence[np.ndarray], max_tokens: 
     yield batch
 
 
-def load_reward_model(
-    folder: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> Scorer:
-    """The reward model of an artifact, with any head. dtype: None for the one its weights are stored in.
+def load_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> Judge:
+    """The reward model of an artifact, with any head. dtype: of the body; None for the one its weights are stored in.
 
     Raises ConfigError where the folder is no reward model's artifact, or its files are damaged.
     """
-    path = Path(os.path.expanduser(folder))
-    about = describe(path, task="reward")
+    about = describe(folder, task="reward")
     kind: Any = AutoModelForSequenceClassification if about["head"] == Scalar.name else AutoModel
-    loaded = kind.from_pretrained(str(path), dtype=dtype or "auto")
+    loaded = kind.from_pretrained(str(folder), dtype=dtype or "auto")
     with seeded(0):
         head = make(about["head"], about["hidden_size"], about["attributes"], about["options"])
     if isinstance(head, Scalar):
@@ -155,10 +126,31 @@ def load_reward_model(
         head.score.weight.data.copy_(linear.weight.data)
     else:
         body = loaded
-        head.load_state_dict(load_file(path / HEAD_FOLDER / HEAD_WEIGHTS))
-    tokenizer = load_tokenizer({"path": str(path), "weights": "pretrained"})
-    body.to(torch.device(device))
-    return Scorer(body, head.to(device), tokenizer, template_kwargs=template_kwargs)
+        head.load_state_dict(load_file(folder / HEAD_FOLDER / HEAD_WEIGHTS))
+    return Judge(nn.Module.to(body, device), head.to(device))
+
+
+class StepJudge:
+    """A process reward model on token sequences: a body and a linear map to the logits of wrong and right."""
+
+    def __init__(self, body: PreTrainedModel, head: nn.Linear) -> None:
+        self.body = body.eval()
+        self.head = head
+
+    @torch.no_grad()
+    def __call__(self, ids: np.ndarray, places: np.ndarray) -> Tensor:
+        """Probability, float32 [M] on the CPU, that the steps which end at `places` [M] of one sequence `ids` [T] are right."""
+        device = self.body.device
+        hidden = self.body(input_ids=torch.from_numpy(ids).long().to(device)[None], use_cache=False).last_hidden_state[0]
+        return logits_at(self.head, hidden, torch.from_numpy(places).long().to(device)).softmax(-1)[:, 1].cpu()
+
+
+def load_step_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> StepJudge:
+    """The process reward model of an artifact, as `load_judge`."""
+    describe(folder, task="steps")
+    loaded: Any = AutoModelForTokenClassification.from_pretrained(str(folder), dtype=dtype or "auto")
+    body, head = parts_of(loaded.to(device))
+    return StepJudge(body, head.float())
 
 
 def describe(folder: Path, *, task: str) -> dict[str, Any]:

@@ -255,6 +255,8 @@ def _leaves(node: Any, path: str) -> list[str]:
 
 
 def register_resolver() -> None:
-    """Makes `${posttrain.machine:accelerator}` mean what this machine has, `${posttrain.request:gpus,${hardware}}` what a job asks for."""
+    """Makes `${posttrain.machine:accelerator}` mean what this machine has, `${posttrain.request:gpus,${hardware}}` what a job asks for,
+    and `${posttrain.part:${model.learning_rate},3}` a third of a number."""
+    OmegaConf.register_new_resolver("posttrain.part", lambda whole, parts: whole / parts, replace=True)
     OmegaConf.register_new_resolver("posttrain.machine", lambda fact: machine.facts()[fact], replace=True)
     OmegaConf.register_new_resolver("posttrain.request", machine.request, replace=True)
