@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.chat import Chat
 from posttrain.data.encoders import EncodeSettings, get
+from posttrain.data.formats.steps import joined
 from posttrain.data.spans import tokenise
 from posttrain.data.templates import render_example
 from posttrain.errors import DataError, Problem
@@ -70,10 +71,7 @@ class StepScorer:
 
 
 def _worked(prompt: Conversation, steps: Sequence[str], separator: str) -> Example:
-    content, ends = "", []
-    for step in steps:
-        content += (separator if content else "") + step
-        ends.append(len(content.rstrip()))
+    content, ends = joined(steps, separator)
     answer = {"role": "assistant", "content": content}
     return Example(messages=(*prompt, answer), steps=tuple(Step(end, 0.0) for end in ends))
 

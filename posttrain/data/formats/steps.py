@@ -91,8 +91,15 @@ def _example(asked: Sequence[Message], texts: Sequence[Any], labels: Sequence[fl
         raise RowError("has no labelled step")
     if not asked or asked[-1]["role"] == "assistant":
         raise RowError("the prompt must end in a question")
-    steps, content = [], ""
-    for text, label in zip(texts, labels, strict=True):
+    content, ends = joined(texts, separator)
+    steps = tuple(Step(end, label) for end, label in zip(ends, labels, strict=True))
+    return Example(messages=(*asked, {"role": "assistant", "content": content}), steps=steps)
+
+
+def joined(texts: Sequence[str], separator: str) -> tuple[str, list[int]]:
+    """The steps as one text, and where each ends in it, white space at its end left out."""
+    content, ends = "", []
+    for text in texts:
         content += (separator if content else "") + text
-        steps.append(Step(len(content.rstrip()), label))
-    return Example(messages=(*asked, {"role": "assistant", "content": content}), steps=tuple(steps))
+        ends.append(len(content.rstrip()))
+    return content, ends
