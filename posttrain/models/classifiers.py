@@ -48,7 +48,7 @@ def as_classifier(model: PreTrainedModel, task: Task, head: nn.Linear) -> PreTra
     shell = _shell(model, task)
     setattr(shell, shell.base_model_prefix, model.base_model)
     setattr(shell, _linear_names(shell)[0], head)
-    return shell.eval()
+    return shell
 
 
 def parts_of(classifier: PreTrainedModel) -> tuple[PreTrainedModel, nn.Linear]:

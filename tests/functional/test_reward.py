@@ -68,7 +68,7 @@ def test_pinball_by_hand():
     judged = Judged(number([0.0]), quantiles=number([[0.0, 1.0]]), levels=number([0.25, 0.75]))
     # y = 0.5 lies 0.5 above the first quantile and 0.5 below the second
     torch.testing.assert_close(reward.pinball(judged, number([0.5])), number([(0.25 * 0.5 + 0.25 * 0.5) / 2]))
-    with pytest.raises(ValueError, match="method.head=quantile"):
+    with pytest.raises(ValueError, match="needs a head with quantiles"):
         reward.pinball(Judged(number([0.0])), number([0.5]))
 
 
