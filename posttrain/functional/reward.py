@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, huber_loss, logsigmoid, softplus
 
+from posttrain.functional.pairs import preferred
 from posttrain.types import Judged, Rated, TokenTree
 
 
@@ -78,6 +79,17 @@ def known(target: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
     """`loss_of` the targets, and 0 with no gradient where a target is NaN."""
     unknown = target.isnan()
     return loss_of(target.nan_to_num(0.0)).masked_fill(unknown, 0.0)
+
+
+def pair_sums(reward: Tensor) -> dict[str, Tensor]:
+    """Sums over pairs of what is reported of them. reward: [2 P], chosen, rejected, chosen, rejected ..."""
+    chosen, rejected = reward.view(-1, 2).unbind(1)
+    return {
+        "rewards/chosen": chosen.sum(),
+        "rewards/rejected": rejected.sum(),
+        "margin": (chosen - rejected).sum(),
+        "accuracy": preferred(chosen - rejected).sum(),
+    }
 
 
 def rated(tree: TokenTree, *, attributes: int) -> Rated:

@@ -15,7 +15,7 @@ from posttrain.methods.base import Method, Recipe
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.classifiers import STEPS, check_classifier
 from posttrain.models.loading import seeded
-from posttrain.models.reward import freeze_output, logits_at
+from posttrain.models.reward import freeze_output, hidden_size, logits_at
 from posttrain.models.reward_artifact import save_step_artifact
 from posttrain.types import TokenTree
 
@@ -39,9 +39,8 @@ class ProcessReward(Method):
     def configure_model(self) -> None:
         super().configure_model()
         if self.head is None:
-            size = self.model.causal_lm.config.get_text_config().hidden_size
             with seeded(self.recipe.seed):
-                self.head = nn.Linear(size, len(STEPS.labels))
+                self.head = nn.Linear(hidden_size(self.model), len(STEPS.labels))
             check_classifier(self.model.causal_lm, STEPS, self.head)
             freeze_output(self.model)
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.calibration import calibration_error, moments, named, pearson, reliability_sums, unnamed
-from posttrain.functional.pairs import preferred
-from posttrain.functional.reward import rated
+from posttrain.functional.reward import pair_sums, rated
 from posttrain.methods.base import Method, Recipe
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.heads import RewardHead
 from posttrain.models.loading import seeded
-from posttrain.models.reward import freeze_output, judge_states, probe_head
+from posttrain.models.reward import freeze_output, hidden_size, judge_states, probe_head
 from posttrain.models.reward_artifact import check_reward_artifact, save_reward_artifact
 from posttrain.types import Judged, Rated, TokenTree
 
@@ -57,9 +56,8 @@ class Reward(Method, ABC):
     def configure_model(self) -> None:
         super().configure_model()
         if self.head is None:
-            size = self.model.causal_lm.config.get_text_config().hidden_size
             with seeded(self.recipe.seed):
-                self.head = self.make_head(size, self.attributes)
+                self.head = self.make_head(hidden_size(self.model), self.attributes)
             check_reward_artifact(self.model.causal_lm, self.head)
             freeze_output(self.model)
 
@@ -108,21 +106,13 @@ class RewardModel(Reward):
         return parts.pop("loss"), aux, parts
 
     def _sums_of(self, judged: Judged, known: Rated) -> dict[str, Tensor]:
-        chosen, rejected = judged.reward.detach().view(-1, 2).unbind(1)
-        return {
-            "loss": self.all_losses(judged, known).sum(),
-            "rewards/chosen": chosen.sum(),
-            "rewards/rejected": rejected.sum(),
-            "margin": (chosen - rejected).sum(),
-            "accuracy": preferred(chosen - rejected).sum(),
-        }
+        return {"loss": self.all_losses(judged, known).sum(), **pair_sums(judged.reward.detach())}
 
     @torch.no_grad()
     def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
         judged, known, _ = self.judge(tree)
-        chosen, rejected = judged.reward.view(-1, 2).unbind(1)
-        pairs = torch.tensor(float(len(chosen)))
-        return {**self._sums_of(judged, known), "pairs": pairs, **named("bin", reliability_sums(chosen - rejected))}
+        margin = -judged.reward.view(-1, 2).diff(dim=1)[:, 0]
+        return {**self._sums_of(judged, known), "pairs": torch.tensor(float(len(margin))), **named("bin", reliability_sums(margin))}
 
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         means = {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs" and not name.startswith("bin")}

@@ -33,6 +33,11 @@ def probe_head(head: Callable[[int, Sequence[str]], RewardHead], attributes: Seq
         return head(SMALL, attributes)
 
 
+def hidden_size(policy: PolicyModel) -> int:
+    """Width of the states that a head reads."""
+    return int(policy.causal_lm.config.get_text_config().hidden_size)
+
+
 def freeze_output(policy: PolicyModel) -> None:
     """Take the output head, which nothing reads, out of training; a tied one stays, as the embedding it is."""
     model = policy.causal_lm
