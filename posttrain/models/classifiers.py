@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
@@ -51,12 +53,18 @@ def as_classifier(model: PreTrainedModel, task: Task, head: nn.Linear) -> PreTra
     return shell
 
 
-def parts_of(classifier: PreTrainedModel) -> tuple[PreTrainedModel, nn.Linear]:
-    """The body and the head of a classifier."""
-    body, head = classifier.base_model, getattr(classifier, _linear_names(classifier)[0])
-    assert isinstance(body, PreTrainedModel)
-    assert isinstance(head, nn.Linear)
-    return body, head
+def parts_of(classifier: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, nn.Linear]:
+    """The body and the head of a classifier that was loaded from `folder`; the head in float32, as it is stored.
+
+    transformers rounds a whole model to one type, and a head is kept in float32 over a body of bfloat16.
+    """
+    (name,) = _linear_names(classifier)
+    body, head = classifier.base_model, getattr(classifier, name).float()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            for key in {f"{name}.weight", f"{name}.bias"} & set(stored.keys()):
+                head.get_parameter(key.removeprefix(f"{name}.")).data.copy_(stored.get_tensor(key))
+    return body, head  # type: ignore[return-value]
 
 
 def _shell(model: PreTrainedModel, task: Task) -> PreTrainedModel:

@@ -127,8 +127,7 @@ def load_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     with seeded(0):
         head = make(about["head"], about["hidden_size"], about["attributes"], about["options"])
     if isinstance(head, Scalar):
-        body, linear = parts_of(loaded)
-        head.score.weight.data.copy_(linear.weight.data)
+        body, head.score = parts_of(loaded, folder)
     else:
         body = loaded
         head.load_state_dict(load_file(folder / HEAD_FOLDER / HEAD_WEIGHTS))
@@ -154,8 +153,8 @@ def load_step_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | 
     """The process reward model of an artifact, as `load_judge`."""
     describe(folder, task="steps")
     loaded: Any = AutoModelForTokenClassification.from_pretrained(str(folder), dtype=dtype or "auto")
-    body, head = parts_of(loaded.to(device))
-    return StepJudge(body, head.float())
+    body, head = parts_of(loaded, folder)
+    return StepJudge(nn.Module.to(body, device), head.to(device))
 
 
 def describe(folder: Path, *, task: str) -> dict[str, Any]:

@@ -87,6 +87,17 @@ def test_every_head_comes_back_bit_for_bit(conf, tmp_path, head):
         assert isinstance(AutoModel.from_pretrained(folder), type(causal_lm(model).base_model))
 
 
+def test_a_float32_head_over_a_bfloat16_body_comes_back_unrounded(conf, tmp_path):
+    _, tokenizer = trained(conf)
+    model = build_model(conf("nano"), dtype=torch.bfloat16, seed=2)
+    head = head_for(model)
+    folder = save_reward_artifact(model, head, tokenizer, tmp_path / "artifact", record=RECORD)
+    judge = load_judge(folder, device=CPU)
+    assert judge.body.dtype == torch.bfloat16
+    assert torch.equal(judge.head.score.weight, head.score.weight)
+    assert torch.equal(judge(sequences()).reward, live(model, head).reward)
+
+
 @pytest.mark.parametrize("peft", [{"kind": "lora"}, {"kind": "dora"}, {"kind": "lora", "quantise": "nf4"}], ids=["lora", "dora", "qlora"])
 @pytest.mark.parametrize("head", ["scalar", "branch"])
 def test_adapters_are_merged_and_lie_beside(conf, tmp_path, head, peft):
