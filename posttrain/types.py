@@ -16,10 +16,23 @@ class Answer:
     """One of the answers to an example's prompt.
 
     messages: as in `Example`; what follows the prompt, an assistant turn at the end. score: a rating, larger is better, None if unknown.
+    attributes: ratings of single qualities by name (readability ...), in [0, 1], larger is better.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     score: float | None = None
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a worked answer. end: where it ends in the content of the answer's message, in characters.
+
+    label: 1 right, 0 wrong, None unknown.
+    """
+
+    end: int
+    label: float | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Example:
     messages: conversation as OpenAI message dicts (role, content, optional tool_calls, reasoning_content, weight); empty for plain text.
         With `answers` it is their prompt.
     answers: what is compared or judged; of a preference pair the chosen one first.
+    steps: of the last message, a worked answer, for process rewards; in order.
     text: the document, for plain-text formats; None for conversations.
     tools: function schemas given to the chat template.
     answer: the checkable final answer, if the format has one.
@@ -37,6 +51,7 @@ class Example:
 
     messages: tuple[Mapping[str, Any], ...] = ()
     answers: tuple[Answer, ...] = ()
+    steps: tuple[Step, ...] = ()
     text: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     answer: str | None = None
@@ -157,3 +172,30 @@ class AnswerLogps:
     length: Tensor
     desirable: Tensor
     baseline: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a reward head says of A answers, float32.
+
+    reward: [A]. attributes: [A, K], qualities in (0, 1); None for heads without. quantiles: [A, Q], ascending; levels: [Q], the
+    probabilities they belong to; None for heads without.
+    """
+
+    reward: Tensor
+    attributes: Tensor | None = None
+    quantiles: Tensor | None = None
+    levels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What is known of the A answers of a tree, in the order of its marks; NaN where nothing is.
+
+    place: int64 [A], of the last token. length: float32 [A], tokens of the answer. score: float32 [A]. attributes: float32 [A, K].
+    """
+
+    place: Tensor
+    length: Tensor
+    score: Tensor
+    attributes: Tensor

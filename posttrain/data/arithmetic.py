@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -100,6 +100,55 @@ def pairs(
         steps, _, result = row["answer"].rpartition("#### ")
         rejected = f"#### {result}" if flaw == "bare" else f"{steps}#### {_miscounted(result)}"
         yield {"prompt": row["question"], "chosen": row["answer"], "rejected": rejected}
+
+
+def stepwise(
+    split: str,
+    *,
+    wrong: float = 0.5,
+    slip: int = 5,
+    operations: Sequence[str] = ("add", "subtract"),
+    digits: int = 2,
+    train: int = 20_000,
+    held_out: int = 500,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The same problems as rows {"prompt", "completions", "labels"}, a label for each worked step.
+
+    wrong: share of the answers in which one step counts wrong, at a random place; that step is labelled wrong, and, as in Math-Shepherd
+    (arXiv:2312.08935), so is all that follows from it. slip: the mistake is of this size to twice this size; large ones are easier to see.
+    """
+    random = np.random.default_rng([seed, digits, split == "val"])
+    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+        steps = row["answer"].split("\n")
+        first = int(random.integers(len(steps))) if random.random() < wrong else len(steps)
+        if first < len(steps):
+            steps[first] = _off(steps[first], int(random.integers(slip, 2 * slip + 1)))
+        yield {"prompt": row["question"], "completions": steps, "labels": [place < first for place in range(len(steps))]}
+
+
+def _off(step: str, by: int) -> str:
+    """A step whose number is larger by `by`, or smaller where that leaves it above zero."""
+    place = max(step.rfind("="), step.rfind(" ")) + 1
+    number = int(step[place:])
+    return f"{step[:place]}{number - by if number >= by else number + by}"
+
+
+def ratings(
+    split: str,
+    *,
+    operations: Sequence[str] = ("add", "subtract"),
+    digits: int = 2,
+    train: int = 20_000,
+    held_out: int = 500,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The same problems as rows {"prompt", "response", "score"}: the share of the worked lines that an answer gives, from the first on."""
+    random = np.random.default_rng([seed, digits, split == "val"])
+    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+        lines = row["answer"].split("\n")
+        given = int(random.integers(1, len(lines) + 1))
+        yield {"prompt": row["question"], "response": "\n".join(lines[:given]), "score": given / len(lines)}
 
 
 def _miscounted(result: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.data.cache import cache_root, fetch
-from posttrain.data.encoders import EncodeSettings, check_format
+from posttrain.data.encoders import EncodeSettings, check_format, readable
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.formats import Format, detect, options_of
 from posttrain.data.formats import get as get_format
@@ -112,7 +112,7 @@ def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: i
 
 
 def _encoding(settings: DataSettings) -> tuple[Any, ...]:
-    return settings.truncation, settings.train_on, settings.system, settings.template_kwargs
+    return settings.truncation, settings.train_on, settings.system, settings.template_kwargs, tuple(settings.attributes)
 
 
 Source = tuple[Part, SourceReport]
@@ -186,7 +186,7 @@ class _Job:
         if not good:
             bad = [Problem(row.where, row.reason) for row in head if isinstance(row, BadRow)]
             raise DataError([*bad[: SHOWN - 1], *_unreadable(origin_of(spec), len(head))])
-        return detect(good, origin_of(spec)), chain(head, rows)
+        return detect(good, origin_of(spec), kinds=readable(self.kind)), chain(head, rows)
 
     def _write(self, spec: SourceSpec, batches: Iterator[Batch], path: Path) -> dict[str, Any]:
         total = _Totals()

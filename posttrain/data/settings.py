@@ -55,6 +55,7 @@ class DataSettings:
     exhaustion: str = "stop"
     system: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Sequence[str] = ()
     cache_dir: str | None = None
     workers: int | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,9 +13,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
+from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
 from posttrain.types import TokenTree
 
@@ -27,6 +30,7 @@ class Recipe:
 
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
+    seed: of what the method itself draws at random, such as a new head.
     """
 
     policy: Callable[[], PolicyModel]
@@ -34,6 +38,7 @@ class Recipe:
     scheduler: Callable[[Optimizer, int], LRScheduler]
     max_steps: int
     gradient_clip: float | None = 1.0
+    seed: int = 0
 
 
 class Steps(Protocol):
@@ -57,12 +62,16 @@ class Steps(Protocol):
 class Method(LightningModule, ABC):
     """Base of the methods. A leaf states its loss in `loss_of`; the loop is Lightning's automatic optimisation.
 
-    loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on.
+    loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on. language_model:
+    whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
+    (a name in posttrain.runs.reports); None for none.
     steps: set when training begins. place: of the present micro-batch among this rank's in the step. examples: of the present step.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]]
     data_kind: ClassVar[str]
+    language_model: ClassVar[bool] = True
+    report: ClassVar[str | None] = None
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -145,6 +154,14 @@ class Method(LightningModule, ABC):
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Validation metrics from the sums over all trees; `loss` is among them."""
         return likelihood_metrics(sums)
+
+    def outcomes(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        """Columns of the closing report, a value for each pair, answer or step of a held-out tree."""
+        return {}
+
+    def hand_on(self, tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord) -> Path:
+        """Write what was trained to the artifact `folder`; returns it."""
+        return save_artifact(self.model.model, tokenizer, folder, record=record)  # type: ignore[arg-type]
 
     @property
     def model(self) -> PolicyModel:

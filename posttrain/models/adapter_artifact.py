@@ -24,12 +24,12 @@ def write_adapted(model: PeftModel, folder: Path, state: State | None) -> dict[s
     base = base_model(model)
     about = {"base": base_source(base), "quantised": quantisation_of(base)}
     if about["base"] is not None and _plain_transformers_loads(model):
-        _write_adapter(model, folder, state)
+        write_adapter(model, folder, state)
         base.generation_config.save_pretrained(folder)
         return {"form": "adapter", **about}
     if state is not None:
         raise ValueError("adapters that are saved merged must be gathered into an unsharded model first")
-    _write_adapter(model, folder / ADAPTER_FOLDER, None)
+    write_adapter(model, folder / ADAPTER_FOLDER, None)
     write_full(merge(copy.deepcopy(model)), folder, None)
     return {"form": "merged", **about}
 
@@ -44,7 +44,8 @@ def _plain_transformers_loads(model: PeftModel) -> bool:
     return not config.use_dora and not config.modules_to_save
 
 
-def _write_adapter(model: PeftModel, folder: Path, state: State | None) -> None:
+def write_adapter(model: PeftModel, folder: Path, state: State | None) -> None:
+    """Write the adapter alone, and compare what was written."""
     weights = None if state is None else dict(state)
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink()  # peft's unfilled template of a model card

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,12 +65,22 @@ def save_artifact(
     Raises CorruptArtifactError when what was read back differs, OSError when the disk is full or not writable.
     """
     write_special_ids(_transformers_model(model), tokenizer)
+    return write_artifact(lambda draft: _write_weights(model, draft, state), tokenizer, folder, record=record)
+
+
+def write_artifact(
+    write: Callable[[Path], Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord
+) -> Path:
+    """Fill a temporary folder beside `folder` and move it into place only when it is whole.
+
+    write: writes and checks the weights, and returns what the record says of their form.
+    """
     folder = Path(folder).absolute()
     draft = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        about = _write_weights(model, draft, state)
+        about = write(draft)
         tokenizer.save_pretrained(draft)
         _write_record(draft, about, record)
     except BaseException:

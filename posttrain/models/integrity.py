@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.errors import ConfigError, Problem
 
 RECORD_FILE = "artifact.json"
+REWARD_FILE = "reward.json"  # of artifacts that score instead of write
 FORMAT = 1
 CHUNK = 1 << 22
 

@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.architectures import model_config
 from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
-from posttrain.models.integrity import has_record, verify
+from posttrain.models.integrity import REWARD_FILE, has_record, verify
 from posttrain.models.quantisation import dequantise, quantise
 
 ADAPTER_CONFIG = "adapter_config.json"
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # ends of transformers' class names
 DEFAULT_SEED = 0
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "bf16_true": torch.bfloat16}
 
@@ -67,6 +68,7 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
     path = model.get("path")
     if path is None:
         raise ConfigError(Problem("model.path", "is needed for pretrained weights", "model.path=DIR_OR_HUB_ID, or model.weights=random"))
+    _require_language_model(model, path)
     options = source_options(path, model.get("revision"))
     if is_local(path) and has_record(Path(os.path.expanduser(path))):
         verify(Path(os.path.expanduser(path)))
@@ -83,6 +85,17 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
     _require_complete(path, loaded[1])
     built.config.name_or_path = str(Path(os.path.expanduser(path)).absolute()) if is_local(path) else path
     return built.eval()
+
+
+def _require_language_model(model: Mapping[str, Any], path: str) -> None:
+    """A classifier's body would load, with the embedding as its output head where they are tied, and write nonsense."""
+    ours = is_local(path) and (Path(os.path.expanduser(path)) / REWARD_FILE).is_file()
+    names = model_config(model).architectures or []
+    if ours or any(name.endswith(CLASSIFIERS) for name in names):
+        message = f"{path} is a reward model or classifier: it scores answers and writes none"
+        raise ConfigError(
+            Problem("model.path", message, "posttrain.evaluation.reward.load_reward_model scores with it; to write, name a language model")
+        )
 
 
 def _require_complete(path: str, report: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posttrain.methods.base import Method
-from posttrain.models.artifact import ArtifactRecord, save_artifact
+from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.integrity import config_hash
 from posttrain.runs.files import writing
 from posttrain.runs.records import versions
@@ -26,4 +26,4 @@ def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) ->
     )
     folder = job.folder / "artifact"
     with writing(folder):
-        return save_artifact(method.model.model, job.tokenizer, folder, record=record)  # type: ignore[arg-type]
+        return method.hand_on(job.tokenizer, folder, record=record)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.loader import EvaluationBatches
@@ -15,6 +16,7 @@ from posttrain.evaluation.validation import validate
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
 from posttrain.runs.ranks import Ranks, sum_over_ranks
+from posttrain.types import TokenTree
 
 
 @dataclass
@@ -35,13 +37,25 @@ class Measures:
         """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:
             return {}
+        sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device)
+        return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
+
+    def outcomes(self, method: Method) -> dict[str, np.ndarray]:
+        """The columns of the method's closing report, of all ranks' held-out examples; empty without validation data."""
+        if self.prepared.val is None:
+            return {}
+        found = [{name: value.double().cpu().numpy() for name, value in method.outcomes(tree).items()} for tree in self._held_out(method)]
+        parts = [part for rank in gather(found) for part in rank]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _held_out(self, method: Method) -> Iterator[TokenTree]:
+        """This rank's micro-batches of the validation set, on the method's device."""
+        assert self.prepared.val is not None
         limit = self.config["validate"]["max_examples"]
         batches = EvaluationBatches(
             self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.rank, ranks=self.ranks.world, limit=limit
         )
-        moved = (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
-        sums = sum_over_ranks(validate(method.validation_parts, moved), method.device)
-        return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
+        return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
 
     def answers(self, method: Method, when: str) -> dict[str, float]:
         """`eval/exact_match` of greedy answers to held-out prompts, if the evaluation asks for it at this time (before or after)."""

@@ -17,6 +17,7 @@ from posttrain.models.counts import parameter_counts
 from posttrain.runs.progress import Progress, human, opening_lines
 from posttrain.runs.records import Status
 from posttrain.runs.reporter import Reporter
+from posttrain.runs.reports import PICTURE as REPORT
 from posttrain.runs.tracking.base import DatasetRecord, RunInfo
 from posttrain.runs.train import Job
 
@@ -111,7 +112,7 @@ def _short(text: str, width: int = 100) -> str:
 
 def paths_of(folder: Path, artifact: Path | None) -> dict[str, str]:
     """What lies where, for the closing panel."""
-    found = {"folder": folder, "artifact": artifact, "plot": folder / "loss.png"}
+    found = {"folder": folder, "artifact": artifact, "plot": folder / "loss.png", "report": folder / REPORT}
     return {name: shown(path) for name, path in found.items() if path is not None and path.exists()}
 
 
@@ -120,9 +121,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def next_commands(folder: Path, status: Status, hint: str) -> list[str]:
+def next_commands(folder: Path, status: Status, hint: str, method: Method) -> list[str]:
     """What a user may want to type next."""
     run = shown(folder)
     if status != "finished":
         return [f"the same command again continues this run (output_dir={run})"]
-    return [f"posttrain chat run={run}", f"posttrain eval run={run} suite=validation", *([hint] if hint else [])]
+    use = [f"posttrain chat run={run}", f"posttrain eval run={run} suite=validation"] if method.language_model else []
+    return [*use, *([hint] if hint else [])]

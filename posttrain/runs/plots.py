@@ -14,6 +14,7 @@ from posttrain.runs.records import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, told apart by readers of every kind of colour vision; the marks differ in shape as well.
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -46,7 +47,6 @@ def wants_log(values: np.ndarray) -> bool:
 
 def loss_plot(metrics_path: Path, to: Path, *, title: str = "", key: str = "loss", val_key: str = "val/loss") -> bool:
     """Draw training loss (every step, and smoothed) and validation loss over steps as a PNG. False if there is nothing to draw."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics_path)
@@ -59,10 +59,17 @@ def loss_plot(metrics_path: Path, to: Path, *, title: str = "", key: str = "loss
     draw_train(axes, steps, losses)
     draw_val(axes, val_steps, val_losses)
     dress(axes, np.concatenate([losses, val_losses]), title)
+    write_png(figure, to)
+    return True
+
+
+def write_png(figure: Figure, to: Path) -> None:
+    """Render a figure to a file, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     write_atomic(to, picture.getvalue())
-    return True
 
 
 def draw_train(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from posttrain.errors import Problem
 from posttrain.runs.annotations import fits, in_words
-from posttrain.runs.schema import Fraction
+from posttrain.runs.schema import Count, Fraction
 
 AtLeastZero = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Flips = Annotated[float, Field(ge=0, lt=0.5)]
-Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 RANGES: dict[str, dict[str, Any]] = {
@@ -36,6 +36,17 @@ RANGES: dict[str, dict[str, Any]] = {
         "tau": Positive,
         "desirable_weight": AtLeastZero,
         "undesirable_weight": AtLeastZero,
+        "margin_scale": AtLeastZero,
+        "centre": AtLeastZero,
+        "delta": Positive,
+    },
+    "method.head": {
+        "attribute_share": AtLeastZero,
+        "recurrent_share": AtLeastZero,
+        "attribute_weight": AtLeastZero,
+        "looks": Count,
+        "width": Count,
+        "quantiles": Several,
     },
 }
 

@@ -223,6 +223,13 @@ def reference_is_there(config: Config) -> Iterator[Problem]:
         yield Problem("method.reference", "PiSSA moves weights out of the base, which is another model without it", "method.reference=copy")
 
 
+def attributes_agree(config: Config) -> Iterator[Problem]:
+    """A reward head reads the attributes that the data were tokenised with."""
+    learnt, there = config["method"].get("attributes"), config["data"].get("attributes")
+    if learnt is not None and learnt != there:
+        yield Problem("method.attributes", f"{learnt} are not those of the data, {there}", "set data.attributes, which it follows")
+
+
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
@@ -231,6 +238,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(strategy_fits, ("hardware",)),
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
+    Rule(attributes_agree, ("method", "data")),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

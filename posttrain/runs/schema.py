@@ -103,6 +103,7 @@ class Data(Group):
     exhaustion: str = Field("stop", description="stop or repeat")
     system: str | None = Field(None, description="system message put before conversations that have none")
     template_kwargs: dict[str, Any] | None = None
+    attributes: list[str] = Field([], description="qualities that rows may rate besides a score, for reward heads")
     cache_dir: str | None = None
     workers: Count | None = None
 

@@ -11,8 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
+from posttrain.methods.base import Method
 from posttrain.models.flops import causal_pairs, flop_model
-from posttrain.runs import plots, targets
+from posttrain.runs import plots, reports, targets
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
@@ -90,9 +91,18 @@ class Session:
         method.to(job.device).eval()
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
         self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
+        self._report(method)
         artifact = save_run_artifact(job, method, self.reporter.latest) if job.ranks.leads else None
         self._close(trainer, "finished", artifact)
         barrier()
+
+    def _report(self, method: Method) -> None:
+        """What the method's kind of report says of the held-out data, as JSON and a picture; all ranks take part."""
+        if method.report is None or not (outcomes := self.measures.outcomes(method)) or not self.job.ranks.leads:
+            return
+        table, picture = reports.write(method.report, outcomes, self.job.folder)
+        self.tracker.artifact(table, "reports")
+        self.tracker.figure(picture)
 
     def end_early(self, status: Status) -> None:
         """Leave the record of a run that an error or an interrupt ended complete; the last checkpoint stays."""
@@ -119,7 +129,7 @@ class Session:
         write_result(folder / "result.json", result)
         self.tracker.finish(status)
         log.info("%s: %s", status, dict(result.metrics), extra={"file_only": True})
-        closing_panel(result, paths_of(folder, artifact), next_commands(folder, status, self.tracker.hint()))
+        closing_panel(result, paths_of(folder, artifact), next_commands(folder, status, self.tracker.hint(), self.method))
 
     def _result(self, status: Status, step: int, artifact: Path | None) -> Result:
         totals = self.recorder.totals
@@ -147,6 +157,7 @@ class Session:
         lengths = self.job.plan.lengths
         pairs = sum(causal_pairs(lengths[self.job.plan.examples(step)]) for step in range(steps))
         totals = self.recorder.totals
-        counts = {"tokens": totals["tokens"], "targets": totals["targets"], "pairs": pairs}
+        targets = totals["targets"] if self.method.language_model else 0.0
+        counts = {"tokens": totals["tokens"], "targets": targets, "pairs": pairs}
         model = flop_model(self.method.policy)
         return model.training(**counts) + self.method.forward_passes * model.forward(**counts)

@@ -91,6 +91,7 @@ def build_method(job: Job) -> Method:
         scheduler=targets.build({**config["scheduler"], "_partial_": True}, allow=job.allow_targets),
         max_steps=job.plan.steps,
         gradient_clip=config["gradient_clip"],
+        seed=config["seed"],
     )
     node = {key: value for key, value in config["method"].items() if key != "name"}
     method = targets.build(node, recipe, allow=job.allow_targets)

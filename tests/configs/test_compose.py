@@ -22,7 +22,19 @@ EXPERIMENTS = [option.name for option in options.options(BUILTIN, "experiment")]
 SHAPES = ("auto", "cpu", "2xcpu", "2xcpu_fsdp", "2xcpu_zero3", "1xh200", "8xh100", "2x8xh100")
 CHOICES = [
     (group, option.name)
-    for group in ("hardware", "model", "model/peft", "optimizer", "scheduler", "data", "evaluation", "tracking", "method", "method/loss")
+    for group in (
+        "hardware",
+        "model",
+        "model/peft",
+        "optimizer",
+        "scheduler",
+        "data",
+        "evaluation",
+        "tracking",
+        "method",
+        "method/loss",
+        "method/head",
+    )
     for option in options.options(BUILTIN, group)
 ]
 NEEDS_A_PATH = {"data": "files", "model": "hf"}
@@ -45,7 +57,13 @@ def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(experime
         assert {problem.where for problem in check(config)} <= allowed
 
 
-METHODS = {("logps", "weight", "denominator"): "method=sft", ("pairs",): "method=dpo", ("answers",): "method=kto"}
+METHODS = {
+    ("logps", "weight", "denominator"): "method=sft",
+    ("pairs",): "method=dpo",
+    ("answers",): "method=kto",
+    ("chosen", "rejected", "gap"): "method=reward_model",
+    ("judged", "score"): "method=rating_model",
+}
 
 
 def taken_by(option: str) -> list[str]:
@@ -60,7 +78,7 @@ def taken_by(option: str) -> list[str]:
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=["=".join(choice) for choice in CHOICES])
 def test_every_option_composes_and_checks(group: str, option: str) -> None:
     path = {"data": ["data.train=x.jsonl"], "model": ["model.path=some/model"]}.get(group, []) if NEEDS_A_PATH.get(group) == option else []
-    method = taken_by(option) if group == "method/loss" else []
+    method = taken_by(option) if group == "method/loss" else ["method=reward_model"] if group == "method/head" else []
     config = compose_and_check([*method, f"{group}={option}", *path], rules=PLAN)
     assert yaml.safe_load(yaml.safe_dump(config)) == config
 

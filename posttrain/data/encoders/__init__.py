@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, check_format, encoder, example_of, get
+from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, check_format, encoder, example_of, get, readable
 
-__all__ = ["Drop", "EncodeSettings", "Encoded", "check_format", "encoder", "example_of", "get"]
+__all__ = ["Drop", "EncodeSettings", "Encoded", "check_format", "encoder", "example_of", "get", "readable"]

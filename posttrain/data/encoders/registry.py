@@ -25,6 +25,7 @@ class EncodeSettings:
     train_on: str = "assistant"
     system: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,15 @@ def encoders() -> Mapping[str, Encoder]:
 
 def check_format(kind: str, form: Format, where: str) -> None:
     """Raises DataError where an encoder of `kind` can make nothing of a format's examples."""
-    get(kind)
-    if form.kind not in _READS[kind]:
+    if form.kind not in readable(kind):
         message = f"the rows are of format {form.name}, which holds data of kind {form.kind}; the method trains on {kind}"
         raise DataError(Problem(where, message, "choose another method, or other data"))
+
+
+def readable(kind: str) -> tuple[str, ...]:
+    """The kinds of formats whose examples the encoder of `kind` understands. Raises ConfigError where there is none."""
+    get(kind)
+    return _READS[kind]
 
 
 def get(kind: str) -> Encoder:

@@ -16,6 +16,9 @@ SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 LAST_TURN = "\n\nAssistant:"
+# What CodeUltraFeedback's judges were asked about; its "complexity" is how little time the code takes.
+QUALITIES = {"complexity": "efficiency", "instruction-following": "instruction_following"}
+LEAST, MOST = 1.0, 5.0  # of its ratings
 
 
 def _is_transcript(row: Fields) -> bool:
@@ -93,7 +96,12 @@ def _common(one: Sequence[Message], other: Sequence[Message]) -> list[Message]:
     return list(one[:shared])
 
 
-def _pair(asked: Sequence[Message], answers: Sequence[tuple[Mapping[str, Any], ...]], row: Mapping[str, Any]) -> Example:
+def _pair(
+    asked: Sequence[Message],
+    answers: Sequence[tuple[Mapping[str, Any], ...]],
+    row: Mapping[str, Any],
+    attributes: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {}),
+) -> Example:
     """An Example of a prompt and its two answers, checked: both say something, and not the same."""
     for name, messages in zip(("chosen", "rejected"), answers, strict=True):
         if not any(says_something(message) for message in messages if message["role"] == "assistant"):
@@ -103,21 +111,21 @@ def _pair(asked: Sequence[Message], answers: Sequence[tuple[Mapping[str, Any], .
     if answers[0] == answers[1]:
         raise RowError("chosen and rejected are the same")
     better, worse = scores_of(row)
-    both = (Answer(answers[0], better), Answer(answers[1], worse))
+    both = (Answer(answers[0], better, attributes[0]), Answer(answers[1], worse, attributes[1]))
     return Example(messages=tuple(asked), answers=both, tools=tuple(tools_of(row.get("tools"))))
 
 
 def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Ratings of the chosen and the rejected answer; a `margin` alone counts as the chosen one's rating above zero."""
     for names in SCORES:
-        found = [_number(row, name) for name in names]
+        found = [number_of(row, name) for name in names]
         if None not in found:
             return found[0], found[1]
-    margin = _number(row, "margin")
+    margin = number_of(row, "margin")
     return (None, None) if margin is None else (margin, 0.0)
 
 
-def _number(row: Mapping[str, Any], key: str) -> float | None:
+def number_of(row: Mapping[str, Any], key: str) -> float | None:
     """A finite number; a string that reads as one is understood, "N/A" and absent are None."""
     value = row.get(key)
     if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NA", "NONE")):
@@ -135,8 +143,9 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
 def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> Example | Filtered:
     """CodeUltraFeedback's raw rows: {"instruction", "preference", "responses": [{"model", "response"}], "annotations": [{"rating"}]}.
 
-    The best rated answer against the worst; an answer without a rating does not count, and equal ratings are no pair. preference: only
-    the rows that are judged by it (readability, ...).
+    The best rated answer against the worst; an answer without a rating does not count, and equal ratings are no pair. The rating, from 1
+    to 5, is also that of the attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or
+    instruction_following. preference: only the rows that are judged by it.
     """
     if preference is not None and row.get("preference") != preference:
         return Filtered(f"preference is not {preference}")
@@ -147,7 +156,7 @@ def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> E
     for response, annotation in zip(responses, annotations, strict=True):
         if not isinstance(response, Mapping) or not isinstance(annotation, Mapping):
             raise RowError("responses and annotations must be lists of objects")
-        rating = _number(annotation, "rating")
+        rating = number_of(annotation, "rating")
         if rating is not None:
             rated.append((rating, filled(response, "response")))
     if len({rating for rating, _ in rated}) < 2:
@@ -155,7 +164,16 @@ def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> E
     best, worst = max(rated, key=_rating), min(rated, key=_rating)
     answers = [({"role": "assistant", "content": text},) for _, text in (best, worst)]
     ratings = {"score_chosen": best[0], "score_rejected": worst[0]}
-    return _pair([{"role": "user", "content": filled(row, "instruction")}], answers, ratings)
+    asked: list[Message] = [{"role": "user", "content": filled(row, "instruction")}]
+    return _pair(asked, answers, ratings, (_quality(row, best[0]), _quality(row, worst[0])))
+
+
+def _quality(row: Mapping[str, Any], rating: float) -> dict[str, float]:
+    """The attribute that a row is judged by, with a rating on 0..1; none where the row does not say, or the rating is of another scale."""
+    judged = row.get("preference")
+    if not isinstance(judged, str) or not LEAST <= rating <= MOST:
+        return {}
+    return {QUALITIES.get(judged, judged): (rating - LEAST) / (MOST - LEAST)}
 
 
 def _rating(rated: tuple[float, str]) -> float:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -99,9 +99,13 @@ def get(name: str) -> Format:
     return known[name]
 
 
-def detect(rows: Sequence[Row], where: str) -> Format:
-    """The one format that the rows' non-null fields fit. Raises DataError where none or several fit, or rows differ."""
-    found = [(row, candidates({k: v for k, v in row.value.items() if v is not None})) for row in rows]
+def detect(rows: Sequence[Row], where: str, *, kinds: Collection[str] = ()) -> Format:
+    """The one format that the rows' non-null fields fit. Raises DataError where none or several fit, or rows differ.
+
+    kinds: what can be made use of; formats of other kinds count only where none of these fits a row.
+    """
+    filled = [(row, {k: v for k, v in row.value.items() if v is not None}) for row in rows]
+    found = [(row, candidates(fields, kinds) or candidates(fields)) for row, fields in filled]
     known = [(row, names) for row, names in found if names]
     if not known:
         raise DataError(Problem(where, _no_format(rows), "force one with data.format=NAME, or rename fields with data.columns"))
@@ -118,9 +122,13 @@ def detect(rows: Sequence[Row], where: str) -> Format:
     raise DataError(Problem(where, message, "split the file by format, or force one with data.format=NAME"))
 
 
-def candidates(row: Fields) -> list[str]:
-    """Names of the formats that fit a row without null values, less those that need strictly fewer fields than another that fits."""
-    matches = {name: matched for name, form in formats().items() if (matched := form.matched(row)) is not None}
+def candidates(row: Fields, kinds: Collection[str] = ()) -> list[str]:
+    """Names of the formats that fit a row without null values, less those that need strictly fewer fields than another that fits.
+
+    kinds: only formats of these; all for none.
+    """
+    asked = {name: form for name, form in formats().items() if not kinds or form.kind in kinds}
+    matches = {name: matched for name, form in asked.items() if (matched := form.matched(row)) is not None}
     return [name for name, matched in matches.items() if not any(matched < other for other in matches.values())]
 
 

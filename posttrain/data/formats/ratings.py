@@ -1,0 +1,68 @@
+"""Single answers with ratings: a score, ratings of qualities, or HelpSteer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.formats.fields import Message, filled
+from posttrain.data.formats.messages import message_of
+from posttrain.data.formats.preferences import PROMPTS, number_of
+from posttrain.data.formats.registry import RowError, register
+from posttrain.types import Answer, Example
+
+RESPONSES = ("response", "completion", "answer")
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+MOST = 4.0  # of HelpSteer's ratings, which begin at 0
+
+
+@register(
+    "rated",
+    needs=[
+        [prompt, answer, *more]
+        for prompt in PROMPTS
+        for answer in RESPONSES
+        for more in (["score"], ["attributes"], ["score", "attributes"])
+    ],
+    kind="rated",
+)
+def convert(row: Mapping[str, Any], *, lowest: float = 0.0, highest: float = 1.0) -> Example:
+    """{"prompt", "response", "score", "attributes": {"readability": 0.8, ...}}: an answer with a score, ratings of its qualities, or both.
+
+    A score is taken as it is. lowest, highest: the scale of the attributes' ratings, which become 0 to 1.
+    """
+    if not lowest < highest:
+        raise RowError(f"format_options: lowest={lowest} must lie below highest={highest}")
+    rated = {} if row.get("attributes") is None else row["attributes"]
+    if not isinstance(rated, Mapping):
+        raise RowError(f"field 'attributes' must be an object of ratings, got {type(rated).__name__}")
+    attributes = {}
+    for name in rated:
+        rating = number_of(rated, name)
+        if rating is not None and not lowest <= rating <= highest:
+            raise RowError(f"the rating of {name} is {rating:g}, outside {lowest:g} to {highest:g}; set data.format_options.highest")
+        if rating is not None:
+            attributes[name] = (rating - lowest) / (highest - lowest)
+    return _example(row, Answer(_response(row), number_of(row, "score"), attributes))
+
+
+@register("helpsteer", needs=[["prompt", "response", *HELPSTEER]], kind="rated")
+def convert_helpsteer(row: Mapping[str, Any]) -> Example:
+    """HelpSteer: {"prompt", "response"} and five ratings from 0 to 4; the score is helpfulness."""
+    ratings = {name: number_of(row, name) for name in HELPSTEER}
+    known = {name: rating / MOST for name, rating in ratings.items() if rating is not None}
+    if any(not 0 <= rating <= 1 for rating in known.values()):
+        raise RowError(f"ratings must lie between 0 and {MOST:g}")
+    return _example(row, Answer(_response(row), ratings["helpfulness"], known))
+
+
+def _example(row: Mapping[str, Any], answer: Answer) -> Example:
+    key = next(name for name in PROMPTS if row.get(name) is not None)
+    asked = row[key]
+    if not isinstance(asked, (list, tuple)):
+        return Example(messages=({"role": "user", "content": filled(row, key)},), answers=(answer,))
+    return Example(messages=tuple(message_of(message, place) for place, message in enumerate(asked, 1)), answers=(answer,))
+
+
+def _response(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    return ({"role": "assistant", "content": filled(row, next(name for name in RESPONSES if row.get(name) is not None))},)

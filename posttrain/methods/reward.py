@@ -1,0 +1,164 @@
+"""Reward models: learning what people prefer, from pairs of answers or from ratings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.functional.calibration import calibration_error, moments, named, pearson, reliability_sums, unnamed
+from posttrain.functional.reward import pair_sums, rated
+from posttrain.methods.base import Method, Recipe
+from posttrain.models.artifact import ArtifactRecord
+from posttrain.models.heads import RewardHead
+from posttrain.models.loading import seeded
+from posttrain.models.reward import freeze_output, hidden_size, judge_states, probe_head
+from posttrain.models.reward_artifact import check_reward_artifact, save_reward_artifact
+from posttrain.types import Judged, Rated, TokenTree
+
+HeadFactory = Callable[[int, Sequence[str]], RewardHead]
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+RatingLoss = Callable[[Judged, Tensor], Tensor]
+
+
+class Reward(Method, ABC):
+    """A backbone without its output head, and a reward head on the state at each answer's last token.
+
+    head: from posttrain.models.heads. attributes: qualities that the data may rate, see `data.attributes`.
+    """
+
+    language_model: ClassVar[bool] = False
+
+    def __init__(self, recipe: Recipe, *, head: HeadFactory, attributes: list[str]) -> None:
+        super().__init__(recipe)
+        self.make_head = head
+        self.attributes = tuple(attributes)
+        self.head: RewardHead | None = None
+        self._try(probe_head(head, self.attributes))
+
+    @abstractmethod
+    def losses(self, judged: Judged, known: Rated) -> Tensor:
+        """The loss of each pair, or of each answer, before what the head adds."""
+
+    def _try(self, head: RewardHead) -> None:
+        """Let head and loss object to their options before a model is built. Raises ConfigError."""
+        nothing = torch.zeros(2)
+        try:
+            self.losses(head(torch.zeros(2, head.hidden_size)), Rated(nothing.long(), nothing, nothing, nothing[:, None]))
+        except ValueError as error:
+            raise ConfigError(Problem("method.loss", str(error))) from error
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.head is None:
+            with seeded(self.recipe.seed):
+                self.head = self.make_head(hidden_size(self.model), self.attributes)
+            check_reward_artifact(self.model.causal_lm, self.head)
+            freeze_output(self.model)
+
+    def judge(self, tree: TokenTree) -> tuple[Judged, Rated, Tensor | None]:
+        """What the head says of a tree's answers, what is known of them, and the auxiliary loss of a mixture of experts."""
+        if self.head is None:
+            raise RuntimeError("the head exists after configure_model")
+        known = rated(tree, attributes=len(self.attributes))
+        hidden, aux = self.model.hidden(tree)
+        return judge_states(self.head, hidden, known.place), known, aux
+
+    def all_losses(self, judged: Judged, known: Rated) -> Tensor:
+        """The loss of each pair or answer, with what the head adds to it."""
+        assert self.head is not None
+        losses = self.losses(judged, known)
+        extra = self.head.auxiliary(judged, known.attributes)
+        return losses if extra is None else losses + extra.view(len(losses), -1).mean(-1)
+
+    def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
+        assert self.head is not None
+        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record)
+
+
+@final
+class RewardModel(Reward):
+    """Pairs of answers, one preferred: the mean over the pairs of a step.
+
+    loss: of rewards and the gap of the ratings, from posttrain.functional.reward (bradley_terry).
+    """
+
+    loss_inputs: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "gap")
+    data_kind: ClassVar[str] = "rated_pairs"
+    report: ClassVar[str | None] = "pairs"
+
+    def __init__(self, recipe: Recipe, *, loss: PairLoss, head: HeadFactory, attributes: list[str]) -> None:
+        self.loss = loss
+        super().__init__(recipe, head=head, attributes=attributes)
+
+    def losses(self, judged: Judged, known: Rated) -> Tensor:
+        reward, score = judged.reward.view(-1, 2), known.score.view(-1, 2)
+        return self.loss(reward[:, 0], reward[:, 1], score[:, 0] - score[:, 1])
+
+    def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        judged, known, aux = self.judge(tree)
+        parts = {name: value / tree.share.examples for name, value in self._sums_of(judged, known).items()}
+        return parts.pop("loss"), aux, parts
+
+    def _sums_of(self, judged: Judged, known: Rated) -> dict[str, Tensor]:
+        return {"loss": self.all_losses(judged, known).sum(), **pair_sums(judged.reward.detach())}
+
+    @torch.no_grad()
+    def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        judged, known, _ = self.judge(tree)
+        margin = -judged.reward.view(-1, 2).diff(dim=1)[:, 0]
+        return {**self._sums_of(judged, known), "pairs": torch.tensor(float(len(margin))), **named("bin", reliability_sums(margin))}
+
+    def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+        means = {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs" and not name.startswith("bin")}
+        return {**means, "ece": calibration_error(unnamed("bin", sums))}
+
+    @torch.no_grad()
+    def outcomes(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        judged, known, _ = self.judge(tree)
+        (chosen, rejected), (long, short) = judged.reward.view(-1, 2).unbind(1), known.length.view(-1, 2).unbind(1)
+        return {"chosen": chosen, "rejected": rejected, "chosen_length": long, "rejected_length": short}
+
+
+@final
+class RatingModel(Reward):
+    """Rated answers, one or more to a prompt: the mean over the answers of a step.
+
+    loss: of what the head says and the score, from posttrain.functional.reward (squared, huber, pinball).
+    """
+
+    loss_inputs: ClassVar[tuple[str, ...]] = ("judged", "score")
+    data_kind: ClassVar[str] = "rated"
+    report: ClassVar[str | None] = "ratings"
+
+    def __init__(self, recipe: Recipe, *, loss: RatingLoss, head: HeadFactory, attributes: list[str]) -> None:
+        self.loss = loss
+        super().__init__(recipe, head=head, attributes=attributes)
+
+    def losses(self, judged: Judged, known: Rated) -> Tensor:
+        return self.loss(judged, known.score)
+
+    def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        judged, known, aux = self.judge(tree)
+        return self.all_losses(judged, known).sum() / tree.share.weight, aux, {}
+
+    @torch.no_grad()
+    def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        judged, known, _ = self.judge(tree)
+        loss = self.all_losses(judged, known).sum()
+        answers = torch.tensor(float(len(known.score)))
+        scored = ~known.score.isnan()
+        return {"loss": loss, "answers": answers, **named("moment", moments(judged.reward[scored], known.score[scored]))}
+
+    def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": sums["loss"] / sums["answers"], "correlation": pearson(unnamed("moment", sums))}
+
+    @torch.no_grad()
+    def outcomes(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        judged, known, _ = self.judge(tree)
+        return {"reward": judged.reward, "score": known.score, "length": known.length}

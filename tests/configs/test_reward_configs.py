@@ -1,0 +1,41 @@
+"""Reward methods on the command line: their learning rate, their heads, and what does not go together."""
+
+from __future__ import annotations
+
+import pytest
+from test_compose import where
+
+from posttrain.runs.compose import compose
+
+
+def test_a_third_of_the_models_learning_rate_unless_one_is_given() -> None:
+    assert compose(["method=reward_model"])["optimizer"]["lr"] == pytest.approx(1e-3)
+    assert compose(["method=reward_model", "model=gemma_1b"])["optimizer"]["lr"] == pytest.approx(
+        compose(["model=gemma_1b"])["optimizer"]["lr"] / 3
+    )
+    assert compose(["method=reward_model", "optimizer.lr=5e-5"])["optimizer"]["lr"] == 5e-5
+    assert compose(["experiment=code_ultrafeedback_rm"])["optimizer"]["lr"] == 1e-4
+
+
+def test_the_head_learns_the_attributes_of_the_data() -> None:
+    config = compose(["method=reward_model", "method.head=branch", "data.attributes=[style]"])
+    assert config["method"]["attributes"] == ["style"]
+    assert where(["method=reward_model", "method.attributes=[style]"]) == {"method.attributes"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["method=reward_model", "method.loss=sigmoid"], "method.loss"),
+        (["method=reward_model", "method.loss=pinball"], "method.loss"),
+        (["method=dpo", "method.loss=bradley_terry"], "method.loss"),
+        (["method=reward_model", "method.loss.centre=-1"], "method.loss.centre"),
+        (["method=rating_model", "method.loss=huber", "method.loss.delta=0"], "method.loss.delta"),
+        (["method=reward_model", "method.head=branch", "method.head.looks=0"], "method.head.looks"),
+        (["method=reward_model", "method.head=quantile", "method.head.quantiles=1"], "method.head.quantiles"),
+        (["method=reward_model", "method.head=quantile", "method.head.reward=mode"], "method.head.reward"),
+        (["method=reward_model", "method.head=brnch"], "method.head=brnch"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(overrides: list[str], place: str) -> None:
+    assert where(overrides) == {place}
