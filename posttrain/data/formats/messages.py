@@ -16,6 +16,8 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 def _has_messages(row: Mapping[str, Any]) -> bool:
     messages = row["messages"]
+    if isinstance(row.get("label"), bool):  # thumbs up and down: training on all of them would be wrong, silently
+        return False
     return isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
 
 
