@@ -59,7 +59,7 @@ def test_single_answers_with_a_rating_are_enough():
         (lambda: encode(said("Yes")), "no answer with a rating"),
         (lambda: encode(with_qualities("Yes", style=1.0)), "no answer with a rating"),
         (lambda: encode(said("Yes", 1.0), kind="rated_pairs"), "no pair of answers"),
-        (lambda: encode(said("Yes"), said("Yes"), kind="rated_pairs"), "same tokens"),
+        (lambda: encode(said("Yes"), said("Yes"), kind="rated_pairs"), "the same tokens"),
     ],
 )
 def test_what_cannot_be_learnt_from(outcome, message):
@@ -82,6 +82,8 @@ def test_truncation():
     assert len(found.tokens.ids) == 10
     assert encode(said("Yes", 1.0), max_length=10, truncation="drop") == Drop("longer than max_length=10")
     assert encode(said("Yes", 1.0), max_length=10, truncation="right") == Drop("an answer keeps no token after truncation")
+    long = [said("Yes" * 9 + end) for end in ("!", "?")]
+    assert encode(*long, kind="rated_pairs", max_length=20) == Drop("the answers are the same after truncation")
     with pytest.raises(ConfigError, match="split"):
         encode(said("Yes", 1.0), truncation="split")
 
