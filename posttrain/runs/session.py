@@ -98,7 +98,9 @@ class Session:
 
     def _report(self, method: Method) -> None:
         """What the method's kind of report says of the held-out data, as JSON and a picture; all ranks take part."""
-        if method.report is None or not (outcomes := self.measures.outcomes(method)) or not self.job.ranks.leads:
+        if method.report is None or not self.job.config["validate"]["at_end"]:
+            return
+        if not (outcomes := self.measures.outcomes(method)) or not self.job.ranks.leads:
             return
         table, picture = reports.write(method.report, outcomes, self.job.folder)
         self.tracker.artifact(table, "reports")

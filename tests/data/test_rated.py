@@ -8,6 +8,7 @@ from data_helpers import BARE, CHATML, END, byte_level
 from test_formats import rows_of
 from test_pairs import PROMPT, said
 
+from posttrain.data.arithmetic import problems, ratings
 from posttrain.data.encoders import Drop, EncodeSettings, get
 from posttrain.data.formats import Filtered, RowError, detect
 from posttrain.data.formats import get as get_format
@@ -59,7 +60,7 @@ def test_single_answers_with_a_rating_are_enough():
         (lambda: encode(said("Yes")), "no answer with a rating"),
         (lambda: encode(with_qualities("Yes", style=1.0)), "no answer with a rating"),
         (lambda: encode(said("Yes", 1.0), kind="rated_pairs"), "no pair of answers"),
-        (lambda: encode(said("Yes"), said("Yes"), kind="rated_pairs"), "same tokens"),
+        (lambda: encode(said("Yes"), said("Yes"), kind="rated_pairs"), "the same tokens"),
     ],
 )
 def test_what_cannot_be_learnt_from(outcome, message):
@@ -82,6 +83,8 @@ def test_truncation():
     assert len(found.tokens.ids) == 10
     assert encode(said("Yes", 1.0), max_length=10, truncation="drop") == Drop("longer than max_length=10")
     assert encode(said("Yes", 1.0), max_length=10, truncation="right") == Drop("an answer keeps no token after truncation")
+    long = [said("Yes" * 9 + end) for end in ("!", "?")]
+    assert encode(*long, kind="rated_pairs", max_length=20) == Drop("the answers are the same after truncation")
     with pytest.raises(ConfigError, match="split"):
         encode(said("Yes", 1.0), truncation="split")
 
@@ -122,3 +125,32 @@ def test_a_score_beside_a_conversation_does_not_keep_it_from_being_one():
     assert detect(rows_of(row), "x").name == "rated"
     assert detect(rows_of(row), "x", kinds=("conversation", "text")).kind == "conversation"
     assert detect(rows_of({"prompt": "Hi", "chosen": "A", "rejected": "B"}), "x", kinds=("conversation",)).kind == "preference"
+
+
+def test_ultrafeedback_rows_have_several_answers():
+    notes = {"helpfulness": {"Rating": "5", "Rationale": "ok"}, "honesty": {"Rating": "N/A"}}
+    row = {
+        "source": "x", "instruction": "Hi", "models": ["a", "b"],
+        "completions": [
+            {"model": "a", "response": "Yo", "fine-grained_score": 4.5, "overall_score": 8.0, "annotations": notes},
+            {"model": "b", "response": "Ho", "fine-grained_score": None, "annotations": {}},
+        ],
+    }  # fmt: skip
+    form = detect(rows_of(row), "x")
+    assert (form.name, form.kind) == ("ultrafeedback", "rated")
+    first, second = form.convert(row).answers
+    assert (first.score, first.attributes, second.score) == (4.5, {"helpfulness": 1.0}, None)
+    assert form.convert(row, score="overall_score").answers[0].score == 8.0
+    outcome = get("rated")([form.convert(row)], byte_level(CHATML), EncodeSettings(max_length=512, attributes=("helpfulness",)))[0]
+    assert outcome[0].tokens.values.tolist() == [3, 4.5, 1.0]
+    with pytest.raises(RowError, match="'response' is empty"):
+        form.convert({"instruction": "Hi", "completions": [{"response": " "}]})
+
+
+def test_generated_ratings_are_the_share_of_the_work():
+    whole = {row["question"]: row["answer"] for row in problems("train", train=60, held_out=5)}
+    for row in ratings("train", train=60, held_out=5):
+        lines = whole[row["prompt"]].split("\n")
+        given = row["response"].split("\n")
+        assert lines[: len(given)] == given
+        assert row["score"] == len(given) / len(lines)

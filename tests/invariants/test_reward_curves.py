@@ -122,16 +122,17 @@ def test_the_run_and_its_artifact_agree(trained):
     assert float((margins < 0).float().mean()) > 0.9
 
 
-def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
-    line = [*CASES["branch"], "model=nano", "tracking=none", "hardware=cpu", "limit=60", "global_batch=4", "scheduler=constant"]
+@pytest.mark.parametrize("more", [(), ("model/peft=lora",)], ids=["full", "lora"])
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, more):
+    line = [*CASES["branch"], *more, "model=nano", "tracking=none", "hardware=cpu", "limit=60", "global_batch=4", "scheduler=constant"]
     for name, stages in {"whole": (6,), "parts": (3, 6)}.items():
         for steps in stages:
             keep = ["validate.at_end=false"] if steps == 3 else []
             assert run_job(compose([*line, *keep, f"max_steps={steps}", f"output_dir={tmp_path / name}"])) == 0
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
-    for name in ("model.safetensors", "head/model.safetensors"):
-        assert (whole / "artifact" / name).read_bytes() == (parts / "artifact" / name).read_bytes()
+    for file in (whole / "artifact").rglob("*.safetensors"):
+        assert file.read_bytes() == (parts / "artifact" / file.relative_to(whole / "artifact")).read_bytes()
 
 
 def test_adapters_and_head_are_trained_together(tmp_path):

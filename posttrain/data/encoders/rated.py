@@ -23,7 +23,20 @@ Select = Callable[[Example, EncodeSettings], Sequence[Answer]]
 @encoder("rated_pairs", reads=("preference",))
 def encode_pairs(examples: Sequence[Example], tokenizer: Any, settings: EncodeSettings) -> list[Outcome]:
     """Every pair as a tree of its chosen and its rejected answer."""
-    return _encode(examples, tokenizer, settings, _pair)
+    return [_untied(outcome) for outcome in _encode(examples, tokenizer, settings, _pair)]
+
+
+def _untied(outcome: Outcome) -> Outcome:
+    """The outcome, unless its two branches hold the same tokens: what a template or a cut made equal, no model can tell apart."""
+    if not isinstance(outcome, list):
+        return outcome
+    tree = outcome[0].tokens
+    branches = [part.tolist() for part in np.split(tree.ids, np.cumsum(tree.segment_lengths)[:-1])[1:]]
+    if len(branches) != 2 or branches[0] != branches[1]:
+        return outcome
+    return (
+        Drop("the answers are the same after truncation") if outcome[0].truncated else RowError("chosen and rejected are the same tokens")
+    )
 
 
 @encoder("rated", reads=("preference", "rated"))
@@ -69,8 +82,6 @@ def _render(chat: Chat, example: Example, settings: EncodeSettings, select: Sele
 
 
 def _finish(answers: Sequence[Answer], sequences: Sequences, tokenizer: Any, settings: EncodeSettings) -> Outcome:
-    if len(sequences) == 2 and sequences[0][0].tolist() == sequences[1][0].tolist() and len(answers) == 2:
-        return RowError("the two answers are the same tokens")
     truncated = max(len(ids) for ids, _ in sequences) > settings.max_length
     if truncated and settings.truncation == "drop":
         return Drop(f"longer than max_length={settings.max_length}")

@@ -1,11 +1,11 @@
-"""Single answers with ratings: a score, ratings of qualities, or HelpSteer's."""
+"""Answers with ratings: a score, ratings of qualities, HelpSteer's, UltraFeedback's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.formats.fields import Message, filled
+from posttrain.data.formats.fields import Message, filled, list_of
 from posttrain.data.formats.messages import message_of
 from posttrain.data.formats.preferences import PROMPTS, number_of
 from posttrain.data.formats.registry import RowError, register
@@ -56,6 +56,34 @@ def convert_helpsteer(row: Mapping[str, Any]) -> Example:
     return _example(row, Answer(_response(row), ratings["helpfulness"], known))
 
 
+@register("ultrafeedback", needs=[["instruction", "completions"]], kind="rated", accepts=lambda row: _is_judged(row["completions"]))
+def convert_judged(row: Mapping[str, Any], *, score: str = "fine-grained_score") -> Example:
+    """UltraFeedback's raw rows: {"instruction", "completions": [{"response", "annotations": {"helpfulness": {"Rating": "4"}, ...}}]}.
+
+    score: the field of a completion that is its score (fine-grained_score or overall_score). Its annotations' ratings, from 1 to 5, are
+    those of the attributes they are named after; "N/A" is unknown.
+    """
+    answers = []
+    for completion in list_of(row, "completions"):
+        if not isinstance(completion, Mapping):
+            raise RowError("completions must be a list of objects")
+        judged = {
+            name: number_of(note, "Rating") for name, note in (completion.get("annotations") or {}).items() if isinstance(note, Mapping)
+        }
+        attributes = {name: (rating - 1) / 4 for name, rating in judged.items() if rating is not None and 1 <= rating <= 5}
+        answers.append(Answer(_response(completion), number_of(completion, score), attributes))
+    return Example(messages=({"role": "user", "content": filled(row, "instruction")},), answers=tuple(answers))
+
+
+def _is_judged(completions: Any) -> bool:
+    return (
+        isinstance(completions, (list, tuple))
+        and bool(completions)
+        and isinstance(completions[0], Mapping)
+        and "response" in completions[0]
+    )
+
+
 def _example(row: Mapping[str, Any], answer: Answer) -> Example:
     key = next(name for name in PROMPTS if row.get(name) is not None)
     asked = row[key]
@@ -65,4 +93,5 @@ def _example(row: Mapping[str, Any], answer: Answer) -> Example:
 
 
 def _response(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return ({"role": "assistant", "content": filled(row, next(name for name in RESPONSES if row.get(name) is not None))},)
+    key = next((name for name in RESPONSES if row.get(name) is not None), RESPONSES[0])
+    return ({"role": "assistant", "content": filled(row, key)},)
