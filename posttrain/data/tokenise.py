@@ -54,20 +54,22 @@ class RowEncoder:
 
     def __call__(self, rows: Sequence[tuple[int, Row | BadRow]]) -> Batch:
         """Encode numbered rows."""
-        converted = [(number, row, self._convert(row)) for number, row in rows]
+        converted = [(number, row, example) for number, row in rows for example in self._convert(row)]
         good = [example for _, _, example in converted if isinstance(example, Example)]
         outcomes = iter(get_encoder(self.kind)(good, self.tokenizer, self.settings))
         return _batch([(number, row, next(outcomes) if isinstance(x, Example) else x) for number, row, x in converted])
 
-    def _convert(self, row: Row | BadRow) -> Example | Filtered | RowError:
+    def _convert(self, row: Row | BadRow) -> Sequence[Example | Filtered | RowError]:
+        """The row's examples: usually one."""
         if isinstance(row, BadRow):
-            return RowError(row.reason)
+            return [RowError(row.reason)]
         if not _is_text(row.value):
-            return RowError("a text holds half a surrogate pair, which is no character")
+            return [RowError("a text holds half a surrogate pair, which is no character")]
         try:
-            return get_format(self.format).convert(row.value, **self.options)
+            found = get_format(self.format).convert(row.value, **self.options)
         except RowError as error:
-            return error
+            return [error]
+        return [found] if isinstance(found, Example | Filtered) else found
 
 
 def _is_text(value: Any) -> bool:
@@ -95,7 +97,8 @@ def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Fi
     records = [_record(number, row, encoded) for number, row, several in kept for encoded in several]
     columns = [pa.array([record[name] for record in records], SCHEMA.field(name).type) for name in SCHEMA.names]
     dropped = Counter(reason for _, reason in drops)
-    return Batch(pa.record_batch(columns, schema=SCHEMA), len(outcomes), len(kept), len(bad), dropped, filtered, bad + drops)
+    rows, good = (len({number for number, _, _ in some}) for some in (outcomes, kept))
+    return Batch(pa.record_batch(columns, schema=SCHEMA), rows, good, len(bad), dropped, filtered, bad + drops)
 
 
 def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.loader import EvaluationBatches
@@ -37,16 +38,23 @@ class Measures:
         """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:
             return {}
-        sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device)
+        with self._precision(method):
+            sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def outcomes(self, method: Method) -> dict[str, np.ndarray]:
         """The columns of the method's closing report, of all ranks' held-out examples; empty without validation data."""
         if self.prepared.val is None:
             return {}
-        found = [{name: value.double().cpu().numpy() for name, value in method.outcomes(tree).items()} for tree in self._held_out(method)]
+        with self._precision(method):
+            columns = [method.outcomes(tree) for tree in self._held_out(method)]
+        found = [{name: value.double().cpu().numpy() for name, value in column.items()} for column in columns]
         parts = [part for rank in gather(found) for part in rank]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _precision(self, method: Method) -> torch.autocast:
+        """What training computes in."""
+        return torch.autocast(method.device.type, torch.bfloat16, enabled=self.config["precision"] == "bf16")
 
     def _held_out(self, method: Method) -> Iterator[TokenTree]:
         """This rank's micro-batches of the validation set, on the method's device."""
@@ -66,7 +74,8 @@ class Measures:
         mine = chosen[self.ranks.rank :: self.ranks.world]
         longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
         self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
-        found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
+        with self._precision(method):
+            found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found))
         self.samples = whole.rows
         return {"eval/exact_match": whole.accuracy}

@@ -155,3 +155,27 @@ def test_generated_pairs(flaw):
         assert eval(row["prompt"].rstrip("=?")) == int(right[2])
         assert (other[0] == "") == (flaw == "bare")
         assert (other[2] == right[2]) == (flaw == "bare")
+
+
+def rated_row(*ratings: str, text: str = "code {}") -> dict:
+    responses = [{"model": "m", "response": text.format(place)} for place in range(len(ratings))]
+    return {"instruction": "Sort", "preference": "style", "responses": responses, "annotations": [{"rating": rating} for rating in ratings]}
+
+
+def test_all_pairs_of_a_rated_row(tmp_path: Path):
+    path = tmp_path / "rated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rated_row("5", "N/A", "3", "1", "3"), rated_row("2", "2"))))
+    node = {"train": str(path), "cache_dir": str(tmp_path), "val_fraction": 0.0}
+    found = prepare({**node, "format_options": {"pairs": "all"}}, byte_level(CHATML), kind="preference", max_length=512, seed=0)
+    (source,) = found.report.sources
+    assert (source.rows, source.kept, source.examples, source.lost) == (2, 1, 5, 1)
+    assert sorted(tuple(found.train[i].values.tolist()) for i in range(5)) == [(3.0, 1.0), (3.0, 1.0), (5.0, 1.0), (5.0, 3.0), (5.0, 3.0)]
+    one = prepare(node, byte_level(CHATML), kind="preference", max_length=512, seed=0)
+    assert [one.train[i].values.tolist() for i in range(len(one.train))] == [[5.0, 1.0]]
+
+
+def test_equal_answers_with_different_ratings_are_no_pair():
+    from posttrain.data.formats import Filtered
+    from posttrain.data.formats import get as get_format
+
+    assert isinstance(get_format("code_ultrafeedback").convert(rated_row("5", "1", text="same")), Filtered)

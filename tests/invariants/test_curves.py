@@ -32,3 +32,9 @@ def test_the_curve_does_not_depend_on_the_split_or_the_layout(curve, name):
 def test_a_lora_curve_does_not_depend_on_it_either(curve):
     lora = ("model/peft=lora", "model.peft.dropout=0.0")
     assert_same(curve(*lora, "max_tokens=256", "max_length=256"), curve(*lora), 1e-5)
+
+
+def test_bfloat16_on_a_cpu_follows_float32(curve):
+    ours, theirs = (curve(*options)[0]["val/loss"] for options in (("precision=bf16",), ()))
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, rel=5e-3)

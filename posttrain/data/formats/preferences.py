@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.data.formats.fields import Message, filled, list_of, says_something, text_of
 from posttrain.data.formats.messages import message_of, tools_of
@@ -140,15 +140,33 @@ def number_of(row: Mapping[str, Any], key: str) -> float | None:
 
 
 @register("code_ultrafeedback", needs=[["instruction", "responses", "annotations"]], kind="preference")
-def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> Example | Filtered:
+def convert_rated(
+    row: Mapping[str, Any], *, preference: str | None = None, pairs: Literal["extremes", "all"] = "extremes"
+) -> Example | list[Example] | Filtered:
     """CodeUltraFeedback's raw rows: {"instruction", "preference", "responses": [{"model", "response"}], "annotations": [{"rating"}]}.
 
-    The best rated answer against the worst; an answer without a rating does not count, and equal ratings are no pair. The rating, from 1
-    to 5, is also that of the attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or
-    instruction_following. preference: only the rows that are judged by it.
+    An answer without a rating does not count, and equal ratings or equal answers are no pair. The rating, from 1 to 5, is also that of the
+    attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or instruction_following.
+    preference: only the rows that are judged by it. pairs: the best answer against the worst, or all pairs of a row.
     """
     if preference is not None and row.get("preference") != preference:
         return Filtered(f"preference is not {preference}")
+    rated = sorted(_rated(row), key=_rating, reverse=True)
+    found = [(a, b) for place, a in enumerate(rated) for b in rated[place + 1 :] if a[0] > b[0] and a[1].strip() != b[1].strip()]
+    if not found:
+        return Filtered("fewer than two different ratings")
+    if pairs == "extremes":  # of equal ratings the first answer counts, at both ends
+        found = [max(found, key=lambda pair: pair[0][0] - pair[1][0])]
+    asked: list[Message] = [{"role": "user", "content": filled(row, "instruction")}]
+    examples = [_rated_pair(asked, better, worse, row) for better, worse in found]
+    return examples[0] if pairs == "extremes" else examples
+
+
+Rated = tuple[float, str]
+
+
+def _rated(row: Mapping[str, Any]) -> list[Rated]:
+    """Rating and text of every answer of a row that has a rating."""
     responses, annotations = list_of(row, "responses"), list_of(row, "annotations")
     if len(responses) != len(annotations):
         raise RowError(f"{len(responses)} responses but {len(annotations)} annotations")
@@ -159,13 +177,13 @@ def convert_rated(row: Mapping[str, Any], *, preference: str | None = None) -> E
         rating = number_of(annotation, "rating")
         if rating is not None:
             rated.append((rating, filled(response, "response")))
-    if len({rating for rating, _ in rated}) < 2:
-        return Filtered("fewer than two different ratings")
-    best, worst = max(rated, key=_rating), min(rated, key=_rating)
-    answers = [({"role": "assistant", "content": text},) for _, text in (best, worst)]
-    ratings = {"score_chosen": best[0], "score_rejected": worst[0]}
-    asked: list[Message] = [{"role": "user", "content": filled(row, "instruction")}]
-    return _pair(asked, answers, ratings, (_quality(row, best[0]), _quality(row, worst[0])))
+    return rated
+
+
+def _rated_pair(asked: Sequence[Message], better: Rated, worse: Rated, row: Mapping[str, Any]) -> Example:
+    answers = [({"role": "assistant", "content": text},) for _, text in (better, worse)]
+    ratings = {"score_chosen": better[0], "score_rejected": worse[0]}
+    return _pair(asked, answers, ratings, (_quality(row, better[0]), _quality(row, worse[0])))
 
 
 def _quality(row: Mapping[str, Any], rating: float) -> dict[str, float]:

@@ -31,14 +31,15 @@ class Filtered:
     reason: str
 
 
-Convert = Callable[..., Example | Filtered]
+Convert = Callable[..., Example | Sequence[Example] | Filtered]
 
 
 @dataclass(frozen=True)
 class Format:
     """A family of rows.
 
-    name: for `data.format=`. kind: conversation, text, preference ... convert: row and options to an Example; raises RowError.
+    name: for `data.format=`. kind: conversation, text, preference ... convert: row and options to an Example, or to
+        several; raises RowError.
     needs: sets of fields, one of which must be there with non-null values. absent: fields that rule the format out. accepts: a further
     look at the values.
     """

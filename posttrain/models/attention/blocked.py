@@ -20,9 +20,14 @@ BLOCK, LONGEST = 128, 1024
 
 
 def applies(q: Tensor, layout: Layout, *, window: int | None) -> bool:
-    """Whether every segment of a row can be computed here: float32 or float64 on a CPU, short, and nothing outside the window."""
+    """Whether every segment of a row can be computed here: float32 or float64 on a CPU, short, and nothing outside the window.
+
+    Not under autocast, which would compute every product in another type than what surrounds it.
+    """
+    if q.is_cuda or q.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
     longest = layout.longest_path
-    return not q.is_cuda and q.dtype in (torch.float32, torch.float64) and longest <= LONGEST and (window is None or window >= longest)
+    return longest <= LONGEST and (window is None or window >= longest)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float) -> Tensor:
