@@ -1,4 +1,4 @@
-"""Values and gradients of losses on pairs and on judged answers as TRL computes them, written to a JSON file beside this one.
+"""Values and gradients of losses on pairs, on judged answers and on rewards as TRL computes them, written to a JSON file beside this one.
 
 Each version runs in a throw-away environment, from the root of the repository:
 
@@ -6,7 +6,7 @@ Each version runs in a throw-away environment, from the root of the repository:
     /tmp/golden/bin/python tests/golden/make_preference.py
 
 trl 0.28.0 is the last version whose DPO, KTO and BCO losses can be called alone; CPO, SimPO and ORPO come from trl 1.16.0 (with
-transformers 5), and so do LD-DPO and WPO, whose masks 0.28.0 counts from the prompt and shifts by a token.
+transformers 5), and so do the reward model's loss, LD-DPO and WPO, whose masks 0.28.0 counts from the prompt and shifts by a token.
 """
 
 from __future__ import annotations
@@ -243,6 +243,32 @@ def _trl_loss(given: dict[str, Any], logits: list[torch.Tensor], pair: int, **op
     return found
 
 
+def rewards() -> dict[str, list[float]]:
+    """Rewards and rating gaps of five pairs: ordinary ones, a tie, and margins far to both sides."""
+    return {"chosen": [1.5, -0.25, 0.75, 12.0, -9.0], "rejected": [0.5, 0.5, 0.75, -8.0, 6.0], "gap": [1.0, 0.0, 2.5, 0.5, -1.0]}
+
+
+def reward_models(given: dict[str, list[float]]) -> dict[str, Any]:
+    """The cases of RewardTrainer.compute_loss: {name: {options, loss of the mean, gradients}}."""
+
+    def case(margin: bool, centre: float | None) -> dict[str, Any]:
+        chosen, rejected = (torch.tensor(given[name], dtype=torch.float64).requires_grad_() for name in ("chosen", "rejected"))
+        outputs = SimpleNamespace(logits=torch.cat([chosen, rejected])[:, None])
+        stub = SimpleNamespace(
+            model=SimpleNamespace(training=False), args=SimpleNamespace(center_rewards_coefficient=centre), _total_train_tokens=0,
+            _metrics=defaultdict(lambda: defaultdict(list)),
+            accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        )  # fmt: skip
+        inputs: dict[str, Any] = {"margin": torch.tensor(given["gap"], dtype=torch.float64)} if margin else {}
+        loss = trl.RewardTrainer.compute_loss(stub, lambda **_: outputs, inputs)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        options = {"margin_scale": float(margin), "centre": centre or 0.0}
+        return {"options": options, "loss": loss.item(), "d_chosen": _list(chosen.grad), "d_rejected": _list(rejected.grad)}
+
+    return {f"margin={margin} centre={centre}": case(margin, centre) for margin in (False, True) for centre in (None, 0.01)}
+
+
 def main() -> None:
     given = inputs()
     written: dict[str, Any] = {
@@ -254,6 +280,7 @@ def main() -> None:
         written |= {"cases": dpo(given), "feedback": {"inputs": answers, "cases": feedback(judged())}}
     else:
         written |= {"cases": reference_free(given), "tokens": {"inputs": tokens(), "cases": token_by_token(tokens())}}
+        written |= {"rewards": {"inputs": rewards(), "cases": reward_models(rewards())}}
     path = Path(__file__).with_name(f"preference_trl_{trl.__version__}.json")
     path.write_text(json.dumps(written, indent=1) + "\n")
     print(path)
