@@ -9,12 +9,11 @@ import numpy as np
 
 from posttrain.data.chat import Chat
 from posttrain.data.encoders.conversation import with_system
-from posttrain.data.encoders.preference import Sequences, answer_sequence, fit
+from posttrain.data.encoders.preference import Sequences, answer_sequence, check_settings, fit
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, tokenise
 from posttrain.data.tree import tree_of
-from posttrain.errors import ConfigError, Problem
 from posttrain.types import Answer, Example, TokenizedExample
 
 Select = Callable[[Example, EncodeSettings], Sequence[Answer]]
@@ -59,10 +58,7 @@ def _with_rating(example: Example, settings: EncodeSettings) -> Sequence[Answer]
 
 
 def _encode(examples: Sequence[Example], tokenizer: Any, settings: EncodeSettings, select: Select) -> list[Outcome]:
-    if settings.truncation == "split":
-        raise ConfigError(Problem("data.truncation", "split is for plain text; an answer can be cut right, left, or dropped"))
-    if settings.train_on == "all":
-        raise ConfigError(Problem("data.train_on", "an answer is judged, not its prompt", "use assistant or last"))
+    check_settings(settings)
     chat = Chat(tokenizer, settings.template_kwargs)
     rendered = [_render(chat, example, settings, select) for example in examples]
     flat = [sequence for found in rendered if not isinstance(found, RowError) for sequence in found[1]]
