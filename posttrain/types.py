@@ -147,7 +147,7 @@ class PairLogps:
     """Log-probabilities of the answers of P pairs, summed over each answer's tokens: nats, [P].
 
     chosen, rejected: under the policy. chosen_length, rejected_length: tokens. reference_chosen, reference_rejected: under the reference
-    policy, None where there is none. baseline: scalar that some losses subtract from the implicit rewards, None for none.
+    policy, None where there is none. baseline: scalar that some losses subtract from the log-ratios, nats, None for none.
     """
 
     chosen: Tensor
@@ -164,7 +164,7 @@ class AnswerLogps:
     """Log-probabilities of M judged answers, summed over each answer's tokens: nats, [M].
 
     logps: under the policy. reference: under the reference policy. length: tokens. desirable: bool, what was said of the answer.
-    baseline: scalar that some losses compare the implicit rewards with, None for none.
+    baseline: scalar that some losses subtract from the log-ratios, nats, None for none.
     """
 
     logps: Tensor

@@ -47,8 +47,18 @@ class TreeLoader:
     def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
         """This rank's micro-batches of one optimizer step; mismatched: see `posttrain.data.mismatched`."""
         planned = self.plan.step(step)
-        examples = Mismatched(self.examples) if mismatched else self.examples
-        return (micro_batch(examples, indices, planned.share) for indices in planned.split[self.rank])
+        if mismatched:
+            return self._mismatched([index for indices in planned.split[self.rank] for index in indices], planned.share)
+        return (micro_batch(self.examples, indices, planned.share) for indices in planned.split[self.rank])
+
+    def _mismatched(self, indices: Sequence[int], share: StepShare) -> Iterator[TokenTree]:
+        """Split anew: an answer to another prompt has another length."""
+        view = Mismatched(self.examples)
+        examples = [view[index] for index in indices]
+        lengths = np.array([len(example.ids) for example in examples], np.int64)
+        most = max(self.plan.max_tokens, int(lengths.max(initial=0)))
+        for group in balance(lengths, first_fit(lengths, most), most):
+            yield collate([examples[place] for place in group], share)
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given}

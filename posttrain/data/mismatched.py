@@ -27,7 +27,7 @@ class Mismatched:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Of the examples themselves: about as long."""
+        """Of the examples themselves; with another answer they may be longer, up to `longest`."""
         return self.examples.lengths
 
     @property

@@ -129,9 +129,11 @@ def encode_rows(rows: Iterable[Row | BadRow], encoder: RowEncoder, workers: int 
     batches = iter(lambda: list(islice(numbered, BATCH)), [])
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
     if workers < 2:
-        yield from map(encoder, batches)
+        for batch in batches:  # not map: a StopIteration from a converter would pass for the end of the data
+            yield encoder(batch)
         return
-    yield from map(encoder, islice(batches, PARALLEL_AFTER // BATCH))
+    for batch in islice(batches, PARALLEL_AFTER // BATCH):
+        yield encoder(batch)
     first = next(batches, None)
     if first is not None:
         yield from _in_processes(chain([first], batches), encoder, workers)

@@ -36,11 +36,11 @@ def kto(answers: AnswerLogps, *, beta: float = 0.1, desirable_weight: float = 1.
 
 
 def bco_unpaired(answers: AnswerLogps, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Tensor:
-    """-w_d log sigmoid(beta x - z) or -w_u log sigmoid(-(beta x - z)): binary classifier optimisation (arXiv:2404.04656, eq. 8).
+    """-w_d log sigmoid(beta (x - z)) or -w_u log sigmoid(-beta (x - z)): binary classifier optimisation (arXiv:2404.04656, eq. 8).
 
-    z: the running mean of the implicit rewards beta x.
+    z: the running mean of the log-ratios x.
     """
-    shifted = beta * (answers.logps - answers.reference) - _baseline(answers)
+    shifted = beta * (answers.logps - answers.reference - _baseline(answers))
     return -where(answers.desirable, desirable_weight * logsigmoid(shifted), undesirable_weight * logsigmoid(-shifted))
 
 
@@ -60,4 +60,4 @@ def function_of(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MISMATCH = frozenset({kto})  # its baseline is the mean log-ratio of answers to other prompts
-RUNNING_MEAN = frozenset({bco_unpaired})  # its baseline is the running mean of the implicit rewards
+RUNNING_MEAN = frozenset({bco_unpaired})  # its baseline is the running mean of the log-ratios

@@ -78,6 +78,13 @@ def implicit_rewards(pairs: PairLogps, *, beta: float) -> tuple[Tensor, Tensor]:
     return beta * (pairs.chosen - pairs.reference_chosen), beta * (pairs.rejected - pairs.reference_rejected)
 
 
+def mean_ratio(pairs: PairLogps) -> Tensor:
+    """Mean of both answers' log(pi / pi_ref), [P], no gradient. Raises ValueError without a reference."""
+    if pairs.reference_chosen is None or pairs.reference_rejected is None:
+        raise ValueError("log-ratios need a reference policy")
+    return ((pairs.chosen - pairs.reference_chosen) + (pairs.rejected - pairs.reference_rejected)).detach() / 2
+
+
 def preferred(margin: Tensor) -> Tensor:
     """1 where the margin is positive, 1/2 where it is zero, else 0: accuracy that starts at one half for equal policies."""
     return (margin.sign() + 1) / 2

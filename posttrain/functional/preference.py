@@ -89,10 +89,10 @@ def robust(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.1,
 def bco(pairs: PairLogps, *, beta: float = 0.1) -> Tensor:
     """-log sigmoid(beta c - d) - log sigmoid(-(beta r - d)): BCO on pairs (arXiv:2404.04656, eq. 8).
 
-    d: `pairs.baseline`, the running mean of the implicit rewards beta c and beta r; 0 where there is none.
+    d: beta times `pairs.baseline`, the running mean of the log-ratios c and r; 0 where there is none.
     """
     c, r = (beta * x for x in log_ratios(pairs))
-    shift = 0.0 if pairs.baseline is None else pairs.baseline.detach().to(c.dtype)
+    shift = 0.0 if pairs.baseline is None else beta * pairs.baseline.detach().to(c.dtype)
     return -logsigmoid(c - shift) - logsigmoid(shift - r)
 
 
@@ -174,7 +174,8 @@ def orpo(pairs: PairLogps, *, beta: float = 0.1) -> Tensor:
 def weighted(pairs: PairLogps, *, beta: float = 0.1, terms: Mapping[str, Any]) -> Tensor:
     """Weighted sum of the losses above: MPO (arXiv:2411.10442, eq. 1) is 0.8 sigmoid + 0.2 bco, with an SFT term beside it.
 
-    terms: name of a loss -> its weight, or {"weight": w, option: value ...}; `beta` holds for every loss that is not given its own.
+    terms: name of a loss -> its weight, or {"weight": w, option: value ...}; `beta` holds for every loss that is not given its own, which
+        then follows no schedule.
     Raises ValueError for an unknown loss or option, and without terms.
     """
     if not terms:
@@ -190,9 +191,14 @@ def _term(name: str, term: Any) -> tuple[float, dict[str, Any]]:
     """Weight and options of one term."""
     if name not in LOSSES:
         raise ValueError(f"there is no pair loss {name!r}; known: {', '.join(sorted(LOSSES))}")
+    weight = term.get("weight", 1.0) if isinstance(term, Mapping) else term
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise ValueError(f"the weight of {name} must be a number of at least 0, got {weight!r}")
     if not isinstance(term, Mapping):
         return float(term), {}
     options = dict(term)
+    if not options.get("beta", 1.0) > 0:
+        raise ValueError(f"beta of {name} must be positive, got {options['beta']}")
     if unknown := set(options) - {"weight"} - set(inspect.signature(LOSSES[name]).parameters):
         raise ValueError(f"{name} has no option {sorted(unknown)[0]!r}")
     return float(options.pop("weight", 1.0)), options

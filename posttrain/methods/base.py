@@ -197,7 +197,8 @@ class Method(LightningModule, ABC):
 
     def saved_names(self) -> set[str]:
         """Of what a checkpoint must hold: the trained parameters, and what a method learns beside its policy."""
-        own = {name for name, _ in self.named_buffers() if not name.startswith(("policy.", "reference."))}
+        buffers = {name for name, _ in self.named_buffers() if not name.startswith(("policy.", "reference."))}
+        own = buffers & self.state_dict().keys()  # some buffers are constants, and not kept
         return {name for name, _ in self.trained_parameters()} | own
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Feedback(Method):
     loss: from posttrain.functional.feedback. beta_schedule: progress of the run in [0, 1] -> factor on beta. reference,
     reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`. KTO's baseline is the mean over the
     whole optimizer step of log pi(y') - log pi_ref(y') of answers y' to other prompts, at least 0; validation uses that of the last
-    step. BCO's is the mean of the rewards of all steps before.
+    step. BCO's is the mean log-ratio of all answers of the steps before.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("answers",)
@@ -93,7 +93,7 @@ class Feedback(Method):
 
     def after_step(self, sums: Mapping[str, float]) -> None:
         if self.running is not None:
-            self.running.add(sums["rewards/mean"], count=self.examples)
+            self.running.add(sums["ratio"], count=self.examples)
         self.watch.look(self.global_step, self.step_metrics(sums), leads=self.global_rank == 0)
 
     def _read(self, tree: TokenTree) -> tuple[AnswerLogps, Tensor | None, Tensor]:
@@ -112,6 +112,7 @@ class Feedback(Method):
         return {
             "loss": self.loss(answers, beta=beta).sum(),
             "rewards/mean": rewards.sum(),
+            "ratio": ratios.sum(),
             "rewards/desirable": (rewards * good).sum(),
             "rewards/undesirable": (rewards * (1 - good)).sum(),
             "share/desirable": good.sum(),

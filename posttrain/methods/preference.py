@@ -18,7 +18,7 @@ from posttrain.methods.base import Method, Recipe
 from posttrain.methods.parts.health import DriftWatch
 from posttrain.methods.parts.running import RunningMean
 from posttrain.methods.parts.whole_step import StepGradients, step_gradients
-from posttrain.models.reference import ReferencePolicy, inference
+from posttrain.models.reference import ReferencePolicy, drops_out, inference
 from posttrain.types import PairLogps, TokenStats, TokenTree
 
 PairLoss = Callable[..., Tensor]
@@ -65,7 +65,7 @@ class Preference(Method, ABC):
 
     def before_step(self, step: int) -> None:
         self._gradients, self._known = None, []
-        if self.whole_step and self.steps is not None and self.steps.parts > 1:
+        if self._ahead:
             with torch.no_grad(), inference(self.model):
                 read = [(known := self.reference_logps(tree), self._read(tree, known)[0]) for tree in self.step_trees(step)]
             self._known, mine = map(list, zip(*read, strict=True))
@@ -73,7 +73,12 @@ class Preference(Method, ABC):
 
     @property
     def forward_passes(self) -> float:
-        return float(self.whole_step and self.steps is not None and self.steps.parts > 1)
+        return float(self._ahead)
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether the step is read before its micro-batches: where it has several, and under dropout, which that reading leaves out."""
+        return self.whole_step and self.steps is not None and (self.steps.parts > 1 or drops_out(self.model))
 
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         known = self._known[self.place] if self._known else self.reference_logps(tree)
@@ -84,7 +89,7 @@ class Preference(Method, ABC):
 
     def after_step(self, sums: Mapping[str, float]) -> None:
         if self.running is not None:
-            self.running.add((sums["rewards/chosen"] + sums["rewards/rejected"]) / 2, count=2 * self.examples)
+            self.running.add(sums["ratio"], count=2 * self.examples)
         self.watch.look(self.global_step, sums, leads=self.global_rank == 0)
 
     def _read(self, tree: TokenTree, known: Tensor | None) -> tuple[PairLogps, TokenStats, Tensor | None]:
@@ -111,6 +116,8 @@ class Preference(Method, ABC):
             losses, sums["nll"] = losses + self.sft_weight * nll, nll.detach().sum()
         if known is not None:
             sums |= on_pairs.drift(stats.logps, known, tree)
+        if self.running is not None:
+            sums["ratio"] = on_pairs.mean_ratio(pairs).sum()
         return {"loss": losses.sum(), **on_pairs.reported(pairs, beta=self._current_beta()), **sums}
 
     @torch.no_grad()

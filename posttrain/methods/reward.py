@@ -33,6 +33,7 @@ class Reward(Method, ABC):
     """
 
     language_model: ClassVar[bool] = False
+    answers: ClassVar[int]  # that share a loss
 
     def __init__(self, recipe: Recipe, *, head: HeadFactory, attributes: list[str]) -> None:
         super().__init__(recipe)
@@ -72,9 +73,10 @@ class Reward(Method, ABC):
     def all_losses(self, judged: Judged, known: Rated) -> Tensor:
         """The loss of each pair or answer, with what the head adds to it."""
         assert self.head is not None
-        losses = self.losses(judged, known)
-        extra = self.head.auxiliary(judged, known.attributes)
-        return losses if extra is None else losses + extra.view(len(losses), -1).mean(-1)
+        with torch.autocast(self.device.type, enabled=False):  # on a GPU autocast forbids the attributes' cross-entropy
+            losses = self.losses(judged, known)
+            extra = self.head.auxiliary(judged, known.attributes)
+            return losses if extra is None else losses + extra.view(-1, self.answers).mean(-1)
 
     def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
         assert self.head is not None
@@ -91,6 +93,7 @@ class RewardModel(Reward):
     loss_inputs: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "gap")
     data_kind: ClassVar[str] = "rated_pairs"
     report: ClassVar[str | None] = "pairs"
+    answers: ClassVar[int] = 2
 
     def __init__(self, recipe: Recipe, *, loss: PairLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss
@@ -135,6 +138,7 @@ class RatingModel(Reward):
     loss_inputs: ClassVar[tuple[str, ...]] = ("judged", "score")
     data_kind: ClassVar[str] = "rated"
     report: ClassVar[str | None] = "ratings"
+    answers: ClassVar[int] = 1
 
     def __init__(self, recipe: Recipe, *, loss: RatingLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss

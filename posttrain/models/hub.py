@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from posttrain.errors import ConfigError, Problem
@@ -110,8 +110,6 @@ def _first_line(error: Exception) -> str:
 
 
 def commit_of(path: str, revision: str | None) -> str:
-    """The commit of a hub id whose files are in the cache. Raises ConfigError if its config is not there."""
-    found = try_to_load_from_cache(path, "config.json", revision=revision)
-    if not isinstance(found, str):
-        raise ConfigError(Problem("model.path", f"{path} is not in the hub's cache", OFFLINE_HINT))
-    return Path(found).parent.name
+    """The commit of a hub id. Raises ConfigError if it is neither in the cache nor to be had."""
+    with hub_errors(path):
+        return Path(hf_hub_download(path, "config.json", **source_options(path, revision))).parent.name

@@ -115,6 +115,11 @@ class ReferencePolicy(nn.Module):
         return {f"source.policy.{name}" for name in trained} if self.update_every else set()
 
 
+def drops_out(policy: PolicyModel) -> bool:
+    """Whether the policy in training leaves out some activations at random."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in policy.modules())
+
+
 @contextmanager
 def inference(policy: PolicyModel) -> Iterator[None]:
     """The policy in evaluation mode inside the block: no dropout."""

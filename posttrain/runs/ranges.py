@@ -40,6 +40,7 @@ RANGES: dict[str, dict[str, Any]] = {
         "centre": AtLeastZero,
         "delta": Positive,
     },
+    "method.beta_schedule": {"start": Positive, "end": Positive},
     "method.head": {
         "attribute_share": AtLeastZero,
         "recurrent_share": AtLeastZero,

@@ -31,6 +31,7 @@ from posttrain.models.hub import commit_of, is_local
 from posttrain.models.integrity import checksums, config_hash, weight_files
 from posttrain.models.reference import FrozenCopy
 from posttrain.runs.files import write_atomic
+from posttrain.runs.records import versions
 from posttrain.runs.train import Job
 from posttrain.types import StepShare, TokenizedExample
 
@@ -58,15 +59,29 @@ def with_cached_reference(job: Job) -> Job:
 def made_with(job: Job) -> dict[str, str]:
     """What decides the log-probabilities, by the words an error would use."""
     model = job.config["model"]
-    weights: Any = model["seed"] if "seed" in model else job.config["seed"]
-    if model["weights"] == "pretrained":
-        folder = Path(str(model["path"])).expanduser()
-        weights = checksums(folder, weight_files(folder)) if is_local(model["path"]) else commit_of(model["path"], model["revision"])
+    weights = identity(str(model["path"]), model["revision"]) if model["weights"] == "pretrained" else {"seed": job.config["seed"]}
     return {
         "model": config_hash({"model": model, "weights": weights}),
         "precision": job.config["precision"],
         "tokenizer": tokenizer_digest(job.tokenizer),
+        "device": job.device.type,
+        "software": config_hash(dict(versions())),
     }
+
+
+def identity(path: str, revision: str | None) -> dict[str, Any]:
+    """What tells one pretrained model from another: of a folder its files and those of an adapter's base, of a hub id its commit."""
+    if not is_local(path):
+        return {path: commit_of(path, revision)}
+    folder = Path(path).expanduser()
+    known: dict[str, Any] = {
+        folder.name: checksums(folder, [*weight_files(folder), *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.json"))])
+    }
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        about = json.loads(adapter.read_text(encoding="utf-8"))
+        known["base"] = identity(str(about["base_model_name_or_path"]), about.get("revision"))
+    return known
 
 
 def _root(job: Job, about: Mapping[str, str]) -> Path:
@@ -96,7 +111,8 @@ def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
     steps = range(job.plan.steps)
     seen = np.unique(np.concatenate([job.plan.examples(step) for step in steps]))
     limit = job.config["validate"]["max_examples"]
-    wanted: list[tuple[TokenizedSet, np.ndarray]] = [(train, seen)]
+    first = np.zeros(1, seen.dtype)  # what a rank without work in a step computes on
+    wanted: list[tuple[TokenizedSet, np.ndarray]] = [(train, np.union1d(first, seen))]
     if val is not None:
         wanted.append((val, np.arange(len(val) if limit is None else min(limit, len(val)))))
     rows: dict[Part, list[np.ndarray]] = {}

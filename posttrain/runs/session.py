@@ -45,9 +45,10 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         start = find_start(config, folder)
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
+        method = build_method(job)  # before the reference is computed: it may object to its options
         if config["method"].get("reference") == "cached":
             job = with_cached_reference(job)
-        session = Session(job, stop)
+        session = Session(job, method, stop)
         try:
             session.run()
         except BaseException as error:
@@ -59,7 +60,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
 class Session:
     """One rank's run: wires files, tracker and loop, and closes them whatever happens."""
 
-    def __init__(self, job: Job, stop: StopRequest) -> None:
+    def __init__(self, job: Job, method: Method, stop: StopRequest) -> None:
         self.job = job
         self.stop = stop
         # Only the leading rank tracks; the others have nothing to send.
@@ -68,7 +69,7 @@ class Session:
         self.measures = Measures(job.config, job.prepared, job.tokenizer, job.ranks, self.reporter.say)
         self.callbacks = callbacks_of(job, self.reporter, self.measures, stop)
         self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
-        self.method = build_method(job)
+        self.method = method
 
     def run(self) -> None:
         """Train, evaluate, hand on."""
@@ -91,8 +92,8 @@ class Session:
         method.to(job.device).eval()
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
         self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
-        self._report(method)
         artifact = save_run_artifact(job, method, self.reporter.latest) if job.ranks.leads else None
+        self._report(method)
         self._close(trainer, "finished", artifact)
         barrier()
 

@@ -79,7 +79,7 @@ def test_a_prompt_that_truncation_left_one_token_of():
 
 def test_a_step_is_read_with_other_answers():
     class Plan:
-        ranks, micro_batches, steps = 1, 2, 1
+        ranks, micro_batches, steps, max_tokens = 1, 2, 1, 8
 
         def step(self, number: int):
             class Step:
@@ -89,6 +89,7 @@ def test_a_step_is_read_with_other_answers():
 
     loader = TreeLoader(FOUR, Plan())
     plain = [tree.ids.tolist() for tree in loader.step_trees(0)]
+    # split anew: with other answers the trees have other lengths, and max_tokens still holds
     other = [tree.ids.tolist() for tree in loader.step_trees(0, mismatched=True)]
     assert plain == [[4, 5, 6, 14, 15], [1, 2, 11, 12, 3, 13]]
-    assert other == [[4, 5, 6, 11, 12], [1, 2, 14, 15, 3, 16, 17, 18]]
+    assert sorted(other, key=len) == [[4, 5, 6, 11, 12], [1, 2, 14, 15, 3, 16, 17, 18]]

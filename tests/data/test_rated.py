@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from data_helpers import BARE, CHATML, END, byte_level
@@ -12,6 +15,7 @@ from posttrain.data.arithmetic import problems, ratings
 from posttrain.data.encoders import Drop, EncodeSettings, get
 from posttrain.data.formats import Filtered, RowError, detect
 from posttrain.data.formats import get as get_format
+from posttrain.data.prepare import prepare
 from posttrain.data.tree import collate
 from posttrain.errors import ConfigError
 from posttrain.functional.reward import rated
@@ -110,6 +114,20 @@ def test_rated_rows():
         convert({"prompt": "Hi", "response": "Yo", "attributes": {"style": 4}})
     with pytest.raises(RowError, match="object of ratings"):
         convert({"prompt": "Hi", "response": "Yo", "attributes": 4})
+    for nothing in (None, "", []):
+        with pytest.raises(RowError, match="'prompt' is empty"):
+            convert({"prompt": nothing, "response": "Yo", "score": 1})
+    with pytest.raises(RowError, match="end in a question"):
+        convert({"prompt": [{"role": "assistant", "content": "Hi"}], "response": "Yo", "score": 1})
+
+
+def test_a_row_without_a_prompt_does_not_end_the_data(tmp_path: Path):
+    rows = [{"prompt": None if place == 300 else f"Say {place}", "response": "Yo", "score": place} for place in range(600)]
+    path = tmp_path / "rated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    node = {"train": str(path), "cache_dir": str(tmp_path), "on_error": "skip"}
+    (source,) = prepare(node, byte_level(CHATML), kind="rated", max_length=512, seed=0).report.sources
+    assert (source.rows, source.kept, source.bad) == (600, 599, 1)
 
 
 def test_helpsteer_rows():

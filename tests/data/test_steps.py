@@ -77,6 +77,9 @@ def test_ternary_labels(neutral, wanted):
         (ROW | {"labels": [1, -1, 1]}, "stepwise", "label 2 is -1.*ternary"),
         (ROW | {"labels": [1, "good", 1]}, "stepwise", "label 2 is 'good'"),
         (SHEPHERD | {"label": SHEPHERD["label"].replace("One", "on")}, "math_shepherd", "is not the input"),
+        (ROW | {"prompt": None}, "stepwise", "'prompt' is empty"),
+        (ROW | {"prompt": []}, "stepwise", "'prompt' is empty"),
+        ({"input": "No. ки Step 1: x ки", "label": "No. + Step 1: x +"}, "math_shepherd", "does not begin with 'Step 1:'"),
         (SHEPHERD | {"input": SHEPHERD["input"] + " more", "label": SHEPHERD["label"] + " more"}, "math_shepherd", "goes on"),
     ],
 )

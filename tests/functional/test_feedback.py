@@ -39,13 +39,13 @@ CASES = {
     ),
     "bco": (
         partial(feedback.bco_unpaired, beta=0.4),
-        lambda x, z: -math.log(logistic(0.4 * x - z)),
-        lambda x, z: -math.log(logistic(-(0.4 * x - z))),
+        lambda x, z: -math.log(logistic(0.4 * (x - z))),
+        lambda x, z: -math.log(logistic(0.4 * (z - x))),
     ),
     "bco_weighted": (
         partial(feedback.bco_unpaired, beta=0.4, desirable_weight=1.5, undesirable_weight=0.5),
-        lambda x, z: -1.5 * math.log(logistic(0.4 * x - z)),
-        lambda x, z: -0.5 * math.log(logistic(z - 0.4 * x)),
+        lambda x, z: -1.5 * math.log(logistic(0.4 * (x - z))),
+        lambda x, z: -0.5 * math.log(logistic(0.4 * (z - x))),
     ),
     "apo_zero": (partial(feedback.apo_zero_unpaired, beta=0.4), lambda x, z: 1 - logistic(0.4 * x), lambda x, z: logistic(0.4 * x)),
     "apo_zero_weighted": (

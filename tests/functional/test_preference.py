@@ -110,7 +110,7 @@ def test_aot_compares_sorted_margins():
 
 def test_bco_subtracts_the_baseline():
     got = preference.bco(pairs(baseline=0.2), beta=0.5)
-    want = [-math.log(logistic(c / 2 - 0.2)) - math.log(logistic(0.2 - r / 2)) for c, r in zip(C, R, strict=True)]
+    want = [-math.log(logistic((c - 0.2) / 2)) - math.log(logistic((0.2 - r) / 2)) for c, r in zip(C, R, strict=True)]
     assert got.tolist() == pytest.approx(want, rel=1e-12)
 
 

@@ -25,7 +25,7 @@ def test_mpo_by_hand():
     terms = {"sigmoid": {"weight": 0.8, "beta": 0.3, "label_smoothing": 0.1}, "bco": 0.2}
     want = [
         0.8 * (-0.9 * log_logistic(0.3 * (c - r)) - 0.1 * log_logistic(-0.3 * (c - r)))
-        + 0.2 * (-log_logistic(0.5 * c - 0.2) - log_logistic(0.2 - 0.5 * r))
+        + 0.2 * (-log_logistic(0.5 * (c - 0.2)) - log_logistic(0.5 * (0.2 - r)))
         for c, r in ((1.0, -0.5), (-1.0, 0.5))
     ]
     assert preference.weighted(pairs(), beta=0.5, terms=terms).tolist() == pytest.approx(want, rel=1e-12)
@@ -38,7 +38,7 @@ def test_one_term_is_the_loss_itself(name):
 
 
 def test_gradient():
-    given, terms = pairs(), {"sigmoid": 0.8, "ipo": {"weight": 0.01, "per_token": False}, "simpo": {"beta": 2.0}, "aot": -0.3}
+    given, terms = pairs(), {"sigmoid": 0.8, "ipo": {"weight": 0.01, "per_token": False}, "simpo": {"beta": 2.0}, "aot": 0.3}
 
     def f(chosen, rejected):
         rest = given.chosen_length, given.rejected_length, given.reference_chosen, given.reference_rejected, given.baseline
@@ -54,7 +54,9 @@ def test_gradient():
         ({"sigmod": 1.0}, "no pair loss 'sigmod'; known: aot, "),
         ({"weighted": 1.0}, "no pair loss 'weighted'"),
         ({"hinge": {"weight": 1.0, "label_smoothing": 0.1}}, "hinge has no option 'label_smoothing'"),
-        ({"sigmoid": "much"}, "could not convert"),
+        ({"sigmoid": "much"}, "must be a number"),
+        ({"sigmoid": -1.0}, "at least 0"),
+        ({"sigmoid": {"beta": 0.0}}, "must be positive"),
         ({"sigmoid": {"label_smoothing": 0.7}}, "label_smoothing"),
     ],
 )

@@ -10,11 +10,11 @@ import numpy as np
 
 from posttrain.data.chat import Chat
 from posttrain.data.encoders.conversation import with_system
+from posttrain.data.encoders.preference import check_settings
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
 from posttrain.data.formats import RowError
 from posttrain.data.spans import encode_texts
 from posttrain.data.templates import render_example
-from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example, Step, TokenizedExample
 
 
@@ -30,8 +30,7 @@ class Trace:
 @encoder("steps", reads=("steps",))
 def encode_steps(examples: Sequence[Example], tokenizer: Any, settings: EncodeSettings) -> list[Outcome]:
     """Every example as one sequence; its marks are the last tokens of the steps with a label, its values the labels."""
-    if settings.truncation == "split":
-        raise ConfigError(Problem("data.truncation", "split is for plain text; a worked answer can be cut right, left, or dropped"))
+    check_settings(settings)
     chat = Chat(tokenizer, settings.template_kwargs)
     traces = [_render(chat, example, settings) for example in examples]
     tokens = iter(encode_texts(tokenizer, [trace.text for trace in traces if isinstance(trace, Trace)]))

@@ -74,6 +74,15 @@ def convert(row: Mapping[str, Any]) -> Example:
     return _pair(asked, [tuple(messages) for messages in both], row)
 
 
+def prompt_of(row: Mapping[str, Any]) -> list[Message]:
+    """The prompt of a row, in whichever field it is. Raises RowError where there is none."""
+    key = next((name for name in PROMPTS if row.get(name) is not None), PROMPTS[0])
+    asked = [] if row.get(key) is None else messages_from(row[key], key, "user")
+    if not asked:
+        raise RowError(f"field {key!r} is empty")
+    return asked
+
+
 def messages_from(value: Any, key: str, role: str) -> list[Message]:
     """A text as one message of `role`, or a list of messages."""
     if isinstance(value, str):

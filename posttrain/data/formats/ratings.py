@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.formats.fields import Message, filled, list_of
-from posttrain.data.formats.messages import message_of
-from posttrain.data.formats.preferences import PROMPTS, number_of
+from posttrain.data.formats.preferences import PROMPTS, number_of, prompt_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Answer, Example
 
@@ -67,9 +66,10 @@ def convert_judged(row: Mapping[str, Any], *, score: str = "fine-grained_score")
     for completion in list_of(row, "completions"):
         if not isinstance(completion, Mapping):
             raise RowError("completions must be a list of objects")
-        judged = {
-            name: number_of(note, "Rating") for name, note in (completion.get("annotations") or {}).items() if isinstance(note, Mapping)
-        }
+        notes = completion.get("annotations") or {}
+        if not isinstance(notes, Mapping):
+            raise RowError("annotations must be an object of ratings")
+        judged = {name: number_of(note, "Rating") for name, note in notes.items() if isinstance(note, Mapping)}
         attributes = {name: (rating - 1) / 4 for name, rating in judged.items() if rating is not None and 1 <= rating <= 5}
         answers.append(Answer(_response(completion), number_of(completion, score), attributes))
     return Example(messages=({"role": "user", "content": filled(row, "instruction")},), answers=tuple(answers))
@@ -85,11 +85,10 @@ def _is_judged(completions: Any) -> bool:
 
 
 def _example(row: Mapping[str, Any], answer: Answer) -> Example:
-    key = next(name for name in PROMPTS if row.get(name) is not None)
-    asked = row[key]
-    if not isinstance(asked, (list, tuple)):
-        return Example(messages=({"role": "user", "content": filled(row, key)},), answers=(answer,))
-    return Example(messages=tuple(message_of(message, place) for place, message in enumerate(asked, 1)), answers=(answer,))
+    asked = prompt_of(row)
+    if asked[-1]["role"] == "assistant":
+        raise RowError("the prompt must end in a question")
+    return Example(messages=tuple(asked), answers=(answer,))
 
 
 def _response(row: Mapping[str, Any]) -> tuple[Message, ...]:

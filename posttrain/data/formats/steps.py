@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from posttrain.data.formats.fields import Message, filled, list_of
-from posttrain.data.formats.messages import message_of
+from posttrain.data.formats.preferences import prompt_of
 from posttrain.data.formats.registry import Fields, RowError, register
 from posttrain.types import Example, Step
 
@@ -45,10 +45,7 @@ def _label(value: Any, place: int, labels: str, neutral: Neutral) -> float | Non
 
 
 def _prompt(row: Mapping[str, Any]) -> list[Message]:
-    key = "prompt" if row.get("prompt") is not None else "question"
-    if isinstance(row[key], (list, tuple)):
-        return [message_of(message, place) for place, message in enumerate(row[key], 1)]
-    return [{"role": "user", "content": filled(row, key)}]
+    return prompt_of(row)
 
 
 def _is_shepherd(row: Fields) -> bool:
@@ -61,7 +58,9 @@ def convert_shepherd(row: Mapping[str, Any], *, separator: str = "\n") -> Exampl
     text, label = filled(row, "input"), filled(row, "label")
     pieces = text.split(MARK)
     labels = list(_signs(pieces, label))
-    start = pieces[0].index(FIRST)
+    start = pieces[0].find(FIRST)
+    if start < 0:
+        raise RowError(f"the first judged step does not begin with {FIRST!r}")
     steps = [pieces[0][start:], *pieces[1:-1]] if len(pieces) > 1 else []
     if pieces[-1].strip():
         raise RowError("the text goes on behind its last judged step")
