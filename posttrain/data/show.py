@@ -125,7 +125,16 @@ def coloured(example: TokenizedExample, tokenizer: Any, *, plain: bool = False) 
             for part in _quoted(written, weight) if plain else [written]:
                 text.append(part, None if plain else _style(weight))
         start += length
+        text.append(_marks(example, start - length, start), "bold magenta")
     return text
+
+
+def _marks(example: TokenizedExample, start: int, end: int) -> str:
+    """What is known of the tokens from `start` to `end`: number and value of each mark; of pairs, mark 1 is the chosen answer."""
+    here = [number for number, place in enumerate(example.marks.tolist()) if start <= place < end]
+    if len(example.marks) < 2 and np.isnan(example.values).all():
+        return ""
+    return "".join(f" [{number + 1}{'' if np.isnan(example.values[number]) else f': {example.values[number]:g}'}]" for number in here)
 
 
 def stretches(ids: np.ndarray, weights: np.ndarray) -> list[tuple[np.ndarray, float]]:

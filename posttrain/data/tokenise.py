@@ -69,6 +69,9 @@ class RowEncoder:
             found = get_format(self.format).convert(row.value, **self.options)
         except RowError as error:
             return [error]
+        except Exception as error:
+            error.add_note(f"while reading {row.file}:{row.line} as format {self.format}")
+            raise
         return [found] if isinstance(found, Example | Filtered) else found
 
 

@@ -180,9 +180,11 @@ def weighted(pairs: PairLogps, *, beta: float = 0.1, terms: Mapping[str, Any]) -
     """
     if not terms:
         raise ValueError("weighted needs its losses: method.loss.terms={sigmoid:0.8,bco:0.2}")
+    read = {name: _term(name, term) for name, term in terms.items()}
+    if not any(weight for weight, _ in read.values()):
+        raise ValueError("all weights of method.loss.terms are 0")
     total = torch.zeros_like(pairs.chosen)
-    for name, term in terms.items():
-        weight, options = _term(name, term)
+    for name, (weight, options) in read.items():
         total = total + weight * LOSSES[name](pairs, **{"beta": beta, **options})
     return total
 
@@ -240,4 +242,5 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     )
 }  # fmt: skip
 WHOLE_STEP = frozenset({aot, aot_unpaired})  # each loss depends on all pairs of the optimizer step
+REFERENCE_FREE = frozenset({cpo, simpo, orpo})  # read the policy alone
 BASELINE = frozenset({bco})  # reads `pairs.baseline`

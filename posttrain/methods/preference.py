@@ -13,7 +13,7 @@ from torch import Tensor
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional import pairs as on_pairs
 from posttrain.functional.coefficients import constant
-from posttrain.functional.preference import BASELINE, WHOLE_STEP, parts_of
+from posttrain.functional.preference import BASELINE, REFERENCE_FREE, WHOLE_STEP, parts_of
 from posttrain.methods.base import Method, Recipe
 from posttrain.methods.parts.health import DriftWatch
 from posttrain.methods.parts.running import RunningMean
@@ -35,6 +35,7 @@ class Preference(Method, ABC):
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("pairs",)
     data_kind: ClassVar[str] = "preference"
+    has_reference: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Preference(Method, ABC):
         self.watch = DriftWatch()
         self._gradients: StepGradients | None = None
         self._known: list[Tensor | None] = []
-        _try(loss)
+        _try(loss, reference=self.has_reference)
         if self.whole_step and wpo:
             raise ConfigError(Problem("method.wpo", "weights single pairs, and this loss compares sorted ones", "wpo=false"))
 
@@ -133,11 +134,14 @@ class Preference(Method, ABC):
         return {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs"}
 
 
-def _try(loss: PairLoss) -> None:
+def _try(loss: PairLoss, *, reference: bool) -> None:
     """Let a loss object to its options before a model is built. Raises ConfigError."""
     zero = torch.zeros(1)
+    known = (zero - 1, zero - 2) if reference else ()
+    if reference and parts_of(loss) <= REFERENCE_FREE:
+        raise ConfigError(Problem("method.loss", "this loss has no use for a reference policy", "method=simpo, method=cpo or method=orpo"))
     try:
-        loss(PairLogps(zero - 1, zero - 2, zero + 1, zero + 1, zero - 1, zero - 2))
+        loss(PairLogps(zero - 1, zero - 2, zero + 1, zero + 1, *known))
     except (ValueError, TypeError) as error:
         raise ConfigError(Problem("method.loss", str(error))) from error
 
@@ -192,6 +196,8 @@ class DPO(Preference):
 @final
 class ReferenceFree(Preference):
     """Pair losses on the policy's own log-probabilities: SimPO (arXiv:2405.14734), CPO (arXiv:2401.08417), ORPO (arXiv:2403.07691)."""
+
+    has_reference: ClassVar[bool] = False
 
     def reference_logps(self, tree: TokenTree) -> Tensor | None:
         return None

@@ -22,11 +22,13 @@ from posttrain.runs.options import config_dir, options
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.records import encode, versions
 from posttrain.runs.signatures import Parameter
+from posttrain.runs.source import class_constant
 
 if TYPE_CHECKING:
     from posttrain.data.prepare import Prepared
     from posttrain.evaluation.suites.result import SuiteResult
 
+WRITTEN = ("conversation", "text")  # kinds of data that a language model is to write
 HELD_OUT = "held-out"  # data: the examples that the run itself held out
 
 OWN = {"run": Parameter("run", str, required=True), "device": Parameter("device", str | None, required=False)}
@@ -62,7 +64,7 @@ def read_arguments(args: Mapping[str, Any]) -> tuple[Suite, dict[str, Any]]:
     settings = bind({**suite.settings, **given}, OWN | parameters_of(suite.target), command=f"eval suite={suite.name}")
     if settings.get("data") == HELD_OUT:
         find_artifact(settings["run"])
-        own_config(Path(settings["run"]))
+        _check_written(own_config(Path(settings["run"])))
     elif isinstance(settings.get("data"), str) and not is_hub_id(settings["data"]):
         find_files(settings["data"])
     return suite, settings
@@ -89,6 +91,14 @@ def own_config(run: Path) -> dict[str, Any]:
         raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return config
+
+
+def _check_written(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a run held out something else than what a language model is to write."""
+    kind = class_constant(config["method"]["_target_"], "data_kind")
+    if kind not in WRITTEN:
+        message = f"is needed: the run held out data of kind {kind}; its metrics on them are in result.json"
+        raise ConfigError(Problem("data", message, "data=FILE with conversations, texts or questions"))
 
 
 def _held_out(artifact: Path) -> Prepared:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.models.integrity import REWARD_FILE, verify
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.files import prepare_folder, writing
 from posttrain.runs.quiet import quiet_libraries
@@ -32,6 +33,10 @@ def main(args: Mapping[str, Any]) -> int:
     options = bind(args, parameters_of("posttrain.runs.export.export"), command="export")
     target = export(**options)
     size = sum(path.stat().st_size for path in target.iterdir())
+    if (target / REWARD_FILE).is_file():
+        print(f"{target}: {size / 1e6:,.1f} MB, a copy with the same checksums. It scores answers:")
+        print(f"  posttrain.evaluation.reward.load_reward_model({str(target)!r}), or plain transformers where its head is one linear map")
+        return 0
     print(f"{target}: {size / 1e6:,.1f} MB. Plain transformers loads it and computes the same logits.")
     print(f"  AutoModelForCausalLM.from_pretrained({str(target)!r})")
     return 0
@@ -56,8 +61,14 @@ def export(*, run: str, to: str, merge: bool = False) -> Path:
     prepare_folder(draft, key="to", need_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     try:
         with writing(target):
-            expected, exact = _write(folder, draft, merge=merge)
-        _verify(draft, expected, exact=exact)
+            if (folder / REWARD_FILE).is_file():
+                verify(folder)
+                _copy(folder, draft)
+                expected = None
+            else:
+                expected, exact = _write(folder, draft, merge=merge)
+        if expected is not None:
+            _verify(draft, expected, exact=exact)
         if target.exists():
             target.rmdir()
         os.replace(draft, target)

@@ -82,6 +82,7 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
 
 def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
     """One rank of a run whose folder is ready; returns the exit code. Only the leading rank tells of a user's error."""
+    quiet_libraries()
     from posttrain.runs.ranks import from_environment
     from posttrain.runs.session import train
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from posttrain.methods.base import Method
 from posttrain.models.counts import parameter_counts
+from posttrain.runs.evaluate import WRITTEN
 from posttrain.runs.progress import Progress, human, opening_lines
 from posttrain.runs.records import Status
 from posttrain.runs.reporter import Reporter
@@ -126,5 +127,6 @@ def next_commands(folder: Path, status: Status, hint: str, method: Method) -> li
     run = shown(folder)
     if status != "finished":
         return [f"the same command again continues this run (output_dir={run})"]
-    use = [f"posttrain chat run={run}", f"posttrain eval run={run} suite=validation"] if method.language_model else []
+    use = [f"posttrain chat run={run}"] if method.language_model else []
+    use += [f"posttrain eval run={run} suite=validation"] if method.data_kind in WRITTEN else []
     return [*use, *([hint] if hint else [])]

@@ -40,17 +40,26 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     """Decide how a run starts in `folder` and write its config.yaml. For the process that leads, before ranks exist.
 
     resume=auto continues the folder's own run from its newest checkpoint, or from the start if it has none. resume=never moves what
-    the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration.
+    the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration; one that was refused before it
+    measured anything does not count.
     """
     old = folder / CONFIG
     if config["resume"] == "never":
         set_aside(folder)
-    elif old.is_file() and (problems := list(differences(_config_of(folder), config))):
-        raise ConfigError(problems)
+    elif old.is_file():
+        there = _config_of(folder)
+        if (_has_begun(folder) or not config.keys() <= there.keys()) and (problems := list(differences(there, config))):
+            raise ConfigError(problems)
     start = find_start(config, folder)
     if not start.finished:
         write_atomic(old, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     return start
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run in the folder came as far as a line of metrics or a checkpoint."""
+    metrics = folder / "metrics.jsonl"
+    return (metrics.is_file() and metrics.stat().st_size > 0) or checkpoint.latest(folder / "checkpoints") is not None
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_rated_rows():
     for nothing in (None, "", []):
         with pytest.raises(RowError, match="'prompt' is empty"):
             convert({"prompt": nothing, "response": "Yo", "score": 1})
-    with pytest.raises(RowError, match="end in a question"):
+    with pytest.raises(RowError, match="end in a turn"):
         convert({"prompt": [{"role": "assistant", "content": "Hi"}], "response": "Yo", "score": 1})
 
 

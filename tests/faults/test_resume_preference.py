@@ -32,3 +32,17 @@ def test_continuing_from_a_checkpoint_is_never_having_stopped(tmp_path, kind):
     whole = train(tmp_path / "whole", *KINDS[kind])
     (checkpoint,) = (tmp_path / "whole" / "checkpoints").glob("*step*4*")
     assert train(tmp_path / "second", *KINDS[kind], f"resume={checkpoint}") == whole
+
+
+def test_a_line_that_was_refused_leaves_no_configuration_behind(tmp_path, capsys):
+    wrong = compose([*BASE, "method=simpo", "method.loss=sigmoid", f"output_dir={tmp_path / 'run'}"])
+    assert run_job(wrong) == 2
+    assert "compares with a reference policy" in capsys.readouterr().err
+    train(tmp_path / "run", "method=simpo")
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_last_checkpoint(tmp_path, capsys):
+    line = [*BASE, "method=dpo", "optimizer=sgd", "scheduler=constant", "gradient_clip=null", f"output_dir={tmp_path / 'run'}"]
+    assert run_job(compose([*line, "optimizer.lr=1e20"])) == 1
+    assert "the weights are lost. Lower optimizer.lr" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"

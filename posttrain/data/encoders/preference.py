@@ -71,6 +71,8 @@ def _finish(example: Example, sequences: Sequences, settings: EncodeSettings) ->
         sequences = fit(sequences, settings.max_length, keep_prompt=settings.truncation == "right")
     if not all(weights[1:].any() for _, weights in sequences):
         return Drop("an answer keeps no token after truncation")
+    if truncated and sequences[0][0].tolist() == sequences[1][0].tolist():
+        return Drop("the answers are the same after truncation")
     scores = [np.nan if answer.score is None else answer.score for answer in example.answers]
     return [Encoded(tree_of(sequences, scores), truncated)]
 

@@ -51,6 +51,8 @@ def _pair(example: Example, settings: EncodeSettings) -> Sequence[Answer]:
 
 
 def _with_rating(example: Example, settings: EncodeSettings) -> Sequence[Answer]:
+    if example.meta.get("scores") == "margin":
+        raise RowError("has a margin, which is a difference, and no score of each answer")
     found = [answer for answer in example.answers if not np.isnan(_ratings(answer, settings)).all()]
     if not found:
         raise RowError("has no answer with a rating: learning from ratings needs a score or one of data.attributes")

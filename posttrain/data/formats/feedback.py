@@ -42,6 +42,8 @@ def convert(row: Mapping[str, Any]) -> Example:
             raise RowError(f"{key} is not what the conversation in {answered} begins with")
     if not asked:
         raise RowError("there is no prompt before the answer" if key is None else f"field {key!r} is empty")
+    if asked[-1]["role"] == "assistant":
+        raise RowError("the prompt must end in a turn that is not the assistant's")
     if not answer or answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
         raise RowError("the answer must begin and end with an assistant turn" if answer else "the answer is empty")
     if not any(says_something(message) for message in answer if message["role"] == "assistant"):

@@ -14,9 +14,14 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
+def _is_thumb(label: Any) -> bool:
+    """Whether a label says desirable or not."""
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+
+
 def _has_messages(row: Mapping[str, Any]) -> bool:
     messages = row["messages"]
-    if isinstance(row.get("label"), bool):  # thumbs up and down: training on all of them would be wrong, silently
+    if _is_thumb(row.get("label")):  # training on all of them would be wrong, silently
         return False
     return isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
 

@@ -19,6 +19,8 @@ LAST_TURN = "\n\nAssistant:"
 # What CodeUltraFeedback's judges were asked about; its "complexity" is how little time the code takes.
 QUALITIES = {"complexity": "efficiency", "instruction-following": "instruction_following"}
 LEAST, MOST = 1.0, 5.0  # of its ratings
+UNKNOWN = ("", "N/A", "NA", "NONE", "NAN", "NULL")
+LARGEST = 3.4e38
 
 
 def _is_transcript(row: Fields) -> bool:
@@ -37,6 +39,8 @@ def convert_transcripts(row: Mapping[str, Any]) -> Example:
     asked, answers = [], []
     for key in ("chosen", "rejected"):
         before, _, answer = filled(row, key).rpartition(LAST_TURN)
+        if TURN.search(answer):
+            raise RowError(f"the {key} transcript does not end in an Assistant turn")
         asked.append(before)
         answers.append(({"role": "assistant", "content": answer.strip()},))
     if asked[0].strip() != asked[1].strip():
@@ -59,6 +63,8 @@ def convert(row: Mapping[str, Any]) -> Example:
     """
     key = next((name for name in PROMPTS if row.get(name) is not None), None)
     asked = [] if key is None else messages_from(row[key], key, "user")
+    if missing := next((name for name in ("chosen", "rejected") if row.get(name) is None), None):
+        raise RowError(f"the {missing} answer is missing")
     both = [messages_from(row[name], name, "assistant") for name in ("chosen", "rejected")]
     if any(messages and messages[0]["role"] != "assistant" for messages in both):
         stated, asked = asked, _common(*both)
@@ -119,9 +125,16 @@ def _pair(
             raise RowError(f"the {name} answer must begin and end with an assistant turn")
     if answers[0] == answers[1]:
         raise RowError("chosen and rejected are the same")
+    if not asked or asked[-1]["role"] == "assistant":
+        raise RowError("the prompt must end in a turn that is not the assistant's")
     better, worse = scores_of(row)
     both = (Answer(answers[0], better, attributes[0]), Answer(answers[1], worse, attributes[1]))
-    return Example(messages=tuple(asked), answers=both, tools=tuple(tools_of(row.get("tools"))))
+    meta = {"scores": "margin"} if worse is not None and row.get("margin") is not None and not _has_scores(row) else {}
+    return Example(messages=tuple(asked), answers=both, tools=tuple(tools_of(row.get("tools"))), meta=meta)
+
+
+def _has_scores(row: Mapping[str, Any]) -> bool:
+    return any(all(number_of(row, name) is not None for name in names) for names in SCORES)
 
 
 def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -135,15 +148,15 @@ def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def number_of(row: Mapping[str, Any], key: str) -> float | None:
-    """A finite number; a string that reads as one is understood, "N/A" and absent are None."""
+    """A number that float32 can hold; a string that reads as one is understood, "N/A", NaN and absent are None."""
     value = row.get(key)
-    if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NA", "NONE")):
+    if value is None or (isinstance(value, str) and value.strip().upper() in UNKNOWN) or value != value:  # tables write NaN for absent
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    if isinstance(value, bool) or not abs(number) < float("inf"):
+    if isinstance(value, bool) or not abs(number) <= LARGEST:
         raise RowError(f"field {key!r} must be a number, got {value!r}")
     return number
 

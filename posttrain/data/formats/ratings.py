@@ -87,7 +87,7 @@ def _is_judged(completions: Any) -> bool:
 def _example(row: Mapping[str, Any], answer: Answer) -> Example:
     asked = prompt_of(row)
     if asked[-1]["role"] == "assistant":
-        raise RowError("the prompt must end in a question")
+        raise RowError("the prompt must end in a turn that is not the assistant's")
     return Example(messages=tuple(asked), answers=(answer,))
 
 

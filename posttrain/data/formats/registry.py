@@ -107,7 +107,9 @@ def detect(rows: Sequence[Row], where: str, *, kinds: Collection[str] = ()) -> F
     """
     filled = [(row, {k: v for k, v in row.value.items() if v is not None}) for row in rows]
     found = [(row, candidates(fields, kinds) or candidates(fields)) for row, fields in filled]
-    known = [(row, names) for row, names in found if names]
+    # rows that the method cannot read do not decide how the others are read: each of them is a bad row
+    readable = [(row, names) for row, names in found if any(not kinds or formats()[name].kind in kinds for name in names)]
+    known = readable or [(row, names) for row, names in found if names]
     if not known:
         raise DataError(Problem(where, _no_format(rows), "force one with data.format=NAME, or rename fields with data.columns"))
     common = set.intersection(*(set(names) for _, names in known))
@@ -120,7 +122,7 @@ def detect(rows: Sequence[Row], where: str, *, kinds: Collection[str] = ()) -> F
     other, others = next((row, found) for row, found in known if not set(found) & set(names))
     one, two = " or ".join(sorted(names)), " or ".join(sorted(others))
     message = f"the rows differ: row {first.line} is of format {one}, row {other.line} of {two}"
-    raise DataError(Problem(where, message, "split the file by format, or force one with data.format=NAME"))
+    raise DataError(Problem(where, message, f"split the file by format, or force one: data.format={sorted(names)[0]}"))
 
 
 def candidates(row: Fields, kinds: Collection[str] = ()) -> list[str]:

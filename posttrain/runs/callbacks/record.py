@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -55,6 +56,7 @@ class StepRecorder(StepCallback):
         self.totals["targets"] += float(self.plan.weights[chosen].sum(dtype="float64"))
         self.totals["examples"] += len(chosen)
         sums = sum_over_ranks(module.pop_sums(), module.device)
+        self._stop_if_lost(step, sums.get("loss", 0.0), module.grad_norm)
         module.after_step(sums)
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
         if step % self.every_steps == 0 or step == self.plan.steps:
@@ -63,6 +65,12 @@ class StepRecorder(StepCallback):
                 step, {**module.step_metrics(sums), "grad_norm": module.grad_norm, "lr": self._lr, **counts}, tokens=tokens, seconds=seconds
             )
         self._began = time.perf_counter()
+
+    def _stop_if_lost(self, step: int, loss: float, grad_norm: float) -> None:
+        """Raises FloatingPointError where the step has made the weights useless."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            message = f"step {step}: the loss is {loss:g}, the gradient norm {grad_norm:g}: the weights are lost"
+            raise FloatingPointError(f"{message}. Lower optimizer.lr, or look at the data; the last checkpoint is from before")
 
     def resume_clock(self) -> None:
         """Leave out the time since the last step: evaluation and checkpoints are not training."""
