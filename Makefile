@@ -13,8 +13,9 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 run: $(VENV)/.base
 	$(BIN)/python -m posttrain
 
+# Two processes with a thread each: the tests' small models gain little from a second thread.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

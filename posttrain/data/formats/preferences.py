@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -147,10 +148,15 @@ def scores_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return (None, None) if margin is None else (margin, 0.0)
 
 
+def _is_nan(value: Any) -> bool:
+    """Tables write NaN for what is absent."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def number_of(row: Mapping[str, Any], key: str) -> float | None:
     """A number that float32 can hold; a string that reads as one is understood, "N/A", NaN and absent are None."""
     value = row.get(key)
-    if value is None or (isinstance(value, str) and value.strip().upper() in UNKNOWN) or value != value:  # tables write NaN for absent
+    if value is None or (isinstance(value, str) and value.strip().upper() in UNKNOWN) or _is_nan(value):
         return None
     try:
         number = float(value)
