@@ -69,7 +69,8 @@ def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)
         timed = [json.loads(line) for line in (Path(out) / "run" / "throughput.jsonl").read_text().splitlines()][1:]
-        steps = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if "examples" in row]
         result = json.loads((Path(out) / "run" / "result.json").read_text())
     seconds = sum(row["seconds"] for row in timed)
     done = {
