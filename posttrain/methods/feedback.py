@@ -13,9 +13,10 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional.coefficients import constant
 from posttrain.functional.feedback import MISMATCH, RUNNING_MEAN, answer_logps, function_of
 from posttrain.functional.pairs import divergence_per_token
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Recipe
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.health import DriftWatch
+from posttrain.methods.parts.referenced import Referenced
 from posttrain.methods.parts.running import RunningMean
 from posttrain.models.reference import ReferencePolicy, inference
 from posttrain.types import AnswerLogps, TokenTree
@@ -24,7 +25,7 @@ FeedbackLoss = Callable[..., Tensor]
 
 
 @final
-class Feedback(Method):
+class Feedback(Referenced):
     """Mean of a loss over judged answers: KTO (arXiv:2402.01306), BCO (arXiv:2404.04656).
 
     loss: from posttrain.functional.feedback. beta_schedule: progress of the run in [0, 1] -> factor on beta. reference,
@@ -58,20 +59,12 @@ class Feedback(Method):
         if self.mismatch and reference == "cached":
             raise ConfigError(Problem("method.reference", "kto also needs the reference on mismatched answers", "use copy or adapters"))
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.reference.build(self.model, self.recipe.policy)
-
-    def saved_names(self) -> set[str]:
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
-
     @property
     def forward_passes(self) -> float:
-        return self.reference.forward_passes + 2.0 * self.mismatch
+        return super().forward_passes + 2.0 * self.mismatch
 
     def before_step(self, step: int) -> None:
-        self.reference.advance(step, self.model)
+        super().before_step(step)
         if self.mismatch:
             self.baseline = self._drift_elsewhere(step)
 

@@ -16,6 +16,7 @@ from posttrain.functional.coefficients import constant
 from posttrain.functional.preference import BASELINE, REFERENCE_FREE, WHOLE_STEP, parts_of
 from posttrain.methods.base import Method, Recipe
 from posttrain.methods.parts.health import DriftWatch
+from posttrain.methods.parts.referenced import Referenced
 from posttrain.methods.parts.running import RunningMean
 from posttrain.methods.parts.whole_step import StepGradients, step_gradients
 from posttrain.models.reference import ReferencePolicy, drops_out, inference
@@ -147,7 +148,7 @@ def _try(loss: PairLoss, *, reference: bool) -> None:
 
 
 @final
-class DPO(Preference):
+class DPO(Referenced, Preference):
     """Direct preference optimisation (arXiv:2305.18290) and its variants, against the policy that entered the stage.
 
     reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`. reference_cache: folder of
@@ -170,22 +171,6 @@ class DPO(Preference):
     ) -> None:
         super().__init__(recipe, loss=loss, beta_schedule=beta_schedule, sft_weight=sft_weight, tail_weight=tail_weight, wpo=wpo)
         self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.reference.build(self.model, self.recipe.policy)
-
-    def before_step(self, step: int) -> None:
-        self.reference.advance(step, self.model)
-        super().before_step(step)
-
-    def saved_names(self) -> set[str]:
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
-
-    @property
-    def forward_passes(self) -> float:
-        return super().forward_passes + self.reference.forward_passes
 
     def reference_logps(self, tree: TokenTree) -> Tensor | None:
         logps = self.reference(tree)

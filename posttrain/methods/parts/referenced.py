@@ -1,0 +1,30 @@
+"""What the methods that compare with a reference policy share."""
+
+from __future__ import annotations
+
+from abc import ABC
+
+from posttrain.methods.base import Method
+from posttrain.models.reference import ReferencePolicy
+
+
+class Referenced(Method, ABC):
+    """A method with a `reference`, which its constructor makes: built with the model, moved between steps, in checkpoints if it moves."""
+
+    reference: ReferencePolicy
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.reference.build(self.model, self.recipe.policy)
+
+    def before_step(self, step: int) -> None:
+        self.reference.advance(step, self.model)
+        super().before_step(step)
+
+    @property
+    def forward_passes(self) -> float:
+        return super().forward_passes + self.reference.forward_passes
+
+    def saved_names(self) -> set[str]:
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return super().saved_names() | {f"reference.{name}" for name in self.reference.moving_names(trained)}
