@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,7 @@ class TokenizedExample:
         kind of data says otherwise.
     values: float32 [M], what is known there: a rating, a label; NaN where nothing is.
     reference: float32 [T], log-probability of each trained token under the reference policy, where that was computed before.
+    columns: float32 [T] by name, what else is known of each trained token (advantages, ...); the same names in all examples of a run.
     """
 
     ids: np.ndarray
@@ -79,6 +80,7 @@ class TokenizedExample:
     marks: np.ndarray
     values: np.ndarray
     reference: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,15 @@ class StepShare:
     examples: number of examples in the whole step.
     parts: micro-batches of the step over all ranks; a micro-batch's loss is `sum / weight * parts`
         because the loop averages over micro-batches and ranks.
+    sequences: answers in the whole step, where an example holds several that were sampled.
+    filled: of the parts, how many hold something; the others are empty on every rank. None: all of them.
     """
 
     weight: float
     examples: int
     parts: int
+    sequences: int = 0
+    filled: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class TokenTree:
     example: int64 [S] on the host, index of the example within the micro-batch.
     mark: int64 [M], places in 0..T-1 that `value`, float32 [M], is known of, see TokenizedExample. mark_segment: int64 [M], their segments.
     share: the step's global denominators. reference: float32 [N], the targets' log-probabilities under the reference policy where they
-        were computed before; None elsewhere.
+        were computed before; None elsewhere. columns: float32 [N] by name, see TokenizedExample.
     """
 
     ids: Tensor
@@ -123,6 +129,7 @@ class TokenTree:
     value: Tensor
     share: StepShare
     reference: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -199,3 +206,68 @@ class Rated:
     length: Tensor
     score: Tensor
     attributes: Tensor
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer.
+
+    tokens: int32 [L], as sampled, what ended it included (a stop token, the tokens of a stop string). logps: float32 [L], log-probability
+    of each token under the model at the sampling temperature, before any truncation (top-k, top-p, min-p) or penalty: what the trainer
+    computes. Greedy answers (temperature 0) have those of temperature 1. finish: stop, or length where max_new_tokens cut it off.
+    """
+
+    tokens: np.ndarray
+    logps: np.ndarray
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled answer as a reward sees it.
+
+    prompt: messages. completion: its text, without what ended it. length: tokens, with what ended it. finish: see Completion.
+    answer: the expected one, None if there is none. meta: what a verifier may need (tests, entry point, language ...). group: the same
+    number for all answers to one prompt of a batch.
+    """
+
+    prompt: tuple[Mapping[str, Any], ...]
+    completion: str
+    length: int
+    finish: Literal["stop", "length"]
+    answer: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class GroupRewards:
+    """Rewards of G answers to each of P prompts, float64; NaN where an answer could not be scored.
+
+    total: [P, G]. parts: [K, P, G], the components before their weights. weights: [K].
+    """
+
+    total: Tensor
+    parts: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyTokens:
+    """What a policy-gradient loss reads of the N sampled tokens of a micro-batch, S answers in all.
+
+    logps: [N], under the policy, with a gradient. old: [N], under the policy that sampled them (the ratio's denominator). advantages: [N].
+    weight: [N], 0 for tokens that do not count, else 1 or a correction. sequence: int64 [N], which of the S answers a token belongs to.
+    lengths: [S], tokens of each answer. step_tokens, step_sequences: tokens and answers of the whole optimizer step, over all
+    micro-batches and ranks. longest: most tokens an answer may have.
+    """
+
+    logps: Tensor
+    old: Tensor
+    advantages: Tensor
+    weight: Tensor
+    sequence: Tensor
+    lengths: Tensor
+    step_tokens: float
+    step_sequences: int
+    longest: int

@@ -116,6 +116,7 @@ def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree
         value=torch.from_numpy(np.concatenate([e.values for e in examples]).astype(np.float32)),
         share=share,
         reference=_known(examples, places),
+        columns=_columns(examples, places),
     )
 
 
@@ -125,6 +126,14 @@ def _known(examples: Sequence[TokenizedExample], places: np.ndarray) -> torch.Te
 
     columns = [example.reference for example in examples if example.reference is not None]
     return torch.from_numpy(np.concatenate(columns)[places].astype(np.float32)) if len(columns) == len(examples) else None
+
+
+def _columns(examples: Sequence[TokenizedExample], places: np.ndarray) -> dict[str, torch.Tensor]:
+    """What is known of the targets at `places` of the row, by name."""
+    import torch
+
+    joined = {name: np.concatenate([example.columns[name] for example in examples]) for name in examples[0].columns}
+    return {name: torch.from_numpy(column[places].astype(np.float32)) for name, column in joined.items()}
 
 
 def _positions(starts: np.ndarray, lengths: np.ndarray, parents: np.ndarray) -> np.ndarray:
@@ -140,11 +149,13 @@ def ghost(example: TokenizedExample) -> TokenizedExample:
     one = np.ones(1, np.int32)
     nothing = np.zeros(0, np.int32)
     known = None if example.reference is None else np.zeros(1, np.float32)
-    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one, nothing, nothing.astype(np.float32), known)
+    columns = {name: column[:1] for name, column in example.columns.items()}
+    return TokenizedExample(example.ids[:1], np.zeros(1, np.float32), one, -one, nothing, nothing.astype(np.float32), known, columns)
 
 
 def to_device(tree: TokenTree, device: torch.device) -> TokenTree:
     """The tree with what the model computes on at `device`; segments and example numbers stay on the host."""
     names = ["ids", "positions", "source", "target", "segment", "weight", "mark", "mark_segment", "value"]
     names += [] if tree.reference is None else ["reference"]
-    return replace(tree, **{name: getattr(tree, name).to(device, non_blocking=True) for name in names})
+    moved = {name: getattr(tree, name).to(device, non_blocking=True) for name in names}
+    return replace(tree, **moved, columns={name: column.to(device, non_blocking=True) for name, column in tree.columns.items()})

@@ -1,0 +1,72 @@
+"""Generators: what samples answers from the policy, and the request they take."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.models.policy import PolicyModel
+from posttrain.types import Completion
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    max_new_tokens: most tokens of an answer. temperature: 0 = the most likely token. top_k: most candidates, None for all. top_p: smallest
+    set of candidates with this much probability (arXiv:1904.09751). min_p: candidates at least this share of the best one's probability
+    (arXiv:2407.01082). repetition_penalty: divides (multiplies, if negative) logits of tokens seen before (arXiv:1909.05858, section 4.1).
+    stop: texts that end an answer, besides the tokens that end a turn.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to answer several times. prompt: int [P] token ids. samples: answers wanted. seed: decides all of them, whatever else is
+    answered at the same time."""
+
+    prompt: np.ndarray
+    samples: int
+    seed: int
+
+
+class Generator(ABC):
+    """Samples answers from a policy. A leaf states how in `generate`."""
+
+    def __init__(
+        self,
+        *,
+        group_size: int = 8,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.group_size = group_size
+        self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop))
+
+    def attach(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Called once, when the policy is on its device."""
+        self.policy, self.tokenizer = policy, tokenizer
+
+    def refresh(self) -> None:
+        """Called before a batch of requests whenever the policy's weights may have changed."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:
+        """`samples` answers to each request, in order. sampling: instead of the configured one."""
