@@ -13,14 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "posttrain"
 FLOORS = {
     0: ("types", "errors", "functional", "__init__"),
-    1: ("data", "models", "rewards", "rollout"),
-    2: ("methods",),
-    3: ("evaluation", "runs", "serving"),
-    4: ("__main__", "launchers"),
+    1: ("data", "models"),
+    2: ("rewards", "rollout"),  # they judge with models and sample from them
+    3: ("methods",),
+    4: ("evaluation", "runs", "serving"),
+    5: ("__main__", "launchers"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
-FLOORS_OF_NEIGHBOURS = (0, 3)
-LOWEST_FLOOR = {"lightning": 2, "hydra": 3, "omegaconf": 3, "mlflow": 3}
+FLOORS_OF_NEIGHBOURS = (0, 4)
+LOWEST_FLOOR = {"lightning": 3, "hydra": 4, "omegaconf": 4, "mlflow": 4}
 # A method reads batches and models, but never knows where data comes from or who generates it.
 CLOSED_TO_METHODS = tuple(
     f"posttrain.{name}" for name in ("data.sources", "data.readers", "data.formats", "data.arithmetic", "data.prepare", "rollout")
@@ -100,6 +101,9 @@ def test_the_rules_can_fail() -> None:
     assert not allowed("posttrain.functional.x", "numpy")
     assert not allowed("posttrain.data.x", "posttrain.models.y")
     assert not allowed("posttrain.models.x", "lightning.pytorch")
+    assert not allowed("posttrain.models.x", "posttrain.rollout.y")
+    assert not allowed("posttrain.rewards.x", "posttrain.rollout.y")
+    assert not allowed("posttrain.rollout.x", "lightning.pytorch")
     assert not allowed("posttrain.methods.x", "posttrain.methods.y")
     assert not allowed("posttrain.methods.x", "posttrain.data.sources")
     assert not allowed("posttrain.methods.x", "omegaconf")
@@ -107,3 +111,4 @@ def test_the_rules_can_fail() -> None:
     assert not allowed("posttrain.runs.x", "trl")
     assert allowed("posttrain.methods.x", "posttrain.methods.base.Method")
     assert allowed("posttrain.runs.x", "posttrain.evaluation.y")
+    assert allowed("posttrain.rollout.x", "posttrain.models.y")

@@ -79,8 +79,9 @@ class Part:
         """One example; its arrays are the caller's own."""
         chunk = int(np.searchsorted(self._ends, index, side="right"))
         place = index - (int(self._ends[chunk - 1]) if chunk else 0)
-        ids, runs, weights, *rest = (data[ends[place] : ends[place + 1]] for ends, data in self._lists(chunk))
-        return TokenizedExample(ids.copy(), np.repeat(weights, runs), *(array.copy() for array in rest))
+        found = (data[ends[place] : ends[place + 1]] for ends, data in self._lists(chunk))
+        ids, runs, weights, lengths, parents, marks, values = (array.copy() for array in found)
+        return TokenizedExample(ids, np.repeat(weights, runs), lengths, parents, marks, values)
 
     def _lists(self, chunk: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Offsets and values of the list columns in one chunk: views of the mapped file."""

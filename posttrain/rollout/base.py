@@ -64,7 +64,7 @@ class Generator(ABC):
         """Called once, when the policy is on its device."""
         self.policy, self.tokenizer = policy, tokenizer
 
-    def refresh(self) -> None:
+    def refresh(self) -> None:  # noqa: B027 (most generators read the policy itself and have nothing to do)
         """Called before a batch of requests whenever the policy's weights may have changed."""
 
     @abstractmethod
