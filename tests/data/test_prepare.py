@@ -455,6 +455,7 @@ def test_one_sequence_is_the_tree_of_one_sequence():
     ids, weights = np.arange(5), np.array([1.0, 0, 1, 0.5, 0])
     ours, theirs = vars(example_of([(ids, weights)])), vars(tree_of([(ids, weights)]))
     assert ours.pop("reference") is theirs.pop("reference") is None
+    assert ours.pop("columns") == theirs.pop("columns") == {}
     for one, other in zip(ours.values(), theirs.values(), strict=True):
         np.testing.assert_array_equal(one, other)  # NaN equals NaN
         assert one.dtype == other.dtype
