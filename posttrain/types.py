@@ -271,3 +271,52 @@ class PolicyTokens:
     step_tokens: float
     step_sequences: int
     longest: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and the answers sampled to it. example: its number in the data. prompt: int32 [P]."""
+
+    example: int
+    prompt: np.ndarray
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a policy sampled at one moment, the same on every rank. number: of the rollout in the run. groups: P of them, all of G answers.
+
+    rewards: of their answers. kept: bool [P, G], the answers that are learnt from.
+    """
+
+    number: int
+    groups: tuple[Group, ...]
+    rewards: GroupRewards
+    kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was computed on, over all ranks: numbers of tokens, of targets and of (query, key) pairs of attention.
+
+    examples: conversations, pairs or prompts. tokens, targets, pairs: forward and backward. forward_tokens, forward_targets, forward_pairs:
+    forward only (a reference, sampling). generated: tokens sampled.
+    """
+
+    examples: int = 0
+    tokens: int = 0
+    targets: float = 0.0
+    pairs: float = 0.0
+    forward_tokens: float = 0.0
+    forward_targets: float = 0.0
+    forward_pairs: float = 0.0
+    generated: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the answers of a rollout's group, as one tree. group: which group. answers: which of its answers, in the tree's order."""
+
+    group: int
+    answers: tuple[int, ...]
+    tree: TokenizedExample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from posttrain.data.examples import Examples
 from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.tree import collate, ghost
-from posttrain.types import StepShare, TokenTree
+from posttrain.types import StepShare, TokenTree, Work
 
 
 class TreeLoader:
@@ -50,6 +50,25 @@ class TreeLoader:
         if mismatched:
             return self._mismatched([index for indices in planned.split[self.rank] for index in indices], planned.share)
         return (micro_batch(self.examples, indices, planned.share) for indices in planned.split[self.rank])
+
+    def work(self, step: int) -> Work:
+        """What an optimizer step computes on, over all ranks; a tree's attention is counted as that of one sequence."""
+        chosen = self.plan.examples(step)
+        lengths = self.plan.lengths[chosen].astype(np.float64)
+        return Work(
+            examples=len(chosen),
+            tokens=int(lengths.sum()),
+            targets=float(self.plan.weights[chosen].sum(dtype=np.float64)),
+            pairs=float((lengths * (lengths + 1) / 2).sum()),
+        )
+
+    def notes(self, step: int) -> Mapping[str, float]:
+        """Nothing is reported of a step but what the method measures."""
+        return {}
+
+    def pop_seconds(self) -> Mapping[str, float]:
+        """Nothing that takes its time happens between steps."""
+        return {}
 
     def _mismatched(self, indices: Sequence[int], share: StepShare) -> Iterator[TokenTree]:
         """Split anew: an answer to another prompt has another length."""

@@ -123,6 +123,7 @@ def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:
         "origin": f"{row.file}:{row.line}",
         "answer": encoded.answer,
         "prompt": encoded.prompt,
+        "facts": encoded.facts,
     }
 
 

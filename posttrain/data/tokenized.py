@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("origin", pa.string()),
         ("answer", pa.string()),
         ("prompt", pa.string()),
+        ("facts", pa.string()),
     ]
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,28 @@ def _shared_length(group: list[WeightedSequence]) -> int:
         same = (ids[:shared] == first_ids[:shared]) & (weights[:shared] == 0)
         shared = shared if same.all() else int(np.argmin(same))
     return shared
+
+
+def answered(prompt: np.ndarray, answers: Sequence[np.ndarray], columns: Mapping[str, Sequence[np.ndarray]]) -> TokenizedExample:
+    """A prompt [P] with its sampled answers, each a branch of its own and all trained. columns: by name, of each answer's tokens."""
+    lengths = np.array([len(prompt), *map(len, answers)], np.int32)
+    ids = np.concatenate([prompt, *answers]).astype(np.int32)
+    trained = np.ones(len(ids), np.float32)
+    trained[: len(prompt)] = 0.0
+    before = np.zeros(len(prompt), np.float32)
+    known = {name: np.concatenate([before, *parts]).astype(np.float32) for name, parts in columns.items()}
+    parents = np.where(np.arange(len(lengths)) == 0, -1, 0).astype(np.int32)
+    marks = (np.cumsum(lengths)[1:] - 1).astype(np.int32)
+    return TokenizedExample(ids, trained, lengths, parents, marks, np.full(len(answers), np.nan, np.float32), columns=known)
+
+
+def nothing(share: StepShare, columns: Sequence[str] = ()) -> TokenTree:
+    """A micro-batch that is empty on every rank and needs no forward pass."""
+    import torch
+
+    none, real = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    segments = torch.zeros(0, 3, dtype=torch.int64)
+    return TokenTree(none, none, segments, none, none, none, real, none, none, none, real, share, columns=dict.fromkeys(columns, real))
 
 
 def collate(examples: Sequence[TokenizedExample], share: StepShare) -> TokenTree:

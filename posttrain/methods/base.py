@@ -19,7 +19,7 @@ from posttrain.data.tree import to_device
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
-from posttrain.types import TokenTree
+from posttrain.types import TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -58,13 +58,25 @@ class Steps(Protocol):
         """This rank's micro-batches of optimizer step `step`; mismatched: its prompts with answers to other prompts."""
         ...
 
+    def work(self, step: int) -> Work:
+        """What optimizer step `step` computes on, over all ranks."""
+        ...
+
+    def notes(self, step: int) -> Mapping[str, float]:
+        """What is reported with step `step` besides the method's own metrics."""
+        ...
+
+    def pop_seconds(self) -> Mapping[str, float]:
+        """Seconds by phase, of what happened between steps since the last call."""
+        ...
+
 
 class Method(LightningModule, ABC):
     """Base of the methods. A leaf states its loss in `loss_of`; the loop is Lightning's automatic optimisation.
 
     loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on. language_model:
     whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
-    (a name in posttrain.runs.reports); None for none.
+    (a name in posttrain.runs.reports); None for none. online: whether it learns from answers that it samples itself.
     steps: set when training begins. place: of the present micro-batch among this rank's in the step. examples: of the present step.
     """
 
@@ -72,6 +84,7 @@ class Method(LightningModule, ABC):
     data_kind: ClassVar[str]
     language_model: ClassVar[bool] = True
     report: ClassVar[str | None] = None
+    online: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -101,12 +114,15 @@ class Method(LightningModule, ABC):
         self.examples = tree.share.examples
         if self.place == 0:
             self.before_step(step)
+        if not len(tree.ids):  # empty on every rank, so that no collective waits for it
+            return 0.0 * next(p for p in self.parameters() if p.requires_grad).sum()
         loss, aux, metrics = self.loss_of(tree)
         parts = {"loss": loss, **metrics}
         total = loss * tree.share.parts  # the loop averages over micro-batches and ranks
         if aux is not None:
-            parts["aux_loss"] = aux / tree.share.parts
-            total = total + aux
+            filled = tree.share.filled or tree.share.parts
+            parts["aux_loss"] = aux / filled
+            total = total + aux * (tree.share.parts / filled)
         self._accumulate(parts)
         return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -49,19 +50,24 @@ class PolicyModel(nn.Module):
         """The transformers model inside, without the adapter wrapper."""
         return causal_lm(self.model)
 
-    def forward(self, tree: TokenTree, *, noise: float = 0.0, **asked: bool) -> tuple[TokenStats, Tensor | None]:
+    def forward(
+        self, tree: TokenTree, *, noise: float = 0.0, temperature: float = 1.0, **asked: bool
+    ) -> tuple[TokenStats, Tensor | None]:
         """Statistics at the tree's targets, and the auxiliary loss of a mixture of experts (None without one).
 
-        noise: NEFTune's alpha; 0 for none. asked: what `token_stats` computes only when asked (entropy, mean_logps, correct, collision).
+        noise: NEFTune's alpha; 0 for none. temperature: divides the logits. asked: what `token_stats` computes only when asked (entropy,
+        mean_logps, correct, collision).
         """
         hidden, aux = self.hidden(tree, noise=noise)
+        return self.stats(hidden, tree, temperature=temperature, **asked), aux
+
+    def stats(self, hidden: Tensor, tree: TokenTree, *, temperature: float = 1.0, **asked: bool) -> TokenStats:
+        """Statistics at a tree's targets from its hidden states [T, H]."""
         output = self.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
-        stats = token_stats(
-            hidden[tree.source], _dense(output), tree.target, output.bias if isinstance(output, nn.Linear) else None,
-            head=self.head, **asked,
-        )  # fmt: skip
-        return stats, aux
+        head = self.head if temperature == 1.0 else replace(self.head, temperature=self.head.temperature * temperature)
+        bias = output.bias if isinstance(output, nn.Linear) else None
+        return token_stats(hidden[tree.source], _dense(output), tree.target, bias, head=head, **asked)
 
     def hidden(self, tree: TokenTree, *, noise: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [T, H] of a tree, and the auxiliary loss."""

@@ -16,9 +16,9 @@ ReferenceKind = Literal["auto", "adapters", "copy", "cached"]
 
 
 class Reference(Protocol):
-    """Log-probabilities [N] of a tree's targets, without a gradient."""
+    """Log-probabilities [N] of a tree's targets, without a gradient. temperature: divides the logits."""
 
-    def __call__(self, tree: TokenTree) -> Tensor: ...
+    def __call__(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor: ...
 
 
 class AdaptersOff:
@@ -31,9 +31,9 @@ class AdaptersOff:
         self.policy = policy
 
     @torch.no_grad()
-    def __call__(self, tree: TokenTree) -> Tensor:
+    def __call__(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor:
         with self.policy.model.disable_adapter(), inference(self.policy):  # type: ignore[operator]
-            stats, _ = self.policy(tree)
+            stats, _ = self.policy(tree, temperature=temperature)
         return stats.logps
 
 
@@ -49,8 +49,8 @@ class FrozenCopy(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, tree: TokenTree) -> Tensor:
-        stats, _ = self.policy(tree)
+    def forward(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor:
+        stats, _ = self.policy(tree, temperature=temperature)
         return stats.logps
 
     @torch.no_grad()
@@ -63,9 +63,9 @@ class FrozenCopy(nn.Module):
 
 
 class Cached:
-    """What was computed before training and travels in the tree."""
+    """What was computed before training and travels in the tree, at whatever temperature that was."""
 
-    def __call__(self, tree: TokenTree) -> Tensor:
+    def __call__(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor:
         if tree.reference is None:
             raise RuntimeError("the examples carry no log-probabilities of the reference")
         return tree.reference
@@ -95,10 +95,10 @@ class ReferencePolicy(nn.Module):
         else:
             self.source = FrozenCopy(entering())
 
-    def forward(self, tree: TokenTree) -> Tensor:
+    def forward(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor:
         if self.source is None:
             raise RuntimeError("the reference exists after configure_model")
-        return self.source(tree)
+        return self.source(tree, temperature=temperature)
 
     @property
     def forward_passes(self) -> float:

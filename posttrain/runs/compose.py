@@ -83,12 +83,13 @@ def _checked_choices(parsed: Parsed, folders: Sequence[Path], result: Composed) 
     good = []
     for choice in parsed.choices:
         names = [option.name for option in options.options(folders, choice.group)]
-        if choice.option is None or choice.option in names:
+        missing = [name for name in choice.names if name not in names]
+        if not missing:
             good.append(choice)
         elif choice.group != "debug" or choice.option != "false":
-            result.problems.append(
-                Problem(choice.text, f"{choice.group} has no option '{choice.option}'", suggest.hint(choice.option, names, most=40))
-            )
+            result.problems += [
+                Problem(choice.text, f"{choice.group} has no option '{name}'", suggest.hint(name, names, most=40)) for name in missing
+            ]
             result.broken.add(choice.group.replace("/", "."))
     return good
 
@@ -149,7 +150,8 @@ def _choice_line(choice: Choice, keys: dict[str, str]) -> str:
     key = keys.get(choice.group)
     if choice.option is None:
         return f"~{key}"
-    return f"{key or '+' + choice.group}={quoted(choice.option)}"
+    named = quoted(choice.option) if isinstance(choice.option, str) else f"[{','.join(map(quoted, choice.option))}]"
+    return f"{key or '+' + choice.group}={named}"
 
 
 def quoted(text: str) -> str:

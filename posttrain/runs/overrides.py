@@ -16,13 +16,21 @@ from posttrain.errors import ConfigError, Problem
 Verb = Literal["set", "add", "delete"]
 
 
+LISTED = ("reward",)  # groups of which several options compose, each under its own name
+
+
 @dataclass(frozen=True)
 class Choice:
-    """`model=nano`: an option of a config group; None = no option."""
+    """`model=nano`: an option of a config group; None = no option. `reward=[math,length]`: several of them, in a group of LISTED."""
 
     group: str
-    option: str | None
+    option: str | tuple[str, ...] | None
     text: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The options chosen."""
+        return () if self.option is None else (self.option,) if isinstance(self.option, str) else self.option
 
 
 @dataclass(frozen=True)
@@ -79,17 +87,20 @@ def read(line: str) -> Override | Problem:
 def _sort(override: Override, groups: Sequence[str], line: str, parsed: Parsed) -> None:
     value = override.value()
     group = override.key_or_group.replace(".", "/")
+    if group in LISTED and isinstance(value, list):
+        parsed.choices.append(Choice(group, tuple(map(_name, value)), line))
+        return
     if group in groups and not isinstance(value, dict | list):
-        option = None if override.is_delete() or value is None else _option(override)
-        parsed.choices.append(Choice(group, option, line))
+        chosen = None if override.is_delete() or value is None else _name(value)
+        several = () if chosen is None else (chosen,)
+        parsed.choices.append(Choice(group, several if group in LISTED else chosen, line))
         return
     verb: Verb = "delete" if override.is_delete() else "add" if override.is_add() or override.is_force_add() else "set"
     parsed.values.append(Value(override.key_or_group.replace("/", "."), value, verb, line))
 
 
-def _option(override: Override) -> str:
-    """The option's name as text, also where YAML reads `true` or a number."""
-    value = override.value()
+def _name(value: Any) -> str:
+    """An option's name as text, also where YAML reads `true` or a number."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -39,11 +39,14 @@ class Reporter:
         for row in self._metrics.read() if self._metrics is not None else ():
             self._note(int(row.pop("step")), row)
 
-    def step(self, step: int, metrics: Mapping[str, float], *, tokens: int, seconds: float) -> None:
-        """Log an optimizer step: its metrics, its real tokens over all ranks and the wall time it took."""
+    def step(
+        self, step: int, metrics: Mapping[str, float], *, tokens: int, seconds: float, speeds: Mapping[str, float] | None = None
+    ) -> None:
+        """Log an optimizer step: its metrics, its real tokens over all ranks, the wall time it took, and further times and speeds."""
         if self._metrics is None or self._throughput is None:
             return
         speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "memory_bytes": float(peak_memory_bytes(self.device))}
+        speed |= speeds or {}
         self._metrics.append(step, metrics)
         self._throughput.append(step, speed)
         self._note(step, metrics)

@@ -165,3 +165,5 @@ class Run(Group):
     hardware: Hardware
     tracking: Target
     method: Target
+    rollout: Target | None = Field(None, description="how answers are sampled: posttrain list rollout")
+    reward: dict[str, Target] | None = Field(None, description="what answers are worth, by component: posttrain list reward")

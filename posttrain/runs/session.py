@@ -12,12 +12,11 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
 from posttrain.methods.base import Method
-from posttrain.models.flops import causal_pairs, flop_model
+from posttrain.models.flops import flop_model
 from posttrain.runs import plots, reports, targets
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
-from posttrain.runs.measure import Measures
 from posttrain.runs.opening import Opening, next_commands, paths_of, print_samples, run_info, tracking_node
 from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
@@ -29,7 +28,18 @@ from posttrain.runs.resume import find_start
 from posttrain.runs.signals import StopRequest, stop_on_signals
 from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.none import NoTracker
-from posttrain.runs.train import Job, build_method, build_trainer, callbacks_of, device_of, fit, plan_of, write_samples
+from posttrain.runs.train import (
+    Job,
+    build_method,
+    build_trainer,
+    callbacks_of,
+    device_of,
+    fit,
+    loader_of,
+    measures_of,
+    plan_of,
+    write_samples,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +76,9 @@ class Session:
         # Only the leading rank tracks; the others have nothing to send.
         self.tracker: Tracker = targets.build(tracking_node(job.config)) if job.ranks.leads else NoTracker()
         self.reporter = Reporter(job.folder, job.ranks, self.tracker, device=str(job.device))
-        self.measures = Measures(job.config, job.prepared, job.tokenizer, job.ranks, self.reporter.say)
-        self.callbacks = callbacks_of(job, self.reporter, self.measures, stop)
+        self.loader = loader_of(job, method)
+        self.measures = measures_of(job, self.loader, self.reporter.say)
+        self.callbacks = callbacks_of(job, self.loader, self.reporter, self.measures, stop)
         self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
         self.method = method
 
@@ -78,7 +89,7 @@ class Session:
         if job.ranks.leads:
             self.tracker.start(run_info(job))
         trainer = build_trainer(job, [Opening(job, self.reporter), *self.callbacks])
-        fit(job, self.method, trainer)
+        fit(job, self.method, trainer, self.loader)
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt
         if self.stop.signal is None:
@@ -145,7 +156,7 @@ class Session:
             steps=step,
             examples=int(totals["examples"]),
             tokens=int(totals["tokens"]),
-            flops=self._flops(step),
+            flops=self._flops(),
             train_seconds=seconds,
             tokens_per_second=totals["tokens"] / seconds,
             peak_memory_bytes=peak_memory_bytes(str(self.job.device)),
@@ -154,13 +165,11 @@ class Session:
             mlflow_run_id=self.tracker.run_id,
         )
 
-    def _flops(self, steps: int) -> float:
+    def _flops(self) -> float:
         if self.method.policy is None:
             return 0.0
-        lengths = self.job.plan.lengths
-        pairs = sum(causal_pairs(lengths[self.job.plan.examples(step)]) for step in range(steps))
-        totals = self.recorder.totals
-        targets = totals["targets"] if self.method.language_model else 0.0
-        counts = {"tokens": totals["tokens"], "targets": targets, "pairs": pairs}
-        model = flop_model(self.method.policy)
-        return model.training(**counts) + self.method.forward_passes * model.forward(**counts)
+        totals, model = self.recorder.totals, flop_model(self.method.policy)
+        heads = float(self.method.language_model)  # a reward model's body has no use for the output head
+        trained = model.training(tokens=totals["tokens"], targets=heads * totals["targets"], pairs=totals["pairs"])
+        targets = heads * totals["forward_targets"]
+        return trained + model.forward(tokens=totals["forward_tokens"], targets=targets, pairs=totals["forward_pairs"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,11 @@ from posttrain.data.plan import StepPlan, make_plan
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
 from posttrain.methods.base import Method, Recipe
+from posttrain.methods.parts.online import Online
 from posttrain.models.build import build_policy
-from posttrain.runs import targets
+from posttrain.rollout.experience import ExperienceLoader
+from posttrain.rollout.plan import ExperiencePlan
+from posttrain.runs import online, targets
 from posttrain.runs.callbacks.evaluate import Evaluator
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.callbacks.save import CheckpointWriter
@@ -51,7 +54,7 @@ class Job:
     start: Start
     tokenizer: PreTrainedTokenizerBase
     prepared: Prepared
-    plan: StepPlan
+    plan: StepPlan | ExperiencePlan
     device: torch.device
     allow_targets: Collection[str] = ()
 
@@ -61,9 +64,11 @@ class Job:
         return Path(self.config["output_dir"])
 
 
-def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan:
+def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | ExperiencePlan:
     """The step plan of a run. Raises ConfigError where the data does not fit the numbers given."""
     train = prepared.train
+    if config["rollout"] is not None:
+        return online.plan_of(config, prepared, ranks)
 
     def order(epoch: int) -> np.ndarray:
         return epoch_order(train.sizes, train.source_weights, exhaustion=train.exhaustion, seed=config["seed"], epoch=epoch)
@@ -136,10 +141,28 @@ def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
     )
 
 
-def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopRequest) -> list[Callback]:
+def loader_of(job: Job, method: Method) -> TreeLoader | ExperienceLoader:
+    """Where the run's micro-batches come from."""
+    if isinstance(job.plan, ExperiencePlan):
+        assert isinstance(method, Online)
+        return online.loader_of(job.config, job.tokenizer, job.prepared, job.plan, job.ranks, method, allow=job.allow_targets)
+    return TreeLoader(job.prepared.train, job.plan, rank=job.ranks.rank)
+
+
+def measures_of(job: Job, loader: TreeLoader | ExperienceLoader, say: Callable[[str], None]) -> Measures:
+    """What a run is measured by on held-out data."""
+    if isinstance(loader, ExperienceLoader):
+        return online.OnlineMeasures(job.config, job.prepared, job.tokenizer, job.ranks, say, collector=loader.collector)
+    return Measures(job.config, job.prepared, job.tokenizer, job.ranks, say)
+
+
+def callbacks_of(
+    job: Job, loader: TreeLoader | ExperienceLoader, reporter: Reporter, measures: Measures, stop: StopRequest
+) -> list[Callback]:
     """In the order in which they act at a step's end: record, evaluate, save."""
     config = job.config
-    recorder = StepRecorder(reporter, job.plan, seed=config["seed"], ranks=job.ranks, every_steps=config["log"]["every_steps"])
+    last, every = job.plan.steps, config["log"]["every_steps"]
+    recorder = StepRecorder(reporter, loader, last=last, seed=config["seed"], ranks=job.ranks, every_steps=every)
 
     def before(method: Method) -> dict[str, float]:
         loss = measures.loss(method) if config["validate"]["at_start"] else {}
@@ -148,12 +171,12 @@ def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopReq
 
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
-    return [recorder, evaluator, writer]
+    sampled = [online.Sampler(loader, reporter, config, job.tokenizer)] if isinstance(loader, ExperienceLoader) else []
+    return [*sampled, recorder, evaluator, writer]
 
 
-def fit(job: Job, method: Method, trainer: Trainer) -> None:
+def fit(job: Job, method: Method, trainer: Trainer, loader: TreeLoader | ExperienceLoader) -> None:
     """Train to the plan's end, or to the step at which a signal stopped it."""
-    loader = TreeLoader(job.prepared.train, job.plan, rank=job.ranks.rank)
     method.steps = loader
     state = None if job.start.state is None else str(job.start.state)
     with warnings.catch_warnings():

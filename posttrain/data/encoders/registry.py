@@ -30,12 +30,14 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenized example. answer, prompt: for examples that can be checked. truncated: whether tokens were cut off."""
+    """One tokenized example. answer, prompt: for examples that can be checked. truncated: whether tokens were cut off. facts: JSON, what a
+    reward needs to know of a prompt."""
 
     tokens: TokenizedExample
     truncated: bool = False
     answer: str | None = None
     prompt: str | None = None
+    facts: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from posttrain.data.plan import StepPlan
-from posttrain.methods.base import Method
+from posttrain.methods.base import Method, Steps
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.ranks import Ranks, sum_over_ranks
 from posttrain.runs.reporter import Reporter
+from posttrain.types import Work
 
 
 class StepRecorder(StepCallback):
@@ -23,13 +25,14 @@ class StepRecorder(StepCallback):
     Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
     """
 
-    def __init__(self, reporter: Reporter, plan: StepPlan, *, seed: int, ranks: Ranks, every_steps: int = 1) -> None:
+    def __init__(self, reporter: Reporter, steps: Steps, *, last: int, seed: int, ranks: Ranks, every_steps: int = 1) -> None:
         self.reporter = reporter
-        self.plan = plan
+        self.steps = steps
+        self.last = last
         self.seed = seed
         self.ranks = ranks
         self.every_steps = every_steps
-        self.totals = {"tokens": 0, "targets": 0.0, "examples": 0, "train_seconds": 0.0}
+        self.totals: dict[str, float] = {**asdict(Work()), "train_seconds": 0.0}
         self._lr = 0.0
         self._began = 0.0
 
@@ -50,21 +53,26 @@ class StepRecorder(StepCallback):
 
     def on_step_end(self, trainer: Trainer, module: Method) -> None:
         step = trainer.global_step
-        chosen = self.plan.examples(step - 1)
-        tokens = int(self.plan.lengths[chosen].sum())
-        self.totals["tokens"] += tokens
-        self.totals["targets"] += float(self.plan.weights[chosen].sum(dtype="float64"))
-        self.totals["examples"] += len(chosen)
+        work = self._count(step, module)
         sums = sum_over_ranks(module.pop_sums(), module.device)
         self._stop_if_lost(step, sums.get("loss", 0.0), module.grad_norm)
         module.after_step(sums)
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
-        if step % self.every_steps == 0 or step == self.plan.steps:
-            counts = {name: self.totals[name] for name in ("tokens", "examples")}
-            self.reporter.step(
-                step, {**module.step_metrics(sums), "grad_norm": module.grad_norm, "lr": self._lr, **counts}, tokens=tokens, seconds=seconds
-            )
+        notes, phases = self.steps.notes(step - 1), self.steps.pop_seconds()
+        if step % self.every_steps == 0 or step == self.last or notes:
+            counts = {name: self.totals[name] for name in ("tokens", "examples", "generated") if name != "generated" or module.online}
+            metrics = {**module.step_metrics(sums), **notes, "grad_norm": module.grad_norm, "lr": self._lr, **counts}
+            self.reporter.step(step, metrics, tokens=work.tokens, seconds=seconds, speeds=_speeds(work, phases))
         self._began = time.perf_counter()
+
+    def _count(self, step: int, module: Method) -> Work:
+        """Add a step's work to the totals."""
+        work, passes = self.steps.work(step - 1), module.forward_passes
+        for name, value in asdict(work).items():
+            self.totals[name] += value
+        for name in ("tokens", "targets", "pairs"):
+            self.totals[f"forward_{name}"] += passes * getattr(work, name)
+        return work
 
     def _stop_if_lost(self, step: int, loss: float, grad_norm: float) -> None:
         """Raises FloatingPointError where the step has made the weights useless."""
@@ -75,6 +83,13 @@ class StepRecorder(StepCallback):
     def resume_clock(self) -> None:
         """Leave out the time since the last step: evaluation and checkpoints are not training."""
         self._began = time.perf_counter()
+
+
+def _speeds(work: Work, phases: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of what happened before the step, and how fast answers were sampled."""
+    seconds = {f"seconds/{name}": value for name, value in phases.items()}
+    sampled = phases.get("generate", 0.0)
+    return {**seconds, **({"generate_tokens_per_second": work.generated / sampled} if sampled > 0 else {})}
 
 
 def micro_seed(seed: int, batch_idx: int, ranks: Ranks) -> int:

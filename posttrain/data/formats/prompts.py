@@ -1,0 +1,40 @@
+"""Rows that only ask: what online learning answers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.formats.fields import Message, text_of
+from posttrain.data.formats.messages import message_of, tools_of
+from posttrain.data.formats.registry import RowError, register
+from posttrain.types import Example
+
+EXPECTED = ("answer", "final_answer", "ground_truth", "target", "solution")
+ANSWERED = ("completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score")
+OWN = ("prompt", "system", "tools", "data_source", "meta", *EXPECTED)
+
+
+@register("prompt", needs=[["prompt"]], kind="prompt", absent=ANSWERED)
+def convert(row: Mapping[str, Any]) -> Example:
+    """{"prompt"}, a text or a list of messages; answer (also final_answer, ground_truth, target, solution): what a verifier expects. Further fields,
+    or those in `meta`, reach rewards as they are."""
+    messages = _messages(row["prompt"])
+    if messages[-1]["role"] == "assistant":
+        raise RowError("the prompt ends with an assistant turn, so there is nothing to answer")
+    system = text_of(row, "system", "")
+    if system.strip() and messages[0]["role"] not in ("system", "developer"):
+        messages = [{"role": "system", "content": system}, *messages]
+    expected = next((row[name] for name in EXPECTED if row.get(name) is not None), None)
+    extra = row.get("meta") if isinstance(row.get("meta"), Mapping) else {}
+    rest = {key: value for key, value in row.items() if key not in OWN and value is not None}
+    answer = None if expected is None else str(expected)
+    return Example(messages=tuple(messages), tools=tuple(tools_of(row.get("tools"))), answer=answer, meta={**rest, **(extra or {})})
+
+
+def _messages(prompt: Any) -> list[Message]:
+    if isinstance(prompt, str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, (list, tuple)) and prompt:
+        return [message_of(message, place) for place, message in enumerate(prompt, 1)]
+    raise RowError("field 'prompt' must be a text or a list of messages, and not empty")

@@ -1,0 +1,174 @@
+"""What the methods that learn from their own answers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.functional.advantages import informative
+from posttrain.functional.kl import penalty
+from posttrain.methods.base import Recipe
+from posttrain.methods.parts.passes import Columns, columns_of
+from posttrain.methods.parts.referenced import Referenced
+from posttrain.models.reference import ReferencePolicy, inference
+from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
+
+
+@dataclass(frozen=True)
+class KL:
+    """The pull towards the reference policy. coef: its coefficient, 0 for none. estimator: k1, k2 or k3 of each token (J. Schulman, 2020).
+
+    place: in the loss, or taken off the reward before advantages. unbiased: in the loss, weigh the estimate by pi / pi_old, which makes its
+    gradient right for k1 and k3 (see posttrain.functional.kl). clamp: largest |log pi - log pi_ref| that counts; None for no bound.
+    """
+
+    coef: float = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    place: Literal["loss", "reward"] = "loss"
+    unbiased: bool = False
+    clamp: float | None = None
+
+    def of(self, logps: Tensor, reference: Tensor, ratio: Tensor | None = None) -> Tensor:
+        """The estimate of each token [N], nats."""
+        return penalty(logps, reference, ratio if self.unbiased else None, estimator=self.estimator, clamp=self.clamp)
+
+
+class Online(Referenced, ABC):
+    """A rollout samples `rollout.group_size` answers to minibatches * global_batch prompts; rollout_epochs passes over them follow.
+
+    temperature, longest: of the rollout, which the loss must know. selection: what becomes of groups whose rewards are all alike: keep,
+    drop, or resample (ask further prompts, in at most selection_tries rounds; DAPO, arXiv:2503.14476, section 3.2). mask_truncated: leave
+    answers that were cut off out of the loss (section 3.4). reference, reference_update_every, reference_update_mix: see
+    `posttrain.models.reference.ReferencePolicy`; there is one only where kl.coef is above 0.
+    """
+
+    online: ClassVar[bool] = True
+    data_kind: ClassVar[str] = "prompt"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        kl: KL = KL(),  # noqa: B008 (frozen)
+        minibatches: int = 1,
+        rollout_epochs: int = 1,
+        temperature: float = 1.0,
+        longest: int = 256,
+        selection: Literal["keep", "drop", "resample"] = "keep",
+        selection_tries: int = 4,
+        mask_truncated: bool = False,
+        reference: Literal["auto", "adapters", "copy"] = "auto",
+        reference_update_every: int | None = None,
+        reference_update_mix: float = 0.6,
+    ) -> None:
+        super().__init__(recipe)
+        self.kl = kl
+        self.minibatches, self.rollout_epochs = minibatches, rollout_epochs
+        self.temperature, self.longest = temperature, longest
+        self.selection, self.selection_tries, self.mask_truncated = selection, selection_tries, mask_truncated
+        self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
+        self.max_tokens = 0  # of a pass between steps; set with `steps`
+
+    @property
+    def referenced(self) -> bool:
+        """Whether anything asks the reference policy."""
+        return self.kl.coef > 0
+
+    def configure_model(self) -> None:
+        if self.referenced:
+            super().configure_model()
+        elif self.policy is None:
+            self.policy = self.recipe.policy()
+
+    @abstractmethod
+    def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
+        """The parts' trees with the columns that the loss reads."""
+
+    def choose(self, rollout: Rollout) -> np.ndarray:
+        """bool [P, G]: the answers to learn from."""
+        ended = [[completion.finish == "stop" for completion in group.completions] for group in rollout.groups]
+        return np.array(ended) if self.mask_truncated else np.ones_like(rollout.kept)
+
+    def informative(self, rewards: GroupRewards) -> np.ndarray:
+        """bool [P]: groups whose rewards are not all alike."""
+        return np.asarray(informative(rewards).numpy())
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around what is computed between steps: no gradients, no dropout, the precision of training."""
+        with torch.no_grad(), inference(self.model), self.trainer.precision_plugin.forward_context():
+            yield
+
+    def read(self, parts: Sequence[Part]) -> list[Columns]:
+        """The policy's log-probabilities of the sampled tokens as `old`, and the reference's as `reference`, as far as they are needed."""
+
+        def passes(tree: TokenTree) -> Mapping[str, Tensor]:
+            found = {"reference": self.reference(tree, temperature=self.temperature)} if self.referenced else {}
+            return {**self.read_policy(tree), **found}
+
+        if not self.passes_between:
+            return [{} for _ in parts]
+        return columns_of([part.tree for part in parts], passes, max_tokens=self.max_tokens, device=self.device)
+
+    def read_policy(self, tree: TokenTree) -> Mapping[str, Tensor]:
+        """What the policy says of a tree's targets before it learns from them: its log-probabilities, if they are needed."""
+        return {"old": self.model(tree, temperature=self.temperature)[0].logps} if self.keeps_old else {}
+
+    @property
+    def keeps_old(self) -> bool:
+        """Whether the policy that sampled must be read: with one step a rollout, the first step's own log-probabilities are the old ones."""
+        return self.minibatches * self.rollout_epochs > 1 or (self.referenced and self.kl.place == "reward")
+
+    @property
+    def passes_between(self) -> float:
+        """Forward passes over every sampled answer between steps."""
+        return float(self.keeps_old) + float(self.referenced)
+
+    @property
+    def forward_passes(self) -> float:
+        return 0.0  # those between steps are counted with the rollout
+
+    def policy_tokens(self, tree: TokenTree, logps: Tensor, weight: Tensor) -> PolicyTokens:
+        """What a policy loss reads of a tree: logps [N] with a gradient, weight [N]."""
+        return PolicyTokens(
+            logps=logps,
+            old=column(tree, "old") if "old" in tree.columns else logps.detach(),
+            advantages=column(tree, "advantage"),
+            weight=weight,
+            sequence=torch.searchsorted(tree.mark_segment, tree.segment),
+            lengths=torch.bincount(torch.searchsorted(tree.mark_segment, tree.segment), minlength=len(tree.mark)),
+            step_tokens=tree.share.weight,
+            step_sequences=tree.share.sequences,
+            longest=self.longest,
+        )
+
+
+def column(tree: TokenTree, name: str) -> Tensor:
+    """A column [N]; zeros where the tree stands for no work."""
+    return tree.columns[name] if name in tree.columns else torch.zeros_like(tree.weight)
+
+
+def with_columns(parts: Sequence[Part], columns: Sequence[Columns]) -> list[TokenizedExample]:
+    """The parts' trees with further columns; `reference` has its own place."""
+    return [
+        replace(
+            part.tree,
+            reference=known.get("reference"),
+            columns={**part.tree.columns, **{name: value for name, value in known.items() if name != "reference"}},
+        )
+        for part, known in zip(parts, columns, strict=True)
+    ]
+
+
+def spread(part: Part, values: Tensor) -> np.ndarray:
+    """A number for each answer of each group [P, G] as a column [T] of the part's tree: the same at every token of an answer."""
+    chosen = values[part.group].numpy()[list(part.answers)]
+    before, *lengths = part.tree.segment_lengths.tolist()
+    return np.concatenate([np.zeros(before), np.repeat(chosen, lengths)]).astype(np.float32)

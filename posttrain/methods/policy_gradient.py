@@ -1,0 +1,115 @@
+"""Policy gradients without a critic: GRPO and its kin, RLOO, REINFORCE."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from posttrain.functional.policy import aggregate
+from posttrain.methods.base import Recipe
+from posttrain.methods.parts.alarms import RewardWatch
+from posttrain.methods.parts.online import KL, Online, column, spread, with_columns
+from posttrain.methods.parts.passes import Columns, per_answer
+from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree
+
+
+@final
+class PolicyGradient(Online):
+    """A policy loss on the tokens of sampled answers, weighted by advantages that come from comparing the answers to a prompt.
+
+    loss: from posttrain.functional.policy. advantage: from posttrain.functional.advantages. importance: from
+    posttrain.functional.importance, corrects for a sampler whose log-probabilities differ from the trainer's; None leaves them alone (the
+    mismatch is logged). entropy_coef: of an entropy bonus, averaged as the loss is. Further keys: see
+    `posttrain.methods.parts.online.Online`.
+    """
+
+    loss_inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        advantage: Callable[[GroupRewards], Tensor],
+        importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
+        entropy_coef: float = 0.0,
+        kl: KL = KL(),  # noqa: B008 (frozen)
+        minibatches: int = 1,
+        rollout_epochs: int = 1,
+        temperature: float = 1.0,
+        longest: int = 256,
+        selection: Literal["keep", "drop", "resample"] = "keep",
+        selection_tries: int = 4,
+        mask_truncated: bool = False,
+        reference: Literal["auto", "adapters", "copy"] = "auto",
+        reference_update_every: int | None = None,
+        reference_update_mix: float = 0.6,
+    ) -> None:
+        super().__init__(
+            recipe, kl=kl, minibatches=minibatches, rollout_epochs=rollout_epochs, temperature=temperature, longest=longest,
+            selection=selection, selection_tries=selection_tries, mask_truncated=mask_truncated, reference=reference,
+            reference_update_every=reference_update_every, reference_update_mix=reference_update_mix,
+        )  # fmt: skip
+        self.loss, self.advantage, self.importance, self.entropy_coef = loss, advantage, importance, entropy_coef
+        self.aggregation: Any = inspect.signature(loss).parameters["aggregation"].default
+        self.watch = RewardWatch()
+
+    def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
+        columns = self.read(parts)
+        rewards = self._penalised(rollout.rewards, parts, columns) if self.referenced and self.kl.place == "reward" else rollout.rewards
+        kept = torch.from_numpy(rollout.kept)
+        advantages = self.advantage(replace(rewards, total=rewards.total.masked_fill(~kept, float("nan"))))
+        known = [{**some, "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
+        return with_columns(parts, known)
+
+    def _penalised(self, rewards: GroupRewards, parts: Sequence[Part], columns: Sequence[Columns]) -> GroupRewards:
+        """Rewards less coef * the sum of each answer's divergence from the reference."""
+        total = rewards.total.clone()
+        for part, known in zip(parts, columns, strict=True):
+            old, reference = (per_answer(part.tree, known[name]) for name in ("old", "reference"))
+            for answer, ours, theirs in zip(part.answers, old, reference, strict=True):
+                total[part.group, answer] -= self.kl.coef * self.kl.of(torch.from_numpy(ours), torch.from_numpy(theirs)).double().sum()
+        return replace(rewards, total=total)
+
+    def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        stats, aux = self.model(tree, temperature=self.temperature, entropy=True)
+        assert stats.entropy is not None
+        tokens = self.policy_tokens(tree, stats.logps, tree.weight)
+        metrics: dict[str, Tensor] = {}
+        if "sampler" in tree.columns:
+            weight, metrics = self._corrected(tree, tokens.old, tokens.sequence)
+            tokens = replace(tokens, weight=tree.weight * weight)
+        loss, found = self.loss(tokens)
+        metrics |= found
+        if self.entropy_coef:
+            loss = loss - self.entropy_coef * aggregate(stats.entropy, tokens, aggregation=self.aggregation)
+        if tree.reference is not None:
+            divergence = self.kl.of(stats.logps, tree.reference, (stats.logps - tokens.old).exp())
+            if self.kl.place == "loss":
+                loss = loss + self.kl.coef * aggregate(divergence, tokens, aggregation=self.aggregation)
+            metrics["kl"] = self._mean(divergence, tree)
+        metrics["entropy"] = self._mean(stats.entropy, tree)
+        return loss, aux, metrics
+
+    def _corrected(self, tree: TokenTree, old: Tensor, sequence: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weights [N] that make up for the sampler's own log-probabilities, and the raw mismatch, as parts of the step's means."""
+        sampler = column(tree, "sampler")
+        difference = (old - sampler).detach()
+        metrics = {"mismatch/mean": self._mean(difference.abs(), tree), "mismatch/kl": self._mean(difference.expm1() - difference, tree)}
+        if self.importance is None:
+            return torch.ones_like(sampler), metrics
+        weight, found = self.importance(old, sampler, sequence)
+        return weight, {**metrics, **{name: self._mean(value, tree) for name, value in found.items()}}
+
+    def _mean(self, values: Tensor, tree: TokenTree) -> Tensor:
+        """This tree's part of the mean over the step's tokens."""
+        return (values.detach() * tree.weight).sum() / max(tree.share.weight, 1.0)
+
+    def after_step(self, sums: Mapping[str, float]) -> None:
+        notes = {} if self.steps is None else self.steps.notes(self.global_step - 1)
+        self.watch.look(self.global_step, {**notes, **sums}, leads=self.global_rank == 0)

@@ -1,0 +1,149 @@
+"""From prompts to judged answers: sample, score, and tell every rank all of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.rewards.compose import RewardSet
+from posttrain.rollout.base import Generator, Request
+from posttrain.types import Completion, Group, GroupRewards, Rollout, Sample
+
+Gather = Callable[[Any], list[Any]]
+
+
+class Prompts(Protocol):
+    """Tokenised prompts by number, with the texts that were kept beside them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def value(self, name: str, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Prompts with their answers and the raw values of the reward components [K, P, G]."""
+
+    groups: tuple[Group, ...]
+    raw: np.ndarray
+
+
+@dataclass
+class Collector:
+    """Answers prompts with the policy of the moment and judges the answers.
+
+    rank, world: this process among those that share the work. gather: everybody's value, by rank. seed: of the run; an answer depends on
+    it, on the prompt's place in the run and on the answer's number, and not on who computes it beside what.
+    """
+
+    prompts: Prompts
+    generator: Generator
+    rewards: RewardSet
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    rank: int = 0
+    world: int = 1
+    gather: Gather = lambda value: [value]
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def answer(self, indices: Sequence[int], first: int) -> Answered:
+        """Answers to prompts `indices`, the same on every rank. first: place of the first of them in the run's endless order."""
+        mine = range(self.rank, len(indices), self.world)
+        numbers = [int(indices[place]) for place in mine]
+        asked = [self.prompts[number].ids for number in numbers]
+        requests = [
+            Request(ids, self.generator.group_size, prompt_seed(self.seed, first + place)) for ids, place in zip(asked, mine, strict=True)
+        ]
+        with self.timed("generate"):
+            self.generator.refresh()
+            found = self.generator.generate(requests) if requests else []
+        groups = [Group(number, ids, tuple(some)) for number, ids, some in zip(numbers, asked, found, strict=True)]
+        with self.timed("reward"):
+            raw = self._measure(groups)
+        with self.timed("exchange"):
+            return self._everybody(groups, raw, len(indices))
+
+    def _measure(self, groups: Sequence[Group]) -> np.ndarray:
+        """Raw values [K, own groups, G]."""
+        measured = self.rewards.measure([sample for place, group in enumerate(groups) for sample in self.samples(group, place)])
+        for name, count in measured.failures.items():
+            self.failures[name] = self.failures.get(name, 0) + count
+        return np.asarray(measured.values, np.float64).reshape(len(self.rewards.components), len(groups), self.generator.group_size)
+
+    def samples(self, group: Group, number: int) -> Iterator[Sample]:
+        """The answers of a group as rewards see them."""
+        facts = json.loads(self.prompts.value("facts", group.example))
+        answer = self.prompts.value("answer", group.example)
+        for completion in group.completions:
+            text = self.text(completion)
+            yield Sample(tuple(facts["prompt"]), text, len(completion.tokens), completion.finish, answer, facts["meta"], number)
+
+    def text(self, completion: Completion) -> str:
+        """What was said, without the tokens that end a turn."""
+        return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
+
+    def _everybody(self, groups: Sequence[Group], raw: np.ndarray, count: int) -> Answered:
+        """All ranks' groups in the order of the prompts."""
+        parts = self.gather((list(groups), raw))
+        whole: list[Group | None] = [None] * count
+        values = np.zeros((raw.shape[0], count, raw.shape[2]))
+        for rank, (theirs, measured) in enumerate(parts):
+            whole[rank :: len(parts)] = theirs
+            values[:, rank :: len(parts)] = measured
+        return Answered(tuple(group for group in whole if group is not None), values)
+
+    def judged(self, answered: Answered, number: int) -> Rollout:
+        """The rewards of the answers as a whole; all are kept at first, but those that could not be scored."""
+        components, prompts, size = answered.raw.shape
+        groups = np.repeat(np.arange(prompts), size)
+        flat = torch.from_numpy(answered.raw.reshape(components, -1))
+        total, parts = self.rewards.combine(flat, torch.from_numpy(groups))
+        rewards = GroupRewards(total.view(prompts, size), parts.view(components, prompts, size), self.rewards.weights)
+        return Rollout(number, answered.groups, rewards, ~np.isnan(rewards.total.numpy()))
+
+    def timed(self, phase: str) -> _Clock:
+        """Counts the seconds inside the block to a phase."""
+        return _Clock(self.seconds, phase)
+
+    def pop_seconds(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+    def pop_failures(self) -> Mapping[str, int]:
+        """Answers that each component could not score since the last call, over all ranks."""
+        counts, self.failures = self.failures, {}
+        everybody = self.gather(counts)
+        return {name: sum(part.get(name, 0) for part in everybody) for name in self.rewards.components}
+
+
+@dataclass
+class _Clock:
+    """Adds the seconds inside the block to a phase."""
+
+    seconds: dict[str, float]
+    phase: str
+    began: float = 0.0
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + time.perf_counter() - self.began
+
+
+def prompt_seed(seed: int, place: int) -> int:
+    """A 63-bit seed of its own for every place in a run's order of prompts."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + place * 0xBF58476D1CE4E5B9 + 0x2545F4914F6CDD1D) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

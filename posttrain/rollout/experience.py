@@ -1,0 +1,201 @@
+"""The loader of online learning: samples with the policy of the moment, has the answers judged and annotated, hands out micro-batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from posttrain.rollout.collect import Answered, Collector
+from posttrain.rollout.held import Held
+from posttrain.rollout.measures import pairs_in, rollout_metrics, sample_rows
+from posttrain.rollout.plan import ExperiencePlan, parts_of
+from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
+
+log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """What is trained."""
+
+    def choose(self, rollout: Rollout) -> np.ndarray:
+        """bool [P, G]: the answers to learn from."""
+        ...
+
+    def informative(self, rewards: GroupRewards) -> np.ndarray:
+        """bool [P]: the groups that something can be learnt from."""
+        ...
+
+    def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
+        """The parts' trees with the columns that the loss reads."""
+        ...
+
+    def sampling(self) -> AbstractContextManager[object]:
+        """Around everything that is computed between steps: no gradients, the precision of training."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of groups that nothing can be learnt from (all rewards alike).
+
+    kind: keep; drop; or resample, which asks further prompts in their place, in at most `tries` further rounds.
+    """
+
+    kind: str = "keep"
+    tries: int = 4
+
+
+class ExperienceLoader:
+    """A rank's micro-batches of a whole online run, in order; one pass. In the middle of a rollout its state holds that rollout."""
+
+    def __init__(
+        self, collector: Collector, plan: ExperiencePlan, learner: Learner, selection: Selection, *, forward_passes: Callable[[], float]
+    ) -> None:
+        self.collector, self.plan, self.learner, self.selection = collector, plan, learner, selection
+        self.forward_passes = forward_passes
+        self.given = self.cursor = 0
+        self.held: Held | None = None
+        self.seconds: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.micro_batches
+
+    def __iter__(self) -> Iterator[TokenTree]:
+        first, skip = divmod(self.given, self.plan.micro_batches)
+        for number in range(first, self.plan.steps):
+            for tree in self._trees(number)[skip:]:
+                self.given += 1
+                yield tree
+            skip = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Of this rank, in each optimizer step, the empty ones included."""
+        return self.plan.micro_batches
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step over all ranks."""
+        return self.plan.ranks * self.plan.micro_batches
+
+    def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
+        """This rank's micro-batches of optimizer step `step`, which must be of the present rollout."""
+        if mismatched:
+            raise ValueError("sampled answers have no mismatched counterparts")
+        return iter([tree for tree in self._trees(step) if len(tree.ids)])
+
+    def _trees(self, step: int) -> list[TokenTree]:
+        number = step // self.plan.steps_per_rollout
+        if self.held is None or self.held.number != number:
+            with self.learner.sampling():
+                self.held = self._collect(number)
+        return self.plan.split(self._chosen(step), self.collector.rank, self.held.spare)
+
+    def _chosen(self, step: int) -> list[Part]:
+        assert self.held is not None
+        chosen = set(self.plan.chosen(step, self.held.groups))
+        return [part for part in self.held.parts if part.group in chosen]
+
+    def _collect(self, number: int) -> Held:
+        answered, asked = self._answered()
+        rollout = self.collector.judged(answered, number)
+        rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
+        informative = self.learner.informative(rollout.rewards)
+        failures = self.collector.pop_failures()
+        metrics = rollout_metrics(rollout, informative, asked=asked, names=list(self.collector.rewards.components), failures=failures)
+        if self.selection.kind != "keep":
+            rollout = replace(rollout, kept=rollout.kept & informative[:, None])
+        self.rows = sample_rows(self.collector, rollout)
+        cut = parts_of(rollout, self.plan.max_tokens)
+        with self.collector.timed("annotate"):
+            trees = self.learner.annotate(rollout, cut)
+        self.seconds |= self.collector.pop_seconds()
+        parts = [replace(part, tree=tree) for part, tree in zip(cut, trees, strict=True)]
+        spare = parts[0].tree if parts else self.collector.prompts[rollout.groups[0].example]
+        return Held(number, parts, len(rollout.groups), spare, metrics, self._forward(rollout, parts))
+
+    def _answered(self) -> tuple[Answered, int]:
+        """Answers to a rollout's prompts, and how many prompts were asked for it."""
+        asked = self.cursor
+        answered = self._ask(self.plan.prompts)
+        for _ in range(self.selection.tries if self.selection.kind == "resample" else 0):
+            good = np.flatnonzero(self.learner.informative(self.collector.judged(answered, 0).rewards))
+            if len(good) >= self.plan.prompts:
+                break
+            # those without information stay last, and count only where there are not enough others
+            idle = np.setdiff1d(np.arange(len(answered.groups)), good)
+            more = self._ask(self.plan.prompts - len(good))
+            answered = joined(picked(answered, good), more, picked(answered, idle))
+        return picked(answered, np.arange(self.plan.prompts)), self.cursor - asked
+
+    def _ask(self, count: int) -> Answered:
+        first, self.cursor = self.cursor, self.cursor + count
+        return self.collector.answer(self.plan.indices(first, count), first)
+
+    def _forward(self, rollout: Rollout, parts: Sequence[Part]) -> Work:
+        """Sampling, and the passes that annotate."""
+        sampled = [(len(group.prompt), [len(c.tokens) for c in group.completions]) for group in rollout.groups]
+        generated = sum(sum(lengths) for _, lengths in sampled)
+        passes = self.forward_passes()
+        return Work(
+            forward_tokens=sum(p for p, _ in sampled) + generated + passes * sum(len(part.tree.ids) for part in parts),
+            forward_targets=generated + passes * sum(float(part.tree.weights.sum()) for part in parts),
+            forward_pairs=sum(pairs_in(p, lengths) for p, lengths in sampled) + passes * sum(map(_pairs, parts)),
+            generated=generated,
+        )
+
+    def work(self, step: int) -> Work:
+        """What optimizer step `step` (from 0, of the present rollout) computed on; a rollout's sampling counts in its first step."""
+        assert self.held is not None
+        parts = self._chosen(step)
+        first = step % self.plan.steps_per_rollout == 0
+        return replace(
+            self.held.forward if first else Work(),
+            examples=len({part.group for part in parts}),
+            tokens=sum(len(part.tree.ids) for part in parts),
+            targets=float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts)),
+            pairs=float(sum(map(_pairs, parts))),
+        )
+
+    def notes(self, step: int) -> Mapping[str, float]:
+        """What the rollout of optimizer step `step` (from 0) showed, at its first step."""
+        return self.held.metrics if self.held is not None and step % self.plan.steps_per_rollout == 0 else {}
+
+    def pop_seconds(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is; with the present rollout unless its last step is done. Tensors, numbers and texts only."""
+        step = self.given // self.plan.micro_batches
+        needed = self.held is not None and step // self.plan.steps_per_rollout == self.held.number
+        held = self.held.to_state() if needed and self.held is not None else None
+        return {"given": self.given, "cursor": self.cursor, "held": held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.given, self.cursor = state["given"], state["cursor"]
+        self.held = None if state["held"] is None else Held.from_state(state["held"])
+
+
+def _pairs(part: Part) -> float:
+    prompt, *answers = part.tree.segment_lengths.tolist()
+    return pairs_in(prompt, answers)
+
+
+def picked(answered: Answered, places: np.ndarray) -> Answered:
+    """Some of the groups."""
+    return Answered(tuple(answered.groups[place] for place in places), answered.raw[:, places])
+
+
+def joined(*several: Answered) -> Answered:
+    """All groups, one after the other."""
+    return Answered(tuple(group for some in several for group in some.groups), np.concatenate([some.raw for some in several], 1))
+
+

@@ -1,0 +1,72 @@
+"""What a rollout shows: numbers for the log, rows for a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from posttrain.types import Rollout
+
+if TYPE_CHECKING:
+    from posttrain.rollout.collect import Collector
+
+ROWS = 8  # groups of which a table shows an answer or two
+
+
+def rollout_metrics(
+    rollout: Rollout, informative: np.ndarray, *, asked: int, names: Sequence[str], failures: Mapping[str, int]
+) -> dict[str, float]:
+    """Means over a rollout's answers: the reward and its components, lengths, how many were cut off, groups with and without variance.
+
+    informative: bool [P]. asked: prompts that were sampled for it. names: of the components. failures: answers not scored, by component.
+    """
+    total = rollout.rewards.total.numpy()
+    parts = rollout.rewards.parts.numpy()
+    lengths = np.array([[len(c.tokens) for c in group.completions] for group in rollout.groups], np.float64)
+    cut = np.array([[c.finish == "length" for c in group.completions] for group in rollout.groups])
+    return {
+        "reward/mean": _mean(total),
+        "reward/std": float(np.nanstd(total)) if not np.isnan(total).all() else float("nan"),
+        **{f"reward/{name}": _mean(part) for name, part in zip(names, parts, strict=True)},
+        **{f"reward/failed/{name}": float(count) for name, count in failures.items() if count},
+        "answers/length": float(lengths.mean()),
+        "answers/longest": float(lengths.max()),
+        "answers/truncated": float(cut.mean()),
+        "answers/kept": float(rollout.kept.mean()),
+        "groups/informative": float(informative.mean()),
+        "prompts/asked": float(asked),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def pairs_in(prompt: int, answers: Sequence[int]) -> float:
+    """(query, key) pairs of a prompt and of answers that each see it and themselves, causally."""
+    return prompt * (prompt + 1) / 2 + sum(length * prompt + length * (length + 1) / 2 for length in answers)
+
+
+def sample_rows(collector: Collector, rollout: Rollout) -> list[dict[str, Any]]:
+    """The best and the worst answer of the first groups, as rows."""
+    names = list(collector.rewards.components)
+    rows = []
+    for place, group in enumerate(rollout.groups[:ROWS]):
+        total = rollout.rewards.total[place].nan_to_num(nan=-np.inf)
+        samples = list(collector.samples(group, place))
+        for number in sorted({int(total.argmax()), int(total.argmin())}):
+            sample, scores = samples[number], rollout.rewards.parts[:, place, number].tolist()
+            rows.append(
+                {
+                    "prompt": str(sample.prompt[-1].get("content")),
+                    "completion": sample.completion,
+                    "expected": sample.answer,
+                    "reward": float(rollout.rewards.total[place, number]),
+                    **{f"reward/{name}": score for name, score in zip(names, scores, strict=True)},
+                    "tokens": sample.length,
+                    "finish": sample.finish,
+                }
+            )
+    return rows

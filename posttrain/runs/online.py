@@ -1,0 +1,191 @@
+"""What an online run needs besides: its plan, its loader, how it is measured, and tables of what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.mixture import epoch_order
+from posttrain.data.prepare import Prepared
+from posttrain.errors import ConfigError, Problem
+from posttrain.evaluation.exact_match import ExactMatch, check, merge
+from posttrain.methods.base import Method
+from posttrain.methods.parts.collectives import gather
+from posttrain.methods.parts.online import Online
+from posttrain.rewards.base import Reward
+from posttrain.rewards.compose import RewardSet
+from posttrain.rollout.base import Generator, Request, Sampling
+from posttrain.rollout.collect import Collector
+from posttrain.rollout.experience import ExperienceLoader, Selection
+from posttrain.rollout.plan import ExperiencePlan, make_experience_plan
+from posttrain.runs import targets
+from posttrain.runs.callbacks.base import StepCallback
+from posttrain.runs.files import write_atomic
+from posttrain.runs.measure import Measures, spread
+from posttrain.runs.ranks import Ranks
+from posttrain.runs.reporter import Reporter
+from posttrain.types import Group
+
+log = logging.getLogger(__name__)
+
+Config = Mapping[str, Any]
+UNLIMITED = 200  # held-out prompts that are answered where the evaluation names no number
+
+
+def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> ExperiencePlan:
+    """The plan of an online run. Raises ConfigError where the data does not fit the numbers given."""
+    train, method, rollout = prepared.train, config["method"], config["rollout"]
+
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(train.sizes, train.source_weights, exhaustion=train.exhaustion, seed=config["seed"], epoch=epoch)
+
+    try:
+        return make_experience_plan(
+            order, longest_prompt=int(train.lengths.max()), group_size=rollout["group_size"], max_new_tokens=rollout["max_new_tokens"],
+            global_batch=config["global_batch"], minibatches=method["minibatches"], rollout_epochs=method["rollout_epochs"],
+            max_tokens=config["max_tokens"], ranks=ranks.world, max_steps=config["max_steps"], epochs=config["epochs"], seed=config["seed"],
+        )  # fmt: skip
+    except ValueError as error:
+        hint = "raise max_tokens, or lower rollout.max_new_tokens or max_length"
+        raise ConfigError(Problem("max_tokens", str(error), hint)) from error
+
+
+def loader_of(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    plan: ExperiencePlan,
+    ranks: Ranks,
+    method: Online,
+    *,
+    allow: Collection[str] = (),
+) -> ExperienceLoader:
+    """The loader of an online run; its generator gets the policy when training begins."""
+    generator = targets.build(config["rollout"], allow=allow)
+    assert isinstance(generator, Generator)
+    collector = Collector(
+        prepared.train, generator, build_rewards(config, allow=allow), tokenizer, config["seed"], ranks.rank, ranks.world, gather
+    )
+    method.max_tokens = plan.max_tokens
+    selection = Selection(method.selection, method.selection_tries)
+    return ExperienceLoader(collector, plan, method, selection, forward_passes=lambda: method.passes_between)
+
+
+def build_rewards(config: Config, *, allow: Collection[str] = ()) -> RewardSet:
+    """The reward's components by name."""
+    components: dict[str, Reward] = {name: targets.build(node, allow=allow) for name, node in config["reward"].items()}
+    return RewardSet(components)
+
+
+class Sampler(StepCallback):
+    """Gives the generator its policy, and shows answers of every so many steps: a file, the tracker's table, two lines on the terminal."""
+
+    def __init__(self, loader: ExperienceLoader, reporter: Reporter, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.loader, self.reporter, self.tokenizer = loader, reporter, tokenizer
+        self.every = config["log"]["samples_every"]
+        self.folder = Path(config["output_dir"]) / "rollouts"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        self.loader.collector.generator.attach(pl_module.model, self.tokenizer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.loader.collector.rewards.close()
+
+    def on_step_end(self, trainer: Trainer, module: Any) -> None:
+        rows, self.loader.rows = self.loader.rows, self.loader.rows if self.every is None else []
+        if not rows or self.every is None or not self.reporter.ranks.leads:
+            return
+        step = int(trainer.global_step)
+        if step == 1 or step // self.every > (step - self.loader.plan.steps_per_rollout) // self.every:
+            self._show(step, rows)
+
+    def _show(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(self.folder / f"step-{step:06d}.jsonl", text)
+        self.reporter.tracker.table(f"rollouts/step-{step:06d}", list(rows))
+        for row in rows[:2]:
+            self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
+
+
+def _line(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width // 2]} ... {line[-width // 2 :]}"
+
+
+@dataclass
+class OnlineMeasures(Measures):
+    """Held-out prompts answered greedily: the reward of the answers, and whether they are right where that can be checked."""
+
+    collector: Collector | None = None
+
+    def loss(self, method: Method) -> dict[str, float]:
+        """`val/reward`, its components, and `eval/exact_match`; nothing without held-out prompts."""
+        if self.prepared.val is None:
+            return {}
+        assert isinstance(method, Online)
+        assert self.collector is not None
+        wanted = self.config["evaluation"]["exact_match"]
+        chosen = spread(range(len(self.prepared.val)), UNLIMITED if wanted is None else wanted["examples"])
+        mine = [int(index) for index in chosen[self.ranks.rank :: self.ranks.world]]
+        self.say(f"answering {len(chosen)} held-out prompts (at most {method.longest} tokens each)")
+        with method.sampling(), self._precision(method):
+            groups = self._answers(mine)
+        held_out = Collector(self.prepared.val, self.collector.generator, self.collector.rewards, self.tokenizer, 0)
+        found = self._rewards(held_out, groups) | self._right(held_out, groups)
+        return found
+
+    def _answers(self, indices: Sequence[int]) -> list[Group]:
+        assert self.prepared.val is not None
+        assert self.collector is not None
+        generator = self.collector.generator
+        generator.refresh()
+        prompts = [self.prepared.val[index].ids for index in indices]
+        sampling = Sampling(generator.sampling.max_new_tokens, temperature=0.0, stop=generator.sampling.stop)
+        found = generator.generate([Request(ids, 1, 0) for ids in prompts], sampling=sampling) if prompts else []
+        return [Group(index, ids, tuple(some)) for index, ids, some in zip(indices, prompts, found, strict=True)]
+
+    def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
+        rewards = held_out.rewards
+        samples = [sample for place, group in enumerate(groups) for sample in held_out.samples(group, place)]
+        raw = np.asarray(rewards.measure(samples).values, np.float64).reshape(len(rewards.components), len(samples))
+        whole = np.concatenate(gather(raw), axis=1)
+        scored = {f"val/reward/{name}": _mean(values) for name, values in zip(rewards.components, whole, strict=True)}
+        weights = np.array([component.weight for component in rewards.components.values()])
+        return {"val/reward": _mean(weights @ whole), **scored}
+
+    def _right(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
+        if self.config["evaluation"]["exact_match"] is None or not self.prepared.val_checkable:
+            return {}
+        assert self.prepared.val is not None
+        checkable = {example.example_index: example for example in _of(self.prepared, [group.example for group in groups])}
+        checked = [
+            check(checkable[group.example], held_out.text(group.completions[0])) for group in groups if group.example in checkable
+        ]
+        whole = merge(gather(ExactMatch(tuple(checked))))
+        self.samples = whole.rows
+        return {"eval/exact_match": whole.accuracy}
+
+    def answers(self, method: Method, when: str) -> dict[str, float]:
+        """Nothing: `loss` has them."""
+        return {}
+
+
+def _of(prepared: Prepared, indices: Sequence[int]) -> list[Any]:
+    """The checkable ones among validation examples."""
+    assert prepared.val is not None
+    places = {int(index): place for place, index in enumerate(prepared.val.with_value("answer"))}
+    return [prepared.val_checkable[places[index]] for index in indices if index in places]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
