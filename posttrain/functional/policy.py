@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from posttrain.functional.kl import k3
 from posttrain.functional.reductions import segment_sum
@@ -75,7 +74,7 @@ def clipped(
     """-min(r A, clip(r, 1 - clip, 1 + clip_high) A): PPO's surrogate (arXiv:1707.06347, eq. 7), and so GRPO's, DAPO's and GSPO's.
 
     clip_high: None: clip. dual_clip: for A < 0 the ratio counts as at most this, c in dual-clip PPO (arXiv:1912.09729, eq. 5), which is
-    also delta of two-sided clipping (arXiv:2505.07291, section 3.4). level, log_ratio_clamp: see `ratios`; at the levels of answers with
+    also delta of two-sided clipping (INTELLECT-2, arXiv:2505.07291). level, log_ratio_clamp: see `ratios`; at the levels of answers with
     sequence_mean and one advantage an answer, this is the mean over answers of the answer's own objective.
     Raises ValueError unless 0 <= clip <= 1, clip_high >= 0 and dual_clip > 1 + clip_high.
     """
@@ -107,7 +106,7 @@ def cispo(tokens: PolicyTokens, *, lower: float = 0.0, upper: float = 5.0, aggre
 def sapo(
     tokens: PolicyTokens, *, tau_positive: float = 1.0, tau_negative: float = 1.05, aggregation: Aggregation = "sequence_mean"
 ) -> Result:
-    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip (SAPO, arXiv:2511.20347, eq. 5 and 6).
+    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip (SAPO, arXiv:2511.20347, section 3).
 
     tau_positive where A > 0, else tau_negative. Its slope at r = 1 is 1. Raises ValueError unless both are positive.
     """
@@ -115,7 +114,7 @@ def sapo(
         raise ValueError(f"sapo needs positive temperatures, got {tau_positive} and {tau_negative}")
     ratio = ratios(tokens)
     tau = torch.where(tokens.advantages > 0, tau_positive, tau_negative).to(ratio.dtype)
-    gate = (-softplus(-tau * (ratio - 1))).exp() * 4 / tau
+    gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
     return aggregate(-gate * tokens.advantages, tokens, aggregation=aggregation), _reported(tokens, ratio, {}, "token")
 
 
