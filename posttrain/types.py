@@ -254,12 +254,13 @@ class GroupRewards:
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """What a policy-gradient loss reads of the N sampled tokens of a micro-batch, S answers in all.
+    """What a policy-gradient loss reads of the N sampled tokens of a micro-batch, S answers in all; answers are never cut apart.
 
     logps: [N], under the policy, with a gradient. old: [N], under the policy that sampled them (the ratio's denominator). advantages: [N].
     weight: [N], 0 for tokens that do not count, else 1 or a correction. sequence: int64 [N], which of the S answers a token belongs to.
-    lengths: [S], tokens of each answer. step_tokens, step_sequences: tokens and answers of the whole optimizer step, over all
-    micro-batches and ranks. longest: most tokens an answer may have.
+    lengths: [S], tokens of each answer that count. step_tokens, step_sequences: such tokens, and answers, of the whole optimizer step,
+    over all micro-batches and ranks; no correction changes them. longest: most tokens an answer may have. correction: [N], a further
+    factor of each token's loss; where it is 0 the token still counts in lengths and in ratios of whole answers. None for none.
     """
 
     logps: Tensor
@@ -271,6 +272,7 @@ class PolicyTokens:
     step_tokens: float
     step_sequences: int
     longest: int
+    correction: Tensor | None = None
 
 
 @dataclass(frozen=True)

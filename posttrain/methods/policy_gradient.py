@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
+from posttrain.functional.importance import correction
 from posttrain.functional.policy import aggregate
 from posttrain.methods.base import Recipe
 from posttrain.methods.parts.alarms import RewardWatch
 from posttrain.methods.parts.online import KL, Online, column, spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
-from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree
+from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 
 @final
@@ -79,11 +81,10 @@ class PolicyGradient(Online):
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         stats, aux = self.model(tree, temperature=self.temperature, entropy=True)
         assert stats.entropy is not None
-        tokens = self.policy_tokens(tree, stats.logps, tree.weight)
+        tokens = self.policy_tokens(tree, stats.logps)
         metrics: dict[str, Tensor] = {}
         if "sampler" in tree.columns:
-            weight, metrics = self._corrected(tree, tokens.old, tokens.sequence)
-            tokens = replace(tokens, weight=tree.weight * weight)
+            tokens, metrics = self._corrected(tree, tokens)
         loss, found = self.loss(tokens)
         metrics |= found
         if self.entropy_coef:
@@ -96,15 +97,12 @@ class PolicyGradient(Online):
         metrics["entropy"] = self._mean(stats.entropy, tree)
         return loss, aux, metrics
 
-    def _corrected(self, tree: TokenTree, old: Tensor, sequence: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weights [N] that make up for the sampler's own log-probabilities, and the raw mismatch, as parts of the step's means."""
-        sampler = column(tree, "sampler")
-        difference = (old - sampler).detach()
-        metrics = {"mismatch/mean": self._mean(difference.abs(), tree), "mismatch/kl": self._mean(difference.expm1() - difference, tree)}
-        if self.importance is None:
-            return torch.ones_like(sampler), metrics
-        weight, found = self.importance(old, sampler, sequence)
-        return weight, {**metrics, **{name: self._mean(value, tree) for name, value in found.items()}}
+    def _corrected(self, tree: TokenTree, tokens: PolicyTokens) -> tuple[PolicyTokens, dict[str, Tensor]]:
+        """The tokens with the correction for the sampler's own log-probabilities, and the raw mismatch as parts of the step's means."""
+        compare = self.importance or partial(correction, most=None)
+        weights, sums = compare(tokens.old, column(tree, "sampler"), tokens.sequence, len(tokens.lengths))
+        parts = {name: sums[name] / tokens.step_tokens for name in ("mismatch/abs", "mismatch/kl", "mismatch/outside")}
+        return tokens if self.importance is None else replace(tokens, correction=weights), parts
 
     def _mean(self, values: Tensor, tree: TokenTree) -> Tensor:
         """This tree's part of the mean over the step's tokens."""

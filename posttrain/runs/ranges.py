@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 Flips = Annotated[float, Field(ge=0, lt=0.5)]
 Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 RANGES: dict[str, dict[str, Any]] = {
     "optimizer": {"lr": AtLeastZero, "weight_decay": AtLeastZero, "eps": AtLeastZero, "momentum": AtLeastZero, "betas": list[Fraction]},
@@ -29,6 +30,10 @@ RANGES: dict[str, dict[str, Any]] = {
         "tail_weight": Share,
         "reference_update_every": Count,
         "reference_update_mix": Share,
+        "minibatches": Count,
+        "rollout_epochs": Count,
+        "selection_tries": Count,
+        "entropy_coef": AtLeastZero,
     },
     "method.loss": {
         "beta": Positive,
@@ -39,6 +44,16 @@ RANGES: dict[str, dict[str, Any]] = {
         "margin_scale": AtLeastZero,
         "centre": AtLeastZero,
         "delta": Positive,
+    },
+    "method.kl": {"coef": AtLeastZero, "clamp": Positive},
+    "rollout": {
+        "group_size": Count,
+        "max_new_tokens": Count,
+        "temperature": AtLeastZero,
+        "top_k": Count,
+        "top_p": PositiveShare,
+        "min_p": Fraction,
+        "repetition_penalty": Positive,
     },
     "method.beta_schedule": {"start": Positive, "end": Positive},
     "method.head": {

@@ -230,6 +230,19 @@ def attributes_agree(config: Config) -> Iterator[Problem]:
         yield Problem("method.attributes", f"{learnt} are not those of the data, {there}", "set data.attributes, which it follows")
 
 
+def sampling_fits_method(config: Config) -> Iterator[Problem]:
+    """Methods that learn from their own answers need a generator and a reward; the others have no use for them."""
+    name = config["method"].get("name")
+    online = class_constant(config["method"].get("_target_", ""), "online") is True
+    for key, what in (("rollout", "how answers are sampled"), ("reward", "what they are worth")):
+        if online and not config[key]:
+            yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
+        if not online and config[key]:
+            yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
+    if online and config["rollout"] and not config["rollout"].get("temperature"):
+        yield Problem("rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1")
+
+
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
@@ -239,6 +252,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
+    Rule(sampling_fits_method, ("method", "rollout", "reward")),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

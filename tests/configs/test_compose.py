@@ -63,6 +63,7 @@ METHODS = {
     ("answers",): "method=kto",
     ("chosen", "rejected", "gap"): "method=reward_model",
     ("judged", "score"): "method=rating_model",
+    ("tokens",): "method=grpo",
 }
 
 

@@ -66,10 +66,10 @@ ALARMS = (
     ),
     Alarm(
         "mismatch",
-        ("mismatch/mean",),
-        lambda now, _: now["mismatch/mean"] > 0.05,
+        ("mismatch/abs",),
+        lambda now, _: now["mismatch/abs"] > 0.05,
         1,
-        "sampler and trainer differ by {mismatch/mean:.2g} nats a token on the same answers: the sampler may not have the present weights, "
+        "sampler and trainer differ by {mismatch/abs:.2g} nats a token on the same answers: the sampler may not have the present weights, "
         "or computes in another precision. See method.importance",
     ),
     Alarm(

@@ -135,17 +135,18 @@ class Online(Referenced, ABC):
     def forward_passes(self) -> float:
         return 0.0  # those between steps are counted with the rollout
 
-    def policy_tokens(self, tree: TokenTree, logps: Tensor, weight: Tensor) -> PolicyTokens:
-        """What a policy loss reads of a tree: logps [N] with a gradient, weight [N]."""
+    def policy_tokens(self, tree: TokenTree, logps: Tensor) -> PolicyTokens:
+        """What a policy loss reads of a tree. logps: [N], with a gradient."""
+        sequence = torch.searchsorted(tree.mark_segment, tree.segment)
         return PolicyTokens(
             logps=logps,
             old=column(tree, "old") if "old" in tree.columns else logps.detach(),
             advantages=column(tree, "advantage"),
-            weight=weight,
-            sequence=torch.searchsorted(tree.mark_segment, tree.segment),
-            lengths=torch.bincount(torch.searchsorted(tree.mark_segment, tree.segment), minlength=len(tree.mark)),
-            step_tokens=tree.share.weight,
-            step_sequences=tree.share.sequences,
+            weight=tree.weight,
+            sequence=sequence,
+            lengths=torch.bincount(sequence, minlength=len(tree.mark)),
+            step_tokens=max(tree.share.weight, 1.0),  # a step that learns from nothing has a loss of 0
+            step_sequences=max(tree.share.sequences, 1),
             longest=self.longest,
         )
 
