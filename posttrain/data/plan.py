@@ -47,6 +47,11 @@ class StepPlan:
     micro_batches: int
     _epoch: Callable[[int], np.ndarray] = field(repr=False)
 
+    @property
+    def words(self) -> str:
+        """The plan in a line."""
+        return f"{self.steps} steps of {self.global_batch} examples; micro-batches a step and device: {self.micro_batches}"
+
     def examples(self, step: int) -> np.ndarray:
         """Indices of the examples that optimizer step `step` (from 0) sees, in order. Raises IndexError outside the plan."""
         if not 0 <= step < self.steps:

@@ -17,12 +17,13 @@ from posttrain.types import Group, Part, Rollout, StepShare, TokenizedExample, T
 class ExperiencePlan:
     """The steps of an online run.
 
-    A rollout samples answers to `minibatches * global_batch` prompts, then `epochs` passes over them make `minibatches` optimizer steps
+    A rollout samples `group_size` answers to each of `minibatches * global_batch` prompts, then `epochs` passes over them make `minibatches` optimizer steps
     each. order: epoch of the data -> prompt numbers. ranks: data-parallel world size. max_tokens: bound of a micro-batch. micro_batches:
     per rank and step, the same for the whole run: enough for the longest answers; what a step does not need is empty and costs nothing.
     """
 
     order: EpochOrder
+    group_size: int
     global_batch: int
     minibatches: int
     epochs: int
@@ -41,6 +42,12 @@ class ExperiencePlan:
     def prompts(self) -> int:
         """Of a rollout."""
         return self.minibatches * self.global_batch
+
+    @property
+    def words(self) -> str:
+        """The plan in a line."""
+        often = "every step" if self.steps_per_rollout == 1 else f"every {self.steps_per_rollout} steps"
+        return f"{self.steps} steps of {self.global_batch} prompts; {often} {self.group_size} answers to each of {self.prompts} prompts"
 
     def indices(self, first: int, count: int) -> np.ndarray:
         """`count` prompt numbers from place `first` of the run's endless order."""
@@ -104,7 +111,7 @@ def make_experience_plan(
     most = global_batch * (min(pieces, group_size) * longest_prompt + group_size * max_new_tokens)
     micro = math.ceil((2 * most / max_tokens + 1) / ranks)
     micro = 1 << (micro - 1).bit_length()  # a power of two: multiplying and dividing by it is exact
-    return ExperiencePlan(order, global_batch, minibatches, rollout_epochs, steps, ranks, max_tokens, micro, seed)
+    return ExperiencePlan(order, group_size, global_batch, minibatches, rollout_epochs, steps, ranks, max_tokens, micro, seed)
 
 
 def parts_of(rollout: Rollout, max_tokens: int) -> list[Part]:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem, UserError
-from posttrain.runs import report
+from posttrain.runs import entering, report
 from posttrain.runs.files import prepare_folder
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
@@ -61,13 +61,15 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
         if start.finished:
             print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
             return DONE
+        if config["entering"] and (code := entering.make(config, allow_targets=allow_targets)):
+            return code
         world = config["hardware"]["nodes"] * config["hardware"]["devices"]
         if world > 1:
             return _run_ranks(config, folder, world, allow_targets)
         from posttrain.runs.ranks import from_environment
         from posttrain.runs.session import train
 
-        return train(config, from_environment(), allow_targets=allow_targets)
+        return train(entering.applied(config), from_environment(), allow_targets=allow_targets)
 
 
 def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: Collection[str]) -> int:
@@ -75,7 +77,7 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
     from posttrain.runs.inputs import load_inputs
     from posttrain.runs.processes import run_ranks
 
-    load_inputs(config)
+    load_inputs(entering.applied(config))
     allowed = [f"--allow-target={name}" for name in allow_targets]
     return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
 
@@ -90,7 +92,7 @@ def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -
 
     def action() -> int:
         try:
-            return train(config, ranks, allow_targets=allow_targets)
+            return train(entering.applied(config), ranks, allow_targets=allow_targets)
         except UserError:
             if ranks.leads:
                 raise

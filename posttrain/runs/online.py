@@ -112,7 +112,7 @@ class Sampler(StepCallback):
         self.folder.mkdir(exist_ok=True)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(self.folder / f"step-{step:06d}.jsonl", text)
-        self.reporter.tracker.table(f"rollouts/step-{step:06d}", list(rows))
+        self.reporter.tracker.table(f"rollout-{step:06d}", list(rows))
         for row in rows[:2]:
             self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
 

@@ -74,7 +74,7 @@ class Opening(Callback):
 
     def lines(self, method: Method) -> list[str]:
         """Model, data, device and plan, a line each."""
-        job, plan = self.job, self.job.plan
+        job = self.job
         counts = parameter_counts(method.model.causal_lm)
         layout = method.model.layout
         val = 0 if job.prepared.val is None else len(job.prepared.val)
@@ -85,9 +85,9 @@ class Opening(Callback):
             model=f"{job.config['model']['name']} ({method.model.causal_lm.config.model_type}, {layout} layout)",
             parameters=counts.total,
             trainable=counts.trainable,
-            data=f"{len(job.prepared.train)} training and {val} held-out examples{cut}, {human(float(plan.lengths.sum()))} tokens",
+            data=f"{len(job.prepared.train)} training and {val} held-out examples{cut}, {human(float(job.prepared.train.lengths.sum()))} tokens",
             device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
-            plan=f"{plan.steps} steps of {plan.global_batch} examples; micro-batches a step and device: {plan.micro_batches}{begun}",
+            plan=f"{job.plan.words}{begun}",
         )
 
 

@@ -243,6 +243,18 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
         yield Problem("rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1")
 
 
+def entering_is_sound(config: Config) -> Iterator[Problem]:
+    """The run that is made first must be one that could be made by itself."""
+    if not config["entering"]:
+        return
+    from posttrain.runs.entering import config_of
+
+    try:
+        config_of(config["entering"], config)
+    except UserError as error:
+        yield from error.problems
+
+
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
@@ -262,4 +274,8 @@ ELSEWHERE: tuple[Rule, ...] = (
     Rule(strategy_is_there, ("hardware",)),
     Rule(machines_are_one, ("hardware",)),
 )
-HERE: tuple[Rule, ...] = (*ELSEWHERE, Rule(devices_are_there, ("hardware",)))
+HERE: tuple[Rule, ...] = (
+    *ELSEWHERE,
+    Rule(devices_are_there, ("hardware",)),
+    Rule(entering_is_sound, ("entering", "seed", "hardware")),
+)

@@ -154,6 +154,7 @@ class Run(Group):
     gradient_clip: Positive | None = Field(1.0, description="largest global gradient norm; null = off")
     limit: Count | None = Field(None, description="most rows read of a source")
     output_dir: str | None = None
+    entering: list[str] | None = Field(None, description="overrides of a run that is made first, and whose artifact this one starts from")
     resume: str = Field("auto", description="auto, never, or the path of a checkpoint")
     checkpoint: Checkpoint
     log: Log

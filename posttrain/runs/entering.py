@@ -1,0 +1,52 @@
+"""A run that starts from the artifact of another one, which is made first where it is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, Problem
+
+FOLDER = "entering"
+
+
+def config_of(overrides: Sequence[str], config: Mapping[str, Any], *, allow_targets: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration of the run that is made first: these overrides, with the seed and the hardware of `config` unless they name others.
+
+    Raises ConfigError with the problems of the overrides.
+    """
+    from posttrain.runs.check import compose_and_check
+
+    named = {line.split("=", 1)[0].lstrip("+") for line in overrides}
+    shared = {"seed": config["seed"], "hardware": config["hardware"]["name"]}
+    lines = [*overrides, *(f"{key}={value}" for key, value in shared.items() if key not in named)]
+    try:
+        found = compose_and_check(lines, allow_targets=allow_targets)
+    except ConfigError as error:
+        raise ConfigError([Problem(f"entering: {problem.where}", problem.message, problem.hint) for problem in error.problems]) from error
+    if found["entering"]:
+        raise ConfigError(Problem("entering", "a run that is made first cannot ask for another one itself", "name one run"))
+    return found
+
+
+def make(config: Mapping[str, Any], *, allow_targets: Collection[str] = ()) -> int:
+    """Make the run that this one starts from, in a process and a folder of its own; returns its exit code. At once where it is finished."""
+    from posttrain.runs.job import run_isolated
+
+    first = config_of(config["entering"], config, allow_targets=allow_targets)
+    folder = _folder(config)
+    resume = "auto" if config["resume"] not in ("auto", "never") else config["resume"]
+    return run_isolated({**first, "output_dir": str(folder), "tracking": config["tracking"], "resume": resume}, allow_targets=allow_targets)
+
+
+def applied(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the artifact of the first run as its model."""
+    if not config["entering"]:
+        return config
+    entered = {"path": str(_folder(config) / "artifact"), "weights": "pretrained", "architecture": None, "revision": None}
+    return {**config, "model": {**config["model"], **entered}}
+
+
+def _folder(config: Mapping[str, Any]) -> Path:
+    return Path(config["output_dir"]) / FOLDER
