@@ -113,7 +113,7 @@ def sapo(
     if not (tau_positive > 0 and tau_negative > 0):
         raise ValueError(f"sapo needs positive temperatures, got {tau_positive} and {tau_negative}")
     ratio = ratios(tokens)
-    tau = torch.where(tokens.advantages > 0, tau_positive, tau_negative).to(ratio.dtype)
+    tau = torch.where(tokens.advantages > 0, ratio.new_tensor(tau_positive), ratio.new_tensor(tau_negative))
     gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
     return aggregate(-gate * tokens.advantages, tokens, aggregation=aggregation), _reported(tokens, ratio, {}, "token")
 

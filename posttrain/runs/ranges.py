@@ -14,6 +14,7 @@ from posttrain.runs.schema import Count, Fraction
 
 AtLeastZero = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+AboveOne = Annotated[float, Field(gt=1)]
 Flips = Annotated[float, Field(ge=0, lt=0.5)]
 Several = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,6 +45,13 @@ RANGES: dict[str, dict[str, Any]] = {
         "margin_scale": AtLeastZero,
         "centre": AtLeastZero,
         "delta": Positive,
+        "clip": Share,
+        "clip_high": AtLeastZero,
+        "dual_clip": AboveOne,
+        "lower": AtLeastZero,
+        "upper": Positive,
+        "tau_positive": Positive,
+        "tau_negative": Positive,
     },
     "method.kl": {"coef": AtLeastZero, "clamp": Positive},
     "rollout": {
@@ -55,6 +63,7 @@ RANGES: dict[str, dict[str, Any]] = {
         "min_p": Fraction,
         "repetition_penalty": Positive,
     },
+    "method.advantage": {"eps": AtLeastZero, "k": Count},
     "method.beta_schedule": {"start": Positive, "end": Positive},
     "method.head": {
         "attribute_share": AtLeastZero,
