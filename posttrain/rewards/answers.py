@@ -15,6 +15,7 @@ Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had f
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -148,3 +149,14 @@ def _decimal(text: str) -> Fraction | None:
     whole, fraction, exponent = (match[2] or "").replace(",", ""), match[3] or "", int(match[4] or 0)
     value = Fraction(int(whole + fraction)) * Fraction(10) ** (exponent - len(fraction))
     return -value if match[1] == "-" else value
+
+
+def as_number(answer: str) -> float | None:
+    r"""The value of an answer that is a number (``1,234``, ``1/2``, ``\frac{1}{2}``, ``$5``), infinite if too large; None if it is none."""
+    value = _rational(_normalise(answer))
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

@@ -1,0 +1,102 @@
+"""Trained reward models on conversations: `load_reward_model(folder)` and `load_process_reward_model(folder)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.data.chat import Chat
+from posttrain.data.encoders import EncodeSettings, get
+from posttrain.data.formats.steps import joined
+from posttrain.data.spans import tokenise
+from posttrain.data.templates import render_example
+from posttrain.errors import DataError, Problem
+from posttrain.models.reward import Judge, StepJudge, load_judge, load_step_judge
+from posttrain.models.tokenizers import load_tokenizer
+from posttrain.types import Example, Judged, Step
+
+Conversation = Sequence[Mapping[str, Any]]
+UNBOUNDED = 2**31 - 1
+
+
+class RewardScorer:
+    """A reward model that scores conversations."""
+
+    def __init__(self, judge: Judge, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
+        self.judge_tokens = judge
+        self.tokenizer = tokenizer
+        self.chat = Chat(tokenizer, template_kwargs)
+
+    def __call__(self, conversations: Sequence[Conversation], *, max_tokens: int = 8192) -> Tensor:
+        """Rewards [N], float32 on the CPU, of conversations that end in an assistant turn.
+
+        max_tokens: of a batch, padding included. Raises RowError for a conversation that the chat template refuses.
+        """
+        return self.judge(conversations, max_tokens=max_tokens).reward
+
+    def judge(self, conversations: Sequence[Conversation], *, max_tokens: int = 8192) -> Judged:
+        """The same with the head's attributes or quantiles."""
+        return self.judge_tokens([self.encode(conversation) for conversation in conversations], max_tokens=max_tokens)
+
+    def encode(self, conversation: Conversation) -> np.ndarray:
+        """Token ids of a conversation as in training: up to the last token of its last turn."""
+        found = render_example(self.chat, Example(messages=tuple(conversation)), train_on="last")
+        return tokenise(self.tokenizer, found)[0][0]
+
+
+class StepScorer:
+    """A process reward model that judges the steps of worked answers."""
+
+    def __init__(self, judge: StepJudge, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
+        self.judge_tokens = judge
+        self.tokenizer = tokenizer
+        self.settings = EncodeSettings(max_length=UNBOUNDED, template_kwargs=template_kwargs)
+
+    def __call__(self, prompt: Conversation, steps: Sequence[str], *, separator: str = "\n") -> Tensor:
+        """Probability that each of `steps` is right, float32 [S] on the CPU.
+
+        separator: between the steps, as in training. Raises DataError for steps that cannot be told apart in the tokens.
+        """
+        found = get("steps")([_worked(prompt, steps, separator)], self.tokenizer, self.settings)[0]
+        if not isinstance(found, list):
+            raise DataError(Problem("steps", str(found)))
+        return self.judge_tokens(found[0].tokens.ids, found[0].tokens.marks)
+
+
+def _worked(prompt: Conversation, steps: Sequence[str], separator: str) -> Example:
+    content, ends = joined(steps, separator)
+    answer = {"role": "assistant", "content": content}
+    return Example(messages=(*prompt, answer), steps=tuple(Step(end, 0.0) for end in ends))
+
+
+def load_reward_model(
+    folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> RewardScorer:
+    """The reward model of an artifact, with any head. dtype: of its body; None for the one its weights are stored in.
+
+    template_kwargs: `data.template_kwargs` of its training. Raises ConfigError where the folder is no reward model's artifact, or its
+    files are damaged.
+    """
+    path = Path(os.path.expanduser(folder))
+    judge = load_judge(path, device=torch.device(device), dtype=dtype)
+    return RewardScorer(judge, _tokenizer(path), template_kwargs or {})
+
+
+def load_process_reward_model(
+    folder: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, template_kwargs: Mapping[str, Any] | None = None
+) -> StepScorer:
+    """The process reward model of an artifact, as `load_reward_model`."""
+    path = Path(os.path.expanduser(folder))
+    judge = load_step_judge(path, device=torch.device(device), dtype=dtype)
+    return StepScorer(judge, _tokenizer(path), template_kwargs or {})
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer({"path": str(folder), "weights": "pretrained"})
