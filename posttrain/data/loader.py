@@ -70,6 +70,9 @@ class TreeLoader:
         """Nothing that takes its time happens between steps."""
         return {}
 
+    def close(self) -> None:
+        """Nothing is held that must be given back."""
+
     def _mismatched(self, indices: Sequence[int], share: StepShare) -> Iterator[TokenTree]:
         """Split anew: an answer to another prompt has another length."""
         view = Mismatched(self.examples)

@@ -15,7 +15,7 @@ from posttrain.functional.importance import correction
 from posttrain.functional.policy import aggregate
 from posttrain.methods.base import Recipe
 from posttrain.methods.parts.alarms import RewardWatch
-from posttrain.methods.parts.online import KL, Online, column, spread, with_columns
+from posttrain.methods.parts.online import KL, NO_PULL, Online, column, spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
 from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
@@ -40,7 +40,7 @@ class PolicyGradient(Online):
         advantage: Callable[[GroupRewards], Tensor],
         importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
         entropy_coef: float = 0.0,
-        kl: KL = KL(),  # noqa: B008 (frozen)
+        kl: KL = NO_PULL,
         minibatches: int = 1,
         rollout_epochs: int = 1,
         temperature: float = 1.0,
@@ -87,12 +87,13 @@ class PolicyGradient(Online):
             tokens, metrics = self._corrected(tree, tokens)
         loss, found = self.loss(tokens)
         metrics |= found
+        plain = replace(tokens, correction=None)
         if self.entropy_coef:
-            loss = loss - self.entropy_coef * aggregate(stats.entropy, tokens, aggregation=self.aggregation)
+            loss = loss - self.entropy_coef * aggregate(stats.entropy, plain, aggregation=self.aggregation)
         if tree.reference is not None:
             divergence = self.kl.of(stats.logps, tree.reference, (stats.logps - tokens.old).exp())
             if self.kl.place == "loss":
-                loss = loss + self.kl.coef * aggregate(divergence, tokens, aggregation=self.aggregation)
+                loss = loss + self.kl.coef * aggregate(divergence, plain, aggregation=self.aggregation)
             metrics["kl"] = self._mean(divergence, tree)
         metrics["entropy"] = self._mean(stats.entropy, tree)
         return loss, aux, metrics

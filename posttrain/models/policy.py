@@ -50,9 +50,7 @@ class PolicyModel(nn.Module):
         """The transformers model inside, without the adapter wrapper."""
         return causal_lm(self.model)
 
-    def forward(
-        self, tree: TokenTree, *, noise: float = 0.0, temperature: float = 1.0, **asked: bool
-    ) -> tuple[TokenStats, Tensor | None]:
+    def forward(self, tree: TokenTree, *, noise: float = 0.0, temperature: float = 1.0, **asked: bool) -> tuple[TokenStats, Tensor | None]:
         """Statistics at the tree's targets, and the auxiliary loss of a mixture of experts (None without one).
 
         noise: NEFTune's alpha; 0 for none. temperature: divides the logits. asked: what `token_stats` computes only when asked (entropy,

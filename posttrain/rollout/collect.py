@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.rewards.combine import combine
 from posttrain.rewards.compose import RewardSet
 from posttrain.rollout.base import Generator, Request
 from posttrain.types import Completion, Group, GroupRewards, Rollout, Sample
@@ -56,7 +57,7 @@ class Collector:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
 
-    def answer(self, indices: Sequence[int], first: int) -> Answered:
+    def answer(self, indices: Sequence[int] | np.ndarray, first: int) -> Answered:
         """Answers to prompts `indices`, the same on every rank. first: place of the first of them in the run's endless order."""
         mine = range(self.rank, len(indices), self.world)
         numbers = [int(indices[place]) for place in mine]
@@ -76,9 +77,9 @@ class Collector:
     def _measure(self, groups: Sequence[Group]) -> np.ndarray:
         """Raw values [K, own groups, G]."""
         measured = self.rewards.measure([sample for place, group in enumerate(groups) for sample in self.samples(group, place)])
-        for name, count in measured.failures.items():
-            self.failures[name] = self.failures.get(name, 0) + count
-        return np.asarray(measured.values, np.float64).reshape(len(self.rewards.components), len(groups), self.generator.group_size)
+        for name, failures in measured.failures.items():
+            self.failures[name] = self.failures.get(name, 0) + failures.count
+        return measured.raw.numpy().reshape(len(self.rewards.components), len(groups), self.generator.group_size)
 
     def samples(self, group: Group, number: int) -> Iterator[Sample]:
         """The answers of a group as rewards see them."""
@@ -107,8 +108,10 @@ class Collector:
         components, prompts, size = answered.raw.shape
         groups = np.repeat(np.arange(prompts), size)
         flat = torch.from_numpy(answered.raw.reshape(components, -1))
-        total, parts = self.rewards.combine(flat, torch.from_numpy(groups))
-        rewards = GroupRewards(total.view(prompts, size), parts.view(components, prompts, size), self.rewards.weights)
+        known = list(self.rewards.components.values())
+        total, parts = combine(flat, torch.from_numpy(groups), known)
+        weights = torch.tensor([component.weight for component in known], dtype=torch.float64)
+        rewards = GroupRewards(total.view(prompts, size), parts.view(components, prompts, size), weights)
         return Rollout(number, answered.groups, rewards, ~np.isnan(rewards.total.numpy()))
 
     def timed(self, phase: str) -> _Clock:

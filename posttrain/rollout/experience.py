@@ -172,6 +172,10 @@ class ExperienceLoader:
         seconds, self.seconds = self.seconds, {}
         return seconds
 
+    def close(self) -> None:
+        """End what rewards run in processes of their own."""
+        self.collector.rewards.close()
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is; with the present rollout unless its last step is done. Tensors, numbers and texts only."""
         step = self.given // self.plan.micro_batches
@@ -197,5 +201,3 @@ def picked(answered: Answered, places: np.ndarray) -> Answered:
 def joined(*several: Answered) -> Answered:
     """All groups, one after the other."""
     return Answered(tuple(group for some in several for group in some.groups), np.concatenate([some.raw for some in several], 1))
-
-

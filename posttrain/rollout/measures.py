@@ -27,9 +27,9 @@ def rollout_metrics(
     lengths = np.array([[len(c.tokens) for c in group.completions] for group in rollout.groups], np.float64)
     cut = np.array([[c.finish == "length" for c in group.completions] for group in rollout.groups])
     return {
-        "reward/mean": _mean(total),
+        "reward/mean": mean(total),
         "reward/std": float(np.nanstd(total)) if not np.isnan(total).all() else float("nan"),
-        **{f"reward/{name}": _mean(part) for name, part in zip(names, parts, strict=True)},
+        **{f"reward/{name}": mean(part) for name, part in zip(names, parts, strict=True)},
         **{f"reward/failed/{name}": float(count) for name, count in failures.items() if count},
         "answers/length": float(lengths.mean()),
         "answers/longest": float(lengths.max()),
@@ -40,7 +40,8 @@ def rollout_metrics(
     }
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+    """Of the values that are not NaN; NaN where there is none."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 

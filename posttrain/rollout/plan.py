@@ -17,9 +17,10 @@ from posttrain.types import Group, Part, Rollout, StepShare, TokenizedExample, T
 class ExperiencePlan:
     """The steps of an online run.
 
-    A rollout samples `group_size` answers to each of `minibatches * global_batch` prompts, then `epochs` passes over them make `minibatches` optimizer steps
-    each. order: epoch of the data -> prompt numbers. ranks: data-parallel world size. max_tokens: bound of a micro-batch. micro_batches:
-    per rank and step, the same for the whole run: enough for the longest answers; what a step does not need is empty and costs nothing.
+    A rollout samples `group_size` answers to each of `minibatches * global_batch` prompts, then `epochs` passes over them make
+    `minibatches` optimizer steps each. order: epoch of the data -> prompt numbers. ranks: data-parallel world size. max_tokens: bound of a
+    micro-batch. micro_batches: per rank and step, the same for the whole run: enough for the longest answers; what a step does not need is
+    empty and costs nothing.
     """
 
     order: EpochOrder

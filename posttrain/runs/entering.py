@@ -16,15 +16,20 @@ def config_of(overrides: Sequence[str], config: Mapping[str, Any], *, allow_targ
 
     Raises ConfigError with the problems of the overrides.
     """
-    from posttrain.runs.check import compose_and_check
+    from posttrain.runs.check import check
+    from posttrain.runs.compose import compose_partly
+    from posttrain.runs.rules import ELSEWHERE
 
     named = {line.split("=", 1)[0].lstrip("+") for line in overrides}
     shared = {"seed": config["seed"], "hardware": config["hardware"]["name"]}
     lines = [*overrides, *(f"{key}={value}" for key, value in shared.items() if key not in named)]
-    try:
-        found = compose_and_check(lines, allow_targets=allow_targets)
-    except ConfigError as error:
-        raise ConfigError([Problem(f"entering: {problem.where}", problem.message, problem.hint) for problem in error.problems]) from error
+    composed = compose_partly(lines)
+    found = composed.config
+    rules = [rule for rule in ELSEWHERE if "hardware" not in rule.reads]  # what is wrong there is wrong with `config` too
+    problems = [*composed.problems, *check(found, allow_targets=allow_targets, rules=rules)]
+    problems = [problem for problem in problems if not problem.where.startswith("hardware")]
+    if problems:
+        raise ConfigError([Problem(f"entering: {problem.where}", problem.message, problem.hint) for problem in problems])
     if found["entering"]:
         raise ConfigError(Problem("entering", "a run that is made first cannot ask for another one itself", "name one run"))
     return found

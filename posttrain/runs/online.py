@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
@@ -21,10 +22,12 @@ from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.online import Online
 from posttrain.rewards.base import Reward
+from posttrain.rewards.combine import combine
 from posttrain.rewards.compose import RewardSet
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.collect import Collector
 from posttrain.rollout.experience import ExperienceLoader, Selection
+from posttrain.rollout.measures import mean
 from posttrain.rollout.plan import ExperiencePlan, make_experience_plan
 from posttrain.runs import targets
 from posttrain.runs.callbacks.base import StepCallback
@@ -96,9 +99,7 @@ class Sampler(StepCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
         self.loader.collector.generator.attach(pl_module.model, self.tokenizer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.loader.collector.rewards.close()
+        self.loader.collector.rewards.start(str(pl_module.device))
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
         rows, self.loader.rows = self.loader.rows, self.loader.rows if self.every is None else []
@@ -141,8 +142,7 @@ class OnlineMeasures(Measures):
         with method.sampling(), self._precision(method):
             groups = self._answers(mine)
         held_out = Collector(self.prepared.val, self.collector.generator, self.collector.rewards, self.tokenizer, 0)
-        found = self._rewards(held_out, groups) | self._right(held_out, groups)
-        return found
+        return self._rewards(held_out, groups) | self._right(held_out, groups)
 
     def _answers(self, indices: Sequence[int]) -> list[Group]:
         assert self.prepared.val is not None
@@ -157,20 +157,17 @@ class OnlineMeasures(Measures):
     def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
         rewards = held_out.rewards
         samples = [sample for place, group in enumerate(groups) for sample in held_out.samples(group, place)]
-        raw = np.asarray(rewards.measure(samples).values, np.float64).reshape(len(rewards.components), len(samples))
-        whole = np.concatenate(gather(raw), axis=1)
-        scored = {f"val/reward/{name}": _mean(values) for name, values in zip(rewards.components, whole, strict=True)}
-        weights = np.array([component.weight for component in rewards.components.values()])
-        return {"val/reward": _mean(weights @ whole), **scored}
+        whole = torch.cat(gather(rewards.measure(samples).raw), 1)
+        scored = {f"val/reward/{name}": mean(values) for name, values in zip(rewards.components, whole.numpy(), strict=True)}
+        total, _ = combine(whole, torch.zeros(whole.shape[1]), list(rewards.components.values()))
+        return {"val/reward": mean(total.numpy()), **scored}
 
     def _right(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
         if self.config["evaluation"]["exact_match"] is None or not self.prepared.val_checkable:
             return {}
         assert self.prepared.val is not None
         checkable = {example.example_index: example for example in _of(self.prepared, [group.example for group in groups])}
-        checked = [
-            check(checkable[group.example], held_out.text(group.completions[0])) for group in groups if group.example in checkable
-        ]
+        checked = [check(checkable[group.example], held_out.text(group.completions[0])) for group in groups if group.example in checkable]
         whole = merge(gather(ExactMatch(tuple(checked))))
         self.samples = whole.rows
         return {"eval/exact_match": whole.accuracy}
@@ -185,7 +182,3 @@ def _of(prepared: Prepared, indices: Sequence[int]) -> list[Any]:
     assert prepared.val is not None
     places = {int(index): place for place, index in enumerate(prepared.val.with_value("answer"))}
     return [prepared.val_checkable[places[index]] for index in indices if index in places]
-
-
-def _mean(values: np.ndarray) -> float:
-    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

@@ -77,7 +77,7 @@ class Opening(Callback):
         job = self.job
         counts = parameter_counts(method.model.causal_lm)
         layout = method.model.layout
-        val = 0 if job.prepared.val is None else len(job.prepared.val)
+        train, val = job.prepared.train, 0 if job.prepared.val is None else len(job.prepared.val)
         share = job.prepared.report.truncated_share
         cut = f", {share:.1%} of them cut to max_length={job.config['max_length']}" if share else ""
         begun = f", continuing after step {job.start.step}" if job.start.step else ""
@@ -85,7 +85,7 @@ class Opening(Callback):
             model=f"{job.config['model']['name']} ({method.model.causal_lm.config.model_type}, {layout} layout)",
             parameters=counts.total,
             trainable=counts.trainable,
-            data=f"{len(job.prepared.train)} training and {val} held-out examples{cut}, {human(float(job.prepared.train.lengths.sum()))} tokens",
+            data=f"{len(train)} training and {val} held-out examples{cut}, {human(float(train.lengths.sum()))} tokens",
             device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
             plan=f"{job.plan.words}{begun}",
         )

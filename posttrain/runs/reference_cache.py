@@ -20,7 +20,7 @@ import torch
 
 from posttrain.data.cache import cache_root, fetch
 from posttrain.data.loader import micro_batch
-from posttrain.data.plan import balance, first_fit
+from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.prepare import tokenizer_digest
 from posttrain.data.reference_logps import BLOCK, FILE, ReferenceLogps, trained_places, write
 from posttrain.data.tokenized import Part, TokenizedSet
@@ -108,6 +108,7 @@ def _root(job: Job, about: Mapping[str, str]) -> Path:
 def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
     """Rows of each source that the run will read."""
     train, val = job.prepared.train, job.prepared.val
+    assert isinstance(job.plan, StepPlan)  # what is sampled cannot be known before
     steps = range(job.plan.steps)
     seen = np.unique(np.concatenate([job.plan.examples(step) for step in steps]))
     limit = job.config["validate"]["max_examples"]

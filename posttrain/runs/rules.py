@@ -240,7 +240,9 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
         if not online and config[key]:
             yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
     if online and config["rollout"] and not config["rollout"].get("temperature"):
-        yield Problem("rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1")
+        yield Problem(
+            "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"
+        )
 
 
 def entering_is_sound(config: Config) -> Iterator[Problem]:

@@ -47,7 +47,9 @@ class Log(Group):
     """What is written while training."""
 
     every_steps: Count = Field(1, description="optimizer steps between lines of metrics.jsonl")
-    samples_every: Count | None = Field(20, description="optimizer steps between tables of sampled answers, for methods that sample; null = none")
+    samples_every: Count | None = Field(
+        20, description="optimizer steps between tables of sampled answers, for methods that sample; null = none"
+    )
 
 
 class Validate(Group):

@@ -64,6 +64,8 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         except BaseException as error:
             session.end_early("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
+        finally:
+            session.loader.close()
         return stop.exit_code
 
 

@@ -11,14 +11,18 @@ from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
 EXPECTED = ("answer", "final_answer", "ground_truth", "target", "solution")
-ANSWERED = ("completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score")
+ANSWERED = (
+    "completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score"
+)  # fmt: skip
 OWN = ("prompt", "system", "tools", "data_source", "meta", *EXPECTED)
 
 
 @register("prompt", needs=[["prompt"]], kind="prompt", absent=ANSWERED)
 def convert(row: Mapping[str, Any]) -> Example:
-    """{"prompt"}, a text or a list of messages; answer (also final_answer, ground_truth, target, solution): what a verifier expects. Further fields,
-    or those in `meta`, reach rewards as they are."""
+    """{"prompt"}, a text or a list of messages.
+
+    answer (also final_answer, ground_truth, target, solution): what a verifier expects. Further fields, or those in `meta`, reach rewards.
+    """
     messages = _messages(row["prompt"])
     if messages[-1]["role"] == "assistant":
         raise RowError("the prompt ends with an assistant turn, so there is nothing to answer")

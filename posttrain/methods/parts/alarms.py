@@ -53,8 +53,8 @@ ALARMS = (
         ("entropy",),
         lambda now, start: now["entropy"] < 0.1 * start["entropy"],
         3,
-        "entropy has collapsed to {entropy:.3g} nats a token, a tenth of what it was: answers become all alike. Raise method.loss.clip_high, "
-        "method.entropy_coef or rollout.temperature, or lower optimizer.lr",
+        "entropy has collapsed to {entropy:.3g} nats a token, a tenth of what it was: answers become all alike. Raise "
+        "method.loss.clip_high, method.entropy_coef or rollout.temperature, or lower optimizer.lr",
     ),
     Alarm(
         "kl",

@@ -40,6 +40,9 @@ class KL:
         return penalty(logps, reference, ratio if self.unbiased else None, estimator=self.estimator, clamp=self.clamp)
 
 
+NO_PULL = KL()
+
+
 class Online(Referenced, ABC):
     """A rollout samples `rollout.group_size` answers to minibatches * global_batch prompts; rollout_epochs passes over them follow.
 
@@ -56,7 +59,7 @@ class Online(Referenced, ABC):
         self,
         recipe: Recipe,
         *,
-        kl: KL = KL(),  # noqa: B008 (frozen)
+        kl: KL = NO_PULL,
         minibatches: int = 1,
         rollout_epochs: int = 1,
         temperature: float = 1.0,
@@ -123,7 +126,7 @@ class Online(Referenced, ABC):
 
     @property
     def keeps_old(self) -> bool:
-        """Whether the policy that sampled must be read: with one step a rollout, the first step's own log-probabilities are the old ones."""
+        """Whether the policy that sampled must be read: with one step a rollout, that step's own log-probabilities are the old ones."""
         return self.minibatches * self.rollout_epochs > 1 or (self.referenced and self.kl.place == "reward")
 
     @property
