@@ -76,7 +76,7 @@ def rewards() -> dict[str, Tensor]:
     """Two components of five prompts with four answers each, [2, 5, 4], and their weights; one group without variance, one with gaps."""
     first = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.5, NAN, 1.0, 0.0], [NAN, 1.0, NAN, NAN]]
     second = [[0.25, 0.5, -1.0, 0.75], [2.0, 1.0, 0.0, 0.5], [0.5, 0.5, 0.5, 0.5], [1.0, NAN, NAN, 0.25], [NAN, 0.5, NAN, NAN]]
-    return {"parts": numbers([first, second]), "weights": numbers([1.0, 0.5])}
+    return {"parts": numbers([first, second]), "weights_of_parts": numbers([1.0, 0.5])}
 
 
 def graded(loss: Callable[[Tensor], Tensor], logps: Tensor) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def trl_advantages(given: dict[str, Tensor]) -> dict[str, Any]:
     per_function = parts.flatten(1).T.contiguous()
 
     def case(trainer: Any, last: str, **options: Any) -> list[list[float]]:
-        stub = SimpleNamespace(reward_weights=given["weights"], reward_funcs=[None, None], **options)
+        stub = SimpleNamespace(reward_weights=given["weights_of_parts"], reward_funcs=[None, None], **options)
         known = {"self": stub, "rewards_per_func": per_function.clone(), "num_generations": shape[1], "device": "cpu"}
         names = excerpt(trainer._generate_and_score_completions, "unscorable_mask =", last, known | {"inputs": None})
         return names["advantages"].view(shape).tolist()
@@ -271,7 +271,7 @@ def verl_advantages(given: dict[str, Tensor]) -> dict[str, Any]:
     """Of the three groups without gaps, as answers of a single token: verl weighs answers by their tokens where it whitens."""
     from verl.trainer.ppo import core_algos
 
-    total = (given["parts"] * given["weights"][:, None, None]).sum(0)[:3]
+    total = (given["parts"] * given["weights_of_parts"][:, None, None]).sum(0)[:3]
     flat, mask = total.reshape(-1, 1), torch.ones(total.numel(), 1, dtype=torch.float64)
     index = np.repeat(np.arange(3), total.shape[1])
     config = SimpleNamespace(gamma=1.0)
