@@ -34,7 +34,7 @@ def group(rewards: GroupRewards, *, scale: Literal["group", "batch", "none"] = "
 
 
 def leave_one_out(rewards: GroupRewards, *, normalise: bool = False, eps: float = 1e-4) -> Tensor:
-    """r - mean of the group's other answers (RLOO, arXiv:2402.14740, eq. 8).
+    """r - mean of the group's other answers (RLOO, arXiv:2402.14740).
 
     normalise: subtract the batch's mean and divide by its std + eps.
     """
@@ -43,7 +43,7 @@ def leave_one_out(rewards: GroupRewards, *, normalise: bool = False, eps: float 
 
 
 def reinforce_plus_plus(rewards: GroupRewards, *, baseline: bool = False, eps: float = 1e-8) -> Tensor:
-    """(r - mean) / sqrt(var + eps), mean and variance over the whole batch (REINFORCE++, arXiv:2501.03262, section 3).
+    """(r - mean) / sqrt(var + eps), mean and variance over the whole batch (REINFORCE++, arXiv:2501.03262).
 
     baseline: subtract the group's mean first (its variant for groups); an only answer then has the baseline of itself, so 0 before the
         batch is normalised. Every answer counts once; verl weighs answers by their tokens. A batch without variance has advantages 0.
@@ -53,7 +53,7 @@ def reinforce_plus_plus(rewards: GroupRewards, *, baseline: bool = False, eps: f
 
 
 def decoupled(rewards: GroupRewards, *, eps: float = 1e-4) -> Tensor:
-    """Each component normalised in its group, then the weighted sum of them, then that in the batch (GDPO, arXiv:2601.05242, section 3).
+    """Each component normalised in its group, then the weighted sum of them, then that in the batch (GDPO, arXiv:2601.05242).
 
     z_k = (r_k - mean_group) / (std_group + eps), z = sum_k w_k z_k over the components that scored the answer,
     (z - mean_batch) / (std_batch + eps).

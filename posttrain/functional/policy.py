@@ -73,7 +73,7 @@ def clipped(
 ) -> Result:
     """-min(r A, clip(r, 1 - clip, 1 + clip_high) A): PPO's surrogate (arXiv:1707.06347, eq. 7), and so GRPO's, DAPO's and GSPO's.
 
-    clip_high: None: clip. dual_clip: for A < 0 the ratio counts as at most this, c in dual-clip PPO (arXiv:1912.09729, eq. 5), which is
+    clip_high: None: clip. dual_clip: for A < 0 the ratio counts as at most this, c in dual-clip PPO (arXiv:1912.09729), which is
     also delta of two-sided clipping (INTELLECT-2, arXiv:2505.07291). level, log_ratio_clamp: see `ratios`; at the levels of answers with
     sequence_mean and one advantage an answer, this is the mean over answers of the answer's own objective.
     Raises ValueError unless 0 <= clip <= 1, clip_high >= 0 and dual_clip > 1 + clip_high.
@@ -106,7 +106,7 @@ def cispo(tokens: PolicyTokens, *, lower: float = 0.0, upper: float = 5.0, aggre
 def sapo(
     tokens: PolicyTokens, *, tau_positive: float = 1.0, tau_negative: float = 1.05, aggregation: Aggregation = "sequence_mean"
 ) -> Result:
-    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip (SAPO, arXiv:2511.20347, section 3).
+    """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip (SAPO, arXiv:2511.20347).
 
     tau_positive where A > 0, else tau_negative. Its slope at r = 1 is 1. Raises ValueError unless both are positive.
     """
