@@ -118,4 +118,5 @@ class Teacher(Reward):
 def leaks(text: str, answer: str) -> bool:
     """Whether a text contains the answer, as a number or as words of its own."""
     number = re.escape(answer.strip())
-    return bool(re.search(rf"(?<![\w.,]){number}(?![\w]|[.,]\d)", text, re.IGNORECASE)) or same_answer(final_answer(text) or "", answer)
+    found = bool(number) and re.search(rf"(?<![\w.,]){number}(?![\w]|[.,]\d)", text, re.IGNORECASE) is not None
+    return found or same_answer(final_answer(text) or "", answer)

@@ -27,6 +27,14 @@ def configured_targets() -> list[str]:
     return sorted(set(re.findall(r"^\s*_target_: ([\w.]+)", text, re.MULTILINE)))
 
 
+def keyword_only(real: Any) -> dict[str, Any]:
+    """Keyword-only parameters and their defaults; those of the base class too where a class hands keywords on."""
+    listed = inspect.signature(real).parameters.values()
+    own = {item.name: item.default for item in listed if item.kind is item.KEYWORD_ONLY}
+    hands_on = inspect.isclass(real) and any(item.kind is item.VAR_KEYWORD for item in listed)
+    return keyword_only(real.__bases__[0]) | own if hands_on else own
+
+
 @pytest.mark.parametrize("target", configured_targets())
 def test_source_reading_agrees_with_python(target: str) -> None:
     module, _, name = target.rpartition(".")
@@ -34,7 +42,7 @@ def test_source_reading_agrees_with_python(target: str) -> None:
     signature = read_signature(target)
     assert signature is not None
     listed = inspect.signature(real).parameters.values()
-    keywords = {item.name: item.default for item in listed if item.kind is item.KEYWORD_ONLY}
+    keywords = keyword_only(real)
     assert {name: item.required for name, item in signature.parameters.items()} == {
         n: d is inspect.Parameter.empty for n, d in keywords.items()
     }

@@ -1,0 +1,40 @@
+"""What answers a judge's questions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked.
+
+    messages: as a language model is asked. answers: what is judged, one (rated) or two (compared), for backends that follow rules.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Silence:
+    """No reply. reason: a few words, then a colon and details if any."""
+
+    reason: str
+
+
+class Backend(ABC):
+    """Replies to questions."""
+
+    @abstractmethod
+    def ask(self, questions: Sequence[Question]) -> list[str | Silence]:
+        """A reply to each, in order. Raises nothing that one question is to blame for."""
+
+    def place(self, device: str) -> None:  # noqa: B027
+        """Where the policy is, for backends with `device=auto`."""
+
+    def start(self) -> None:  # noqa: B027
+        """Load what is needed. Raises ConfigError where that fails."""

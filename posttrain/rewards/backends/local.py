@@ -1,0 +1,93 @@
+"""A judge in this process: a transformers model folder, greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posttrain.data.chat import Chat
+from posttrain.models.loading import build_model
+from posttrain.models.tokenizers import end_token_ids, load_tokenizer
+from posttrain.rewards.backends.base import Backend, Question, Silence
+
+
+class Local(Backend):
+    """path: folder or hub id of a model with a chat template. device: auto is where the policy is. batch_tokens: of a batch, padding and
+    new tokens included. A question longer than longest_prompt tokens gets no reply.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        device: str = "auto",
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        max_new_tokens: int = 512,
+        longest_prompt: int = 8192,
+        batch_tokens: int = 32768,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.path, self.device, self.dtype, self.template_kwargs = path, device, dtype, template_kwargs or {}
+        self.max_new_tokens, self.longest_prompt, self.batch_tokens = max_new_tokens, longest_prompt, batch_tokens
+        self._loaded: tuple[Any, Any] | None = None
+
+    def place(self, device: str) -> None:
+        """See `Backend`."""
+        if self.device == "auto":
+            self.device = device
+
+    def start(self) -> None:
+        """Load the model, once."""
+        if self._loaded is None:
+            about = {"path": self.path, "weights": "pretrained"}
+            model: Any = build_model(about, dtype=getattr(torch, self.dtype))
+            self._loaded = model.to("cpu" if self.device == "auto" else self.device).eval(), load_tokenizer(about)
+
+    def ask(self, questions: Sequence[Question]) -> list[str | Silence]:
+        """See `Backend`."""
+        self.start()
+        assert self._loaded is not None
+        chat = Chat(self._loaded[1], self.template_kwargs)
+        texts = [chat.render(question.messages, (), prompt=True) for question in questions]
+        prompts = [self._loaded[1](text, add_special_tokens=False)["input_ids"] for text in texts]
+        replies: list[str | Silence] = [Silence(f"too long: {len(prompt)} tokens") for prompt in prompts]
+        order = sorted(
+            (place for place in range(len(prompts)) if len(prompts[place]) <= self.longest_prompt), key=lambda i: len(prompts[i])
+        )
+        for batch in self._batches(order, prompts):
+            for place, reply in zip(batch, self._generate([prompts[place] for place in batch]), strict=True):
+                replies[place] = reply
+        return replies
+
+    def _batches(self, order: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for place in order:
+            full = not batches or (len(batches[-1]) + 1) * (len(prompts[place]) + self.max_new_tokens) > self.batch_tokens
+            batches.append([place]) if full else batches[-1].append(place)
+        return batches
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        assert self._loaded is not None
+        model, tokenizer = self._loaded
+        ids, mask = _left_padded(prompts, model.device)
+        ends = end_token_ids(tokenizer)
+        options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends or None}
+        made = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :]
+        return [tokenizer.decode(_until(row.tolist(), ends), skip_special_tokens=True) for row in made]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, L]."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends a reply."""
+    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -1,0 +1,71 @@
+"""Mathematical answers: what is equal, and a thousand odd strings."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+from reward_helpers import built, sample
+
+from posttrain.rewards.mathematics import Math
+
+SAME = [
+    (r"So $\boxed{\frac{1}{2}}$.", "0.5"), ("It is 1/2", "0.5"), ("about 1,234 of them", "1234"), (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt2}{2}"),
+    (r"\boxed{\text{so }\boxed{7}}", "7"), ("#### 1,000", "1000"), ("The answer is 12.", "12"), (r"\boxed{x+1}", "1+x"), (r"\boxed{\{2,1\}}", r"\{1,2\}"),
+    (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"), (r"\boxed{10^3}", "1000"), (r"\boxed{x=5}", "5"), ("first 3, then 5", "a long solution #### 5"),
+    (r"\boxed{0.75}", r"We find $\boxed{\frac{3}{4}}$."), ("Paris. The answer is Paris", "paris"),
+]  # fmt: skip
+DIFFERENT = [
+    (r"\boxed{(1,2)}", "(2,1)"), ("The answer is 6", "5"), (r"\boxed{-5}", "5"), ("", "5"), ("no number here", "5"), (r"\boxed{5", "4"), (r"\boxed{x^2}", "y^2"),
+    ("The answer is cat", "act"), (r"\boxed{5, 6}", "5"), (r"\boxed{\frac{1}{2}}", "2"),
+]  # fmt: skip
+MONSTERS = [
+    "{" * 3000 + "}" * 3000, "2^{2^{2^{99}}}", "10**10**10", "10^{10^{10}}", "99999999!", "9!!!!!!!", r"\frac{1}{" * 200 + "2" + "}" * 200,
+    r"\sqrt{" * 300 + "2" + "}" * 300, r"\int_0^\infty e^{x^{x^x}}dx", r"\sum_{n=1}^{99999999} n!", r"\prod_{n=1}^{10^9} n^n", "(" * 2000, "x" * 50000,
+    r"\begin{pmatrix}" + r"1&" * 500, r"\binom{10^9}{5\cdot10^8}", "9" * 5000, "1e999999999", r"\lim_{x\to0}\sin(1/x)^{x^{-99}}", "\\" * 3000, "$" * 999,
+    r"x^{1000000}-1=(x-1)^{1000000}", r"(x+y)^{3000}", "\x00\ud800", "\u202e5", "__import__('os').system('touch /tmp/owned')", "lambda: 0", "0/0", r"\frac{1}{0}",
+]  # fmt: skip
+PIECES = [r"\frac", r"\boxed{", "{", "}", "^", "_", "$", r"\sqrt", r"\left(", r"\right]", "1", "22", "x", "y", "=", "+", r"\cdot", "%", "&", r"\\", ",", "!",
+          r"\text{", "#", "####", "answer is", "\n", r"\pi", r"\infty", "<", r"\in", "|", "[", ")", "\u00e9", "/", "**", "0.5", "1,000", r"\begin{cases}"]  # fmt: skip
+
+
+def odd_strings(count: int) -> list[str]:
+    """Malformed LaTeX and worse; the same every time."""
+    draw = random.Random(0)
+    made = [rf"\boxed{{{monster}}}" for monster in MONSTERS] + [f"The answer is ${monster}$" for monster in MONSTERS]
+    while len(made) < count:
+        made.append("".join(draw.choice(PIECES) for _ in range(draw.randint(1, 40))))
+    return made
+
+
+def test_what_is_the_same() -> None:
+    component = built("math")
+    assert component.measure([sample(text, answer) for text, answer in SAME]) == [1.0] * len(SAME)
+    assert component.measure([sample(text, answer) for text, answer in DIFFERENT]) == [0.0] * len(DIFFERENT)
+    assert built("math", right=2.0, wrong=-1.0).measure([sample("5"), sample("4")]) == [2.0, -1.0]
+    assert built("math", symbolic=False).measure([sample(r"\boxed{x+1}", "1+x")]) == [0.0]
+    assert component.measure([sample("5", None)])[0].reason.startswith("no expected answer")
+
+
+@pytest.mark.slow
+def test_a_thousand_odd_strings(reward_set: Any) -> None:
+    timeout = 1.0
+    strings = odd_strings(1000)
+    rewards = reward_set(math=Math(timeout=timeout))
+    rewards.start()
+    draw = random.Random(1)
+    answers = [draw.choice(["5", r"\frac{1}{2}", "x^2+1", r"\{1,2\}"]) for _ in strings]
+    began = time.monotonic()
+    measured = rewards.measure([sample(text, answer) for text, answer in zip(strings, answers, strict=True)])
+    assert set(measured.raw[0].nan_to_num(0).tolist()) <= {0.0, 1.0}
+    lost = measured.failures["math"]
+    assert set(lost.kinds) <= {"took too long", "its process ended", "MemoryError"}, lost
+    assert lost.count < 30  # monsters only
+    # whatever the order, nothing takes longer than its time: two workers, and a second for a new process
+    assert time.monotonic() - began < 1000 * 0.02 + lost.count * (timeout + 1.0)
+    for monster in (r"\boxed{10^{10^{10}}}", r"\boxed{" + "{" * 3000 + "}" * 3000 + "}", "9" * 100000):
+        began = time.monotonic()
+        rewards.measure([sample(monster, "x+1")])
+        assert time.monotonic() - began < timeout + 1.5
