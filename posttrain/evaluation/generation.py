@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from posttrain.errors import DataError, Problem
-from posttrain.rollout.decoding import Prompt, decoding_mode, left_padded, stop_tokens, until
+from posttrain.rollout.decoding import Prompt, batches, decoding_mode, left_padded, refuse_empty, stop_tokens, until
 
 
 def greedy(
@@ -37,17 +36,13 @@ def greedy(
     Raises:
         DataError: a prompt has no token.
     """
-    empty = [index for index, prompt in enumerate(prompts) if len(prompt) == 0]
-    if empty:
-        raise DataError(
-            Problem(f"prompt {empty[0]}", "has no tokens, so nothing can follow it", "check the chat template with `posttrain data`")
-        )
+    refuse_empty(prompts)
     ends = list(stop_tokens(model, tokenizer) if stop_ids is None else stop_ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=pad)
     answers: list[list[int]] = [[] for _ in prompts]
     with decoding_mode(model):
-        for batch in _batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
+        for batch in batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
             generated = _generate(model, [prompts[i] for i in batch], pad, config)
             for index, tokens in zip(batch, generated, strict=True):
                 answers[index] = until(tokens, ends)
@@ -61,12 +56,3 @@ def _generate(model: Any, prompts: Sequence[Prompt], pad: int, config: Generatio
     ids, mask = left_padded(prompts, pad)
     output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     return output[:, ids.shape[1] :].tolist()
-
-
-def _batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts, longest first, in groups whose padded size with answers stays within `batch_tokens`."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    while order:
-        rows = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
-        yield order[:rows]
-        order = order[rows:]

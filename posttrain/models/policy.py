@@ -58,7 +58,7 @@ class PolicyModel(nn.Module):
         output = self.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
         stats = token_stats(
-            hidden[tree.source], _dense(output), tree.target, output.bias if isinstance(output, nn.Linear) else None,
+            hidden[tree.source], dense_head(output), tree.target, output.bias if isinstance(output, nn.Linear) else None,
             head=self.head, **asked,
         )  # fmt: skip
         return stats, aux
@@ -138,7 +138,7 @@ def _leaf_names(model: nn.Module) -> set[str]:
     return {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
 
 
-def _dense(output: nn.Module) -> Tensor:
+def dense_head(output: nn.Module) -> Tensor:
     """The head's weight [V, H]; adapters on the head are folded in, differentiably."""
     if isinstance(output, nn.Linear):
         return output.weight
@@ -146,7 +146,7 @@ def _dense(output: nn.Module) -> Tensor:
     from peft.utils.other import ModulesToSaveWrapper
 
     if isinstance(output, ModulesToSaveWrapper):
-        return _dense(output.modules_to_save[output.active_adapters[0]])
+        return dense_head(output.modules_to_save[output.active_adapters[0]])
     if isinstance(output, LoraLayer):
         base = output.get_base_layer().weight
         assert isinstance(base, Tensor)

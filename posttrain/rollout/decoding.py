@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.errors import DataError, Problem
 from posttrain.models.tokenizers import end_token_ids
 
 Prompt = np.ndarray | Sequence[int]
@@ -73,6 +74,24 @@ def left_padded(prompts: Sequence[Prompt], pad: int) -> tuple[Tensor, Tensor]:
         ids[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
         mask[row, longest - len(prompt) :] = 1
     return ids, mask
+
+
+def batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts, longest first, in groups whose padded size with answers stays within `batch_tokens`."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    while order:
+        rows = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
+        yield order[:rows]
+        order = order[rows:]
+
+
+def refuse_empty(prompts: Sequence[Prompt]) -> None:
+    """Raises DataError for the first prompt without tokens."""
+    empty = [index for index, prompt in enumerate(prompts) if len(prompt) == 0]
+    if empty:
+        raise DataError(
+            Problem(f"prompt {empty[0]}", "has no tokens, so nothing can follow it", "check the chat template with `posttrain data`")
+        )
 
 
 def _generation_configs(model: nn.Module) -> list[GenerationConfig]:
