@@ -154,4 +154,3 @@ def _refreshed(old: Any, new: Any) -> Any:
         return new
     refresh(old, new)
     return old
-

@@ -98,4 +98,3 @@ def mount_temporary(megabytes: int, uid: int, gid: int) -> None:
     """A fresh /tmp in memory, of bounded size, that ends with this mount namespace."""
     options = f"mode=0700,size={megabytes}m,nr_inodes=4096,uid={uid},gid={gid}"
     mount("tmpfs", TEMPORARY, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
-
