@@ -16,7 +16,19 @@ kernel interfaces. landlock: files outside the temporary folder cannot be writte
 """
 
 from posttrain.rewards.sandbox.answer import defines, program_of
+from posttrain.rewards.sandbox.assertions import tested_names
 from posttrain.rewards.sandbox.client import Sandbox, SandboxError, active_guards, run_check, run_tests
 from posttrain.rewards.sandbox.limits import Limits, Outcome
 
-__all__ = ["Limits", "Outcome", "Sandbox", "SandboxError", "active_guards", "defines", "program_of", "run_check", "run_tests"]
+__all__ = [
+    "Limits",
+    "Outcome",
+    "Sandbox",
+    "SandboxError",
+    "active_guards",
+    "defines",
+    "program_of",
+    "run_check",
+    "run_tests",
+    "tested_names",
+]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 NOTE, FAULT = "_sandbox_note", "_sandbox_fault"
 BUILTINS = frozenset(vars(builtins))
@@ -13,22 +15,54 @@ AROUND = frozenset((
     "abs", "all", "any", "bool", "bytes", "dict", "enumerate", "float", "frozenset", "int", "isinstance", "issubclass", "iter",
     "len", "list", "map", "range", "repr", "reversed", "round", "set", "sorted", "str", "tuple", "type", "zip",
 ))  # fmt: skip
+# Of the standard library, what tests call without importing it, since the reference solution does.
+HELPERS = {
+    **dict.fromkeys(("isclose", "sqrt", "floor", "ceil", "gcd", "factorial", "comb", "isnan", "inf", "pi"), "math"),
+    **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"), "collections"),
+    **dict.fromkeys(("permutations", "combinations", "product", "chain", "islice"), "itertools"),
+    **dict.fromkeys(("date", "datetime", "timedelta"), "datetime"),
+    **{"Decimal": "decimal", "Fraction": "fractions", "deepcopy": "copy", "reduce": "functools"},
+}
 
 
-def wanted(tests: Sequence[ast.Module], setup: ast.Module) -> set[str]:
-    """Names that the program must give. What the setup defines and what Python has built in stay the tests' own, whatever the program
-    calls them; but where no other function is tested, a built-in name that every test calls is the function under test (MBPP's `sum`).
+@dataclass(frozen=True)
+class Needed:
+    """program: names that the program must give. library: imports that the tests use without saying so."""
+
+    program: frozenset[str]
+    library: str
+
+
+def needed(tests: Sequence[ast.Module], setup: ast.Module) -> Needed:
+    """What the setup defines, what Python has built in and the library's own stay the tests' own, whatever the program calls by their
+    names: it could otherwise say what is equal. But where no other function is tested, a name of these that every test calls is the
+    function under test (MBPP's `sum`).
     """
-    names = set().union(*(read_names(tree) for tree in [*tests, setup]))
-    own = defined(setup)
-    foreign = names - BUILTINS - own
-    called = set().union(*(called_names(test) for test in tests)) - BUILTINS - own
-    return foreign if called else foreign | _shadowed(tests)
+    trees = [*tests, setup]
+    read = set().union(*map(read_names, trees)) - defined(setup)
+    modules = set().union(*map(attribute_bases, trees)) & sys.stdlib_module_names & read
+    called = set().union(*map(called_names, tests)) & read - BUILTINS - HELPERS.keys()
+    shadowed = set() if called else _called_by_all(tests) & (BUILTINS | HELPERS.keys()) - AROUND
+    helpers = read & HELPERS.keys() - shadowed
+    lines = [f"import {name}" for name in sorted(modules)] + [f"from {HELPERS[name]} import {name}" for name in sorted(helpers)]
+    return Needed(frozenset(read - BUILTINS - modules - helpers | shadowed), "\n".join(lines))
 
 
-def _shadowed(tests: Sequence[ast.Module]) -> set[str]:
-    called = [called_names(test) & BUILTINS for test in tests]
-    return set.intersection(*called) - AROUND if called else set()
+def _called_by_all(tests: Sequence[ast.Module]) -> set[str]:
+    return set.intersection(*map(called_names, tests)) if tests else set()
+
+
+def attribute_bases(tree: ast.AST) -> set[str]:
+    """Every name whose attributes are read: `math` of `math.isclose`."""
+    return {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+
+
+def tested_names(tests: Iterable[str]) -> set[str]:
+    """Names that may be the function under test; empty for tests that are no Python."""
+    try:
+        return set().union(*(called_names(ast.parse(test)) for test in tests)) - AROUND
+    except (SyntaxError, ValueError):
+        return set()
 
 
 def read_names(tree: ast.AST) -> set[str]:
@@ -85,8 +119,3 @@ def counted(source: str) -> tuple[ast.Module, int]:
     counter = _Counted()
     tree = ast.fix_missing_locations(counter.visit(ast.parse(source)))
     return tree, counter.count
-
-
-def constant_only(tests: Iterable[ast.Module]) -> bool:
-    """Whether no test asks anything."""
-    return all(not read_names(test) for test in tests)

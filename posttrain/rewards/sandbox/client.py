@@ -29,6 +29,7 @@ START_SECONDS = 60.0
 END_SECONDS = 30.0
 LONGEST_REPORT = 4096
 LONGEST_JOB = 1 << 28
+MOST_PROGRAMS = 64  # at the same time
 NETWORK_GUARDS = ("namespaces", "network-namespace", "seccomp")
 ALWAYS = ("own-process", "clean-environment", "resource-limits")
 
@@ -69,7 +70,7 @@ class Sandbox:
     def __init__(self, processes: int | None = None, without: Sequence[str] = ()) -> None:
         if os.name != "posix":
             raise SandboxError("code can be tested on POSIX systems only")
-        self._slots = threading.BoundedSemaphore(processes or os.cpu_count() or 1)
+        self._slots = threading.BoundedSemaphore(processes or MOST_PROGRAMS)
         self._lock = threading.Lock()
         self._without = ",".join(without)
         self._process, self._control, self.guards = self._start()

@@ -26,7 +26,7 @@ class Unsendable(Exception):
 
 def encode(value: Any, hold: Callable[[Any], Encoded]) -> Encoded:
     """`value` as JSON. hold: what stands for a value that is not plain, or Unsendable; RecursionError for one that holds itself."""
-    if value is None or value is True or value is False:
+    if value is None or isinstance(value, bool):
         return value
     for kind, tag, content in ENCODERS:
         if isinstance(value, kind):

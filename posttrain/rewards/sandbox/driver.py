@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.rewards.sandbox.assertions import NOTE, counted, read_names, wanted
+from posttrain.rewards.sandbox.assertions import NOTE, counted, needed, read_names
 from posttrain.rewards.sandbox.remote import Link, UnusableTest
 from posttrain.rewards.sandbox.wire import Channel, ConnectionLost
 
@@ -64,19 +64,20 @@ class Tests:
         self, prelude: str, code: str, trees: list[ast.Module], setup: ast.Module, namespace: dict[str, Any], entry_point: str | None
     ) -> None:
         """Runs the program, then the setup, in their processes; the tests' namespace has what both define, the setup first."""
-        names = wanted(trees, setup)
+        names = needed(trees, setup)
+        exec(names.library, namespace)
         try:
             self._link.load(prelude, code)
-            namespace |= self._link.names(names)
+            namespace |= self._link.names(names.program)
         except Exception as error:
             raise Stopped(said(error)) from error
         try:
             exec(compile(setup, "<setup>", "exec"), namespace)
         except Exception as error:
-            needed = read_names(setup) & names
-            raise Stopped(said(error)) if needed else UnusableTest(f"the tests' setup: {said(error)}") from error
+            foreign = read_names(setup) & names.program
+            raise Stopped(said(error)) if foreign else UnusableTest(f"the tests' setup: {said(error)}") from error
         if entry_point is not None:
-            namespace |= self._link.names({entry_point})
+            namespace |= self._link.names(frozenset({entry_point}))
 
     def _run_each(self, trees: list[ast.Module], namespace: dict[str, Any]) -> None:
         self._trainer.send({"total": len(trees)})

@@ -38,7 +38,7 @@ class Link:
         """Runs the program; raises what it raises."""
         self.ask(do="load", prelude=prelude, code=code)
 
-    def names(self, wanted: set[str]) -> dict[str, Any]:
+    def names(self, wanted: frozenset[str]) -> dict[str, Any]:
         """Those of the names that the program defines."""
         answers = {name: self._request(do="name", name=name) for name in sorted(wanted)}
         return {name: self._value(answer) for name, answer in answers.items() if "missing" not in answer}
@@ -96,7 +96,7 @@ class Link:
             if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, SILENT):
                 try:
                     return kind(*args)
-                except TypeError:
+                except (TypeError, ValueError):
                     break
         return SolutionError(f"{answer.get('kind')}: {', '.join(map(str, args))}"[:500])
 
