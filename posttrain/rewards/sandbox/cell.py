@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from posttrain.rewards.sandbox import landlock, linux, seccomp
 from posttrain.rewards.sandbox.limits import Limits
-from posttrain.rewards.sandbox.paths import TEMPORARY, Visible, mount_temporary
+from posttrain.rewards.sandbox.paths import Visible, mount_temporary
 
 NAMESPACES, USER_NAMESPACE, NETWORK = "namespaces", "user-namespace", "network-namespace"
 USER_ID, LANDLOCK, SECCOMP = "user-id", "landlock", "seccomp"
@@ -45,7 +45,7 @@ def enter(guarded: Guarded, limits: Limits, keep: Sequence[int], folder: str, ui
     if USER_ID in guards:
         become(uid)
     if linux.LINUX:
-        _give_up_privileges(guards)
+        _give_up_privileges()
     if LANDLOCK in guards:
         landlock.restrict(guarded.seen.readable, [folder, "/dev/null"])
     if SECCOMP in guards:
@@ -75,6 +75,7 @@ def _close_all_but(keep: Sequence[int]) -> None:
 def _clean(folder: str) -> None:
     os.environ.clear()
     os.environ.update(HOME=folder, TMPDIR=folder, PATH="/usr/bin:/bin", LANG="C.UTF-8")
+    sys.argv[:] = sys.orig_argv[:] = [""]
     for name in [name for name in sys.modules if name.split(".", maxsplit=1)[0] == "posttrain"]:
         del sys.modules[name]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
@@ -108,29 +109,8 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _give_up_privileges(guards: frozenset[str]) -> None:
-    if NAMESPACES in guards or USER_ID in guards:
-        linux.drop_capabilities()
+def _give_up_privileges() -> None:
+    linux.drop_capabilities()
     linux.die_with_parent()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-
-
-def own_folder(guards: frozenset[str]) -> bool:
-    """Whether the temporary folder is mounted, and so ends by itself."""
-    return NAMESPACES in guards
-
-
-__all__ = [
-    "LANDLOCK",
-    "NAMESPACES",
-    "NETWORK",
-    "SECCOMP",
-    "TEMPORARY",
-    "USER_ID",
-    "USER_NAMESPACE",
-    "Guarded",
-    "become",
-    "enter",
-    "own_folder",
-]

@@ -32,9 +32,11 @@ def encode(value: Any, hold: Callable[[Any], Encoded]) -> Encoded:
         if isinstance(value, kind):
             inner = content(value, lambda items: [encode(item, hold) for item in items])
             return inner if tag is None else {tag: inner}
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return {"type": value.__name__}
-    return hold(value)
+    return {"type": value.__name__} if _built_in(value) else hold(value)
+
+
+def _built_in(value: Any) -> bool:
+    return isinstance(value, type) and getattr(builtins, value.__name__, None) is value
 
 
 def _integer(value: int, _: Many) -> Encoded:

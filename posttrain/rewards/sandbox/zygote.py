@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from posttrain.rewards.sandbox import driver, linux, solution
-from posttrain.rewards.sandbox.cell import MEGABYTE, NAMESPACES, TEMPORARY, USER_ID, Guarded, enter
+from posttrain.rewards.sandbox.cell import MEGABYTE, NAMESPACES, USER_ID, Guarded, enter
 from posttrain.rewards.sandbox.guards import settle
 from posttrain.rewards.sandbox.limits import Limits
+from posttrain.rewards.sandbox.paths import TEMPORARY
 
 REQUEST = 4096  # bytes of a request
 GRACE = 3.0  # seconds beyond its wall limit after which a program is ended even if the trainer does not ask
