@@ -66,7 +66,7 @@ NOTHING_TO_SAY = [
     {"tests": []},
     {**MBPP, "language": "rust"},
     {**MBPP, "tests": ["assert add(object(), 1) == 3"]},
-    {**MBPP, "tests": ["not python"]},
+    {**MBPP, "tests": ["not python at all"]},
     {**HUMANEVAL, "test": "def check(candidate:"},
 ]
 
@@ -79,8 +79,8 @@ def test_nan_where_nothing_can_be_said(meta: dict[str, Any]) -> None:
 
 def test_challenge_tests_count_where_asked() -> None:
     answer = sample(block("def add(a, b): return (a + b) % 2**60"), MBPP)
-    assert Code().measure([answer]) == pytest.approx([0.5 * 2 / 3])
-    assert Code(use_challenge_tests=True).measure([answer]) == pytest.approx([0.5 * 2 / 4])
+    assert Code().measure([answer]) == pytest.approx([1.0])
+    assert Code(use_challenge_tests=True).measure([answer]) == pytest.approx([0.5 * 3 / 4])
 
 
 def test_other_scales_and_base_options() -> None:

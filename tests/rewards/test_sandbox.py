@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hostile import FORGERS, HARMERS
 
 from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, active_guards, program_of, run_check, run_tests
 from posttrain.rewards.sandbox.assertions import counted, needed
 from posttrain.rewards.sandbox.codec import Unsendable, decode, encode, refresh
-from tests.rewards.hostile import FORGERS, HARMERS
 
 ROOT = Path(__file__).resolve().parents[2]
 HUMANEVAL = ROOT.parent / "shared" / "data" / "humaneval.jsonl.gz"
@@ -36,7 +36,7 @@ def passes(code: str, *tests: str, setup: str = "") -> Outcome:
 
 
 VALUES = [
-    "None", "True", "False", "0", "-1", "2**53", "-(2**200)", "10**5000", "1.5", "float('inf')", "-0.0", "''", "'a\\n\\u00e9'", "'\\ud800'",
+    "None", "True", "False", "0", "-1", "2**53", "-(2**200)", "10**4000", "1.5", "float('inf')", "-0.0", "''", "'a\\n\\u00e9'", "'\\ud800'",
     "b'\\x00\\xff'", "bytearray(b'x')", "2 + 3j", "[]", "[1, [2, [3]]]", "()", "(1,)", "((1, 2), [3])", "{}", "{'a': 1, 2: (3,), None: []}",
     "{(1, 2): {3}}", "set()", "{1, 2}", "frozenset({1, (2, 3)})", "range(3)", "range(0, 2**70, 7)", "{1: 2}.keys()", "{1: 2}.items()", "int",
     "...", "NotImplemented", "'\\x00'", "[True, 1, 1.0]",
@@ -335,7 +335,7 @@ def test_finding_a_program_takes_linear_time() -> None:
     started = time.monotonic()
     for text in ("```python\n" * 20000, "`" * 200000, "```\n" * 50000, " " * 200000 + "```", "~~~\n```\n" * 20000):
         program_of(text, ("f",))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 5
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,8 @@ class Tests:
             trees = [ast.parse(test) for test in tests]
             setup_tree = ast.parse(setup)
             namespace: dict[str, Any] = {"__name__": "tests", NOTE: self._note}
-            self._prepare(prelude, code, trees, setup_tree, namespace, entry_point)
+            self._prelude(prelude)
+            self._prepare(code, trees, setup_tree, namespace, entry_point)
             if entry_point is None:
                 self._run_each(trees, namespace)
             else:
@@ -60,14 +61,19 @@ class Tests:
             end = {"end": "stopped", "error": str(error)}
         self._trainer.send(end)
 
-    def _prepare(
-        self, prelude: str, code: str, trees: list[ast.Module], setup: ast.Module, namespace: dict[str, Any], entry_point: str | None
-    ) -> None:
+    def _prelude(self, prelude: str) -> None:
+        """What belongs to the task and the program may use: it runs before anything of the program does."""
+        try:
+            self._link.load(prelude)
+        except Exception as error:
+            raise UnusableTest(f"what comes before the program: {said(error)}") from error
+
+    def _prepare(self, code: str, trees: list[ast.Module], setup: ast.Module, namespace: dict[str, Any], entry_point: str | None) -> None:
         """Runs the program, then the setup, in their processes; the tests' namespace has what both define, the setup first."""
         names = needed(trees, setup)
         exec(names.library, namespace)
         try:
-            self._link.load(prelude, code)
+            self._link.load(code)
             namespace |= self._link.names(names.program)
         except Exception as error:
             raise Stopped(said(error)) from error

@@ -34,9 +34,9 @@ class Link:
         """Returns when the process is enclosed; nothing of the program has run by then."""
         self._channel.receive()
 
-    def load(self, prelude: str, code: str) -> None:
-        """Runs the program; raises what it raises."""
-        self.ask(do="load", prelude=prelude, code=code)
+    def load(self, source: str) -> None:
+        """Runs a part of the program; raises what it raises."""
+        self.ask(do="load", source=source)
 
     def names(self, wanted: frozenset[str]) -> dict[str, Any]:
         """Those of the names that the program defines."""

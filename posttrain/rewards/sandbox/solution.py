@@ -47,11 +47,10 @@ class Server:
         except BaseException as error:
             return raised(error)
 
-    def on_load(self, prelude: str, code: str) -> dict[str, Any]:
-        """Runs the program."""
+    def on_load(self, source: str) -> dict[str, Any]:
+        """Runs a part of the program."""
         sys.modules["solution"] = self._module
-        for source in (prelude, code):
-            exec(compile(source, "<solution>", "exec"), vars(self._module))
+        exec(compile(source, "<solution>", "exec"), vars(self._module))
         return {"value": None}
 
     def on_name(self, name: str) -> dict[str, Any]:
