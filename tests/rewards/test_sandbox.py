@@ -150,7 +150,14 @@ def test_setup_may_use_the_program() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tests", "setup"), [(["assert f(lambda: 1) == 4"], ""), (["assert f("], ""), (["assert f(2) == 4"], "import nowhere"), ([], "")]
+    ("tests", "setup"),
+    [
+        (["assert f(lambda: 1) == 4"], ""),
+        (["assert f("], ""),
+        (["assert np.isclose(f(2), 4)"], ""),
+        (["assert f(2) == 4"], "import nowhere"),
+        ([], ""),
+    ],
 )
 def test_tests_that_say_nothing(tests: list[str], setup: str) -> None:
     outcome = passes("def f(x): return 4", *tests, setup=setup)
@@ -295,6 +302,36 @@ def test_a_sandbox_that_died_starts_again() -> None:
     time.sleep(0.5)
     assert passes("def f(x): return x * x", *TASK).status == "unusable"
     assert passes("def f(x): return x * x", *TASK).status == "passed"
+
+
+def test_a_trainer_that_is_not_root() -> None:
+    """Guards without privileges: user namespaces, Landlock, the filter of system calls."""
+    python = "/usr/bin/python3"
+    if os.getuid() != 0 or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode:
+        pytest.skip("needs root and a Python 3.11 that other users may run")
+    script = (
+        "from posttrain.rewards.sandbox import *\n"
+        "import os; print(os.getuid(), *active_guards())\n"
+        "for code in ('def f(x): return x * x', 'import os\\ndef f(x): os.kill(-1, 9)', 'def f(x): open(\"/etc/hostname\").read()'):\n"
+        f" print(run_tests(code, tests={TASK}, limits=Limits(wall=3.0)).status)"
+    )
+    told = subprocess.run(
+        [python, "-c", script], cwd=ROOT, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=True
+    )
+    guards, *statuses = told.stdout.splitlines()
+    assert statuses == ["passed", "failed", "failed"]
+    assert guards.startswith("65534 own-process")
+    assert "seccomp" in guards
+
+
+def test_what_is_missing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    from posttrain.rewards.sandbox.client import _announce
+
+    with caplog.at_level("INFO"):
+        _announce(active_guards())
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        _announce(("own-process",))
+    assert ["network guard" in record.message or "file guard" in record.message for record in caplog.records[2:]] == [True, True]
 
 
 def test_temporary_folders_are_removed(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ HELPERS = {
     **{"Decimal": "decimal", "Fraction": "fractions", "deepcopy": "copy", "reduce": "functools"},
 }
 
+MODULES = sys.stdlib_module_names | {"numpy", "pandas", "scipy", "sympy", "torch"}
+ALIASES = {"np": "numpy", "pd": "pandas"}
+
 
 @dataclass(frozen=True)
 class Needed:
@@ -40,11 +43,12 @@ def needed(tests: Sequence[ast.Module], setup: ast.Module) -> Needed:
     """
     trees = [*tests, setup]
     read = set().union(*map(read_names, trees)) - defined(setup)
-    modules = set().union(*map(attribute_bases, trees)) & sys.stdlib_module_names & read
+    modules = set().union(*map(attribute_bases, trees)) & (MODULES | ALIASES.keys()) & read
     called = set().union(*map(called_names, tests)) & read - BUILTINS - HELPERS.keys()
     shadowed = set() if called else _called_by_all(tests) & (BUILTINS | HELPERS.keys()) - AROUND
     helpers = read & HELPERS.keys() - shadowed
-    lines = [f"import {name}" for name in sorted(modules)] + [f"from {HELPERS[name]} import {name}" for name in sorted(helpers)]
+    lines = [f"import {ALIASES.get(name, name)} as {name}" for name in sorted(modules)]
+    lines += [f"from {HELPERS[name]} import {name}" for name in sorted(helpers)]
     return Needed(frozenset(read - BUILTINS - modules - helpers | shadowed), "\n".join(lines))
 
 

@@ -31,6 +31,7 @@ LONGEST_REPORT = 4096
 LONGEST_JOB = 1 << 28
 MOST_PROGRAMS = 64  # at the same time
 NETWORK_GUARDS = ("namespaces", "network-namespace", "seccomp")
+FILE_GUARDS = ("namespaces", "landlock", "user-id")
 ALWAYS = ("own-process", "clean-environment", "resource-limits")
 
 
@@ -178,6 +179,8 @@ def _announce(guards: Sequence[str]) -> None:
     log.info("code sandbox: %s", ", ".join(guards))
     if not set(guards) & set(NETWORK_GUARDS):
         log.warning("code sandbox: this machine allows no network guard: sampled programs can reach the network")
+    if not set(guards) & set(FILE_GUARDS):
+        log.warning("code sandbox: this machine allows no file guard: sampled programs can read and change what this user can")
 
 
 def active_guards() -> tuple[str, ...]:

@@ -71,7 +71,10 @@ class Tests:
     def _prepare(self, code: str, trees: list[ast.Module], setup: ast.Module, namespace: dict[str, Any], entry_point: str | None) -> None:
         """Runs the program, then the setup, in their processes; the tests' namespace has what both define, the setup first."""
         names = needed(trees, setup)
-        exec(names.library, namespace)
+        try:
+            exec(names.library, namespace)
+        except ImportError as error:
+            raise UnusableTest(f"the tests need {said(error)}") from error
         try:
             self._link.load(code)
             namespace |= self._link.names(names.program)

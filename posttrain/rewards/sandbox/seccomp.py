@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 
-from posttrain.rewards.sandbox.linux import PR_SET_SECCOMP, SECCOMP_MODE_FILTER, X86, prctl
+from posttrain.rewards.sandbox.linux import PR_SET_PDEATHSIG, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, X86, prctl
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, ERRNO, KILL = 0x7FFF0000, 0x00050000, 0x80000000
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "ioprio_set": (251, 30), "mbind": (237, 235),
     "migrate_pages": (256, 238), "move_pages": (279, 239), "lookup_dcookie": (212, 18),
 }  # fmt: skip
-CLONE, KILL_CALL, TGKILL, IOCTL, PRLIMIT = (56, 62, 234, 16, 302) if X86 else (220, 129, 131, 29, 261)
+CLONE, KILL_CALL, TGKILL, IOCTL, PRLIMIT, PRCTL = (56, 62, 234, 16, 302, 157) if X86 else (220, 129, 131, 29, 261, 167)
 YOUNG_ALLOWED = (436, 439, 441, 449)  # close_range, faccessat2, epoll_pwait2, futex_waitv
 
 Instruction = tuple[int, int, int, int]
@@ -65,6 +65,7 @@ def program(pid: int) -> list[Instruction]:
     lines += _only_if(CLONE, FIRST, [(ANY_BIT, 0, 1, CLONE_THREAD), permit])
     lines += _only_if(KILL_CALL, FIRST, [(EQUAL, 0, 1, pid), permit]) + _only_if(TGKILL, FIRST, [(EQUAL, 0, 1, pid), permit])
     lines += _only_if(PRLIMIT, FIRST, [(EQUAL, 0, 1, 0), permit, (EQUAL, 0, 1, pid), permit])
+    lines += [(EQUAL, 0, 4, PRCTL), (LOAD, 0, 0, FIRST), (EQUAL, 0, 1, PR_SET_PDEATHSIG), refuse(), permit]
     lines += [(EQUAL, 0, 6, IOCTL), (LOAD, 0, 0, SECOND), (EQUAL, 0, 1, TIOCSTI), refuse(), (EQUAL, 0, 1, TIOCLINUX), refuse(), permit]
     return [*lines, permit]
 
