@@ -274,10 +274,11 @@ def test_degraded_to_limits(judge) -> None:
     contained(judge({"a daemon": daemon}, *everything))
 
 
-def test_nothing_survives_the_trainer() -> None:
+@pytest.mark.parametrize("without", [(), ("namespaces", "network-namespace", "user-id", "landlock", "seccomp")], ids=["guarded", "bare"])
+def test_nothing_survives_the_trainer(without: tuple[str, ...]) -> None:
     script = (
         "from posttrain.rewards.sandbox import *; import threading\n"
-        "box = Sandbox(2); print(box._process.pid, flush=True)\n"
+        f"box = Sandbox(2, without={without}); print(box._process.pid, flush=True)\n"
         "code = 'import time, signal; signal.signal(15, signal.SIG_IGN); time.sleep(1000)'\n"
         "run_tests(code, tests=['assert f(1)'], limits=Limits(wall=1000), sandbox=box)"
     )
@@ -295,10 +296,10 @@ def test_nothing_survives_the_trainer() -> None:
 
 
 def test_a_sandbox_that_died_starts_again() -> None:
-    from posttrain.rewards.sandbox.client import shared
+    from posttrain.rewards.sandbox.client import _shared
 
     assert passes("def f(x): return x * x", *TASK).status == "passed"
-    os.kill(shared()._process.pid, signal.SIGKILL)
+    os.kill(_shared.get()._process.pid, signal.SIGKILL)
     time.sleep(0.5)
     assert passes("def f(x): return x * x", *TASK).status == "unusable"
     assert passes("def f(x): return x * x", *TASK).status == "passed"
@@ -307,7 +308,11 @@ def test_a_sandbox_that_died_starts_again() -> None:
 def test_a_trainer_that_is_not_root() -> None:
     """Guards without privileges: user namespaces, Landlock, the filter of system calls."""
     python = "/usr/bin/python3"
-    if os.getuid() != 0 or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode:
+    if (
+        os.getuid() != 0
+        or not Path(python).exists()
+        or subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode
+    ):
         pytest.skip("needs root and a Python 3.11 that other users may run")
     script = (
         "from posttrain.rewards.sandbox import *\n"
@@ -332,6 +337,19 @@ def test_what_is_missing_is_said(caplog: pytest.LogCaptureFixture) -> None:
         assert [record.levelname for record in caplog.records] == ["INFO"]
         _announce(("own-process",))
     assert ["network guard" in record.message or "file guard" in record.message for record in caplog.records[2:]] == [True, True]
+
+
+def test_a_fork_of_the_trainer_has_a_sandbox_of_its_own() -> None:
+    guards = active_guards()
+    pid = os.fork()
+    if pid == 0:
+        from posttrain.rewards.sandbox import client
+
+        passed = passes("def f(x): return x * x", *TASK).status == "passed" and active_guards() == guards
+        client._shared.close()
+        os._exit(0 if passed else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert passes("def f(x): return x * x", *TASK).status == "passed"
 
 
 def test_temporary_folders_are_removed(tmp_path: Path) -> None:

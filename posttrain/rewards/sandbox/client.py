@@ -155,24 +155,36 @@ class Sandbox:
         self._process.wait()
 
 
-_shared: dict[int, Sandbox] = {}
-_sharing = threading.Lock()
+class _Shared:
+    """The sandbox of this process, started at the first use; a fork of the process gets its own."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a fork: the lock may have been held by a thread that does not exist here."""
+        self._lock = threading.Lock()
+        self._sandbox: Sandbox | None = None
+
+    def get(self) -> Sandbox:
+        with self._lock:
+            if self._sandbox is None:
+                self._sandbox = Sandbox()
+                _announce(self._sandbox.guards)
+            return self._sandbox
+
+    def close(self) -> None:
+        """At the end, and where the sandbox failed: the next program starts a new one."""
+        with self._lock:
+            if self._sandbox is not None:
+                self._sandbox.close()
+            self._sandbox = None
 
 
-def shared() -> Sandbox:
-    """The sandbox of this process; a fork of it gets its own. Started at the first use, when it says which guards are active."""
-    with _sharing:
-        if os.getpid() not in _shared:
-            _shared.clear()
-            _shared[os.getpid()] = sandbox = Sandbox()
-            atexit.register(_close, os.getpid())
-            _announce(sandbox.guards)
-        return _shared[os.getpid()]
-
-
-def _close(pid: int) -> None:
-    if pid == os.getpid() and pid in _shared:
-        _shared.pop(pid).close()
+_shared = _Shared()
+atexit.register(_shared.close)
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_shared.forget)
 
 
 def _announce(guards: Sequence[str]) -> None:
@@ -185,7 +197,7 @@ def _announce(guards: Sequence[str]) -> None:
 
 def active_guards() -> tuple[str, ...]:
     """What protects this machine from the programs that are tested, by name; see the package's documentation."""
-    return shared().guards
+    return _shared.get().guards
 
 
 def run_tests(code: str, *, tests: Sequence[str], limits: Limits, setup: str = "", sandbox: Sandbox | None = None) -> Outcome:
@@ -204,15 +216,8 @@ def run_check(code: str, test_source: str, entry_point: str, limits: Limits, *, 
 def _run(job: dict[str, Any], limits: Limits, sandbox: Sandbox | None) -> Outcome:
     started = time.monotonic()
     try:
-        return (sandbox or shared()).run(job, limits)
+        return (sandbox or _shared.get()).run(job, limits)
     except SandboxError as error:
         if sandbox is None:
-            _forget()
+            _shared.close()
         return Outcome(0, len(job["tests"]), "unusable", str(error), time.monotonic() - started)
-
-
-def _forget() -> None:
-    """A sandbox that failed is not used again: the next program starts a new one."""
-    with _sharing:
-        if (failed := _shared.pop(os.getpid(), None)) is not None:
-            failed.close()
