@@ -149,6 +149,11 @@ class Sandbox:
             raise SandboxError(f"the code sandbox could not start a process: {report['refused']}")
         return report
 
+    @property
+    def ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """Ends the sandbox and everything in it."""
         self._control.close()
@@ -174,11 +179,18 @@ class _Shared:
             return self._sandbox
 
     def close(self) -> None:
-        """At the end, and where the sandbox failed: the next program starts a new one."""
+        """Ends it."""
         with self._lock:
             if self._sandbox is not None:
                 self._sandbox.close()
             self._sandbox = None
+
+    def close_if_ended(self) -> None:
+        """One that was killed is not used again: the next program starts a new one."""
+        with self._lock:
+            if self._sandbox is not None and self._sandbox.ended:
+                self._sandbox.close()
+                self._sandbox = None
 
 
 _shared = _Shared()
@@ -219,5 +231,5 @@ def _run(job: dict[str, Any], limits: Limits, sandbox: Sandbox | None) -> Outcom
         return (sandbox or _shared.get()).run(job, limits)
     except SandboxError as error:
         if sandbox is None:
-            _shared.close()
+            _shared.close_if_ended()
         return Outcome(0, len(job["tests"]), "unusable", str(error), time.monotonic() - started)
