@@ -16,7 +16,7 @@ import psutil
 import pytest
 from hostile import FORGERS, HARMERS
 
-from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, active_guards, run_tests
+from posttrain.rewards.sandbox import Limits, Outcome, Sandbox, active_guards, run_check, run_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = ["assert f(2) == 4", "assert f(3) == 9"]
@@ -81,6 +81,12 @@ def test_forgers_do_not_pass(judge, world) -> None:
     unharmed(world)
     slow = {name: outcome.seconds for name, outcome in outcomes.items() if outcome.seconds > SHORT.wall + 2}
     assert slow == {}
+
+
+def test_a_program_cannot_make_its_tests_unusable(world) -> None:
+    """Else a wrong answer would cost nothing."""
+    test = "def check(candidate):\n assert candidate(2) == 4\n"
+    assert run_check(FORGERS["blames the tests"].format(**world), test, "f", SHORT).status == "failed"
 
 
 def test_harmers_are_contained(judge, world) -> None:

@@ -86,7 +86,10 @@ class Tests:
             foreign = read_names(setup) & names.program
             raise Stopped(said(error)) if foreign else UnusableTest(f"the tests' setup: {said(error)}") from error
         if entry_point is not None:
-            namespace |= self._link.names(frozenset({entry_point}))
+            try:
+                namespace |= self._link.names(frozenset({entry_point}))
+            except Exception as error:
+                raise Stopped(said(error)) from error
 
     def _run_each(self, trees: list[ast.Module], namespace: dict[str, Any]) -> None:
         self._trainer.send({"total": len(trees)})
