@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,7 +19,7 @@ from posttrain.data.tree import to_device
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
-from posttrain.types import TokenTree
+from posttrain.types import Rendering, TokenTree
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -30,7 +30,8 @@ class Recipe:
 
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
-    seed: of what the method itself draws at random, such as a new head.
+    seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
+    conversations in the same way.
     """
 
     policy: Callable[[], PolicyModel]
@@ -39,6 +40,7 @@ class Recipe:
     max_steps: int
     gradient_clip: float | None = 1.0
     seed: int = 0
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 class Steps(Protocol):

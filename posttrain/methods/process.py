@@ -72,4 +72,4 @@ class ProcessReward(Method):
 
     def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
         assert self.head is not None
-        return save_step_artifact(self.model.model, self.head, tokenizer, folder, record=record)
+        return save_step_artifact(self.model.model, self.head, tokenizer, folder, record=record, rendering=self.recipe.rendering)

@@ -35,6 +35,7 @@ from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import Start
 from posttrain.runs.signals import StopRequest
+from posttrain.types import Rendering
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,19 @@ def build_method(job: Job) -> Method:
         max_steps=job.plan.steps,
         gradient_clip=config["gradient_clip"],
         seed=config["seed"],
+        rendering=rendering_of(config["data"]),
     )
     node = {key: value for key, value in config["method"].items() if key != "name"}
     method = targets.build(node, recipe, allow=job.allow_targets)
     assert isinstance(method, Method)
     return method
+
+
+def rendering_of(data: Config) -> Rendering:
+    """How a `data` node's conversations are rendered."""
+    stated = {"system": data.get("system"), "template_kwargs": data.get("template_kwargs")}
+    stated["separator"] = (data.get("format_options") or {}).get("separator")
+    return Rendering(**{key: value for key, value in stated.items() if value is not None})
 
 
 def strategy_of(config: Config) -> Strategy | str:

@@ -77,4 +77,4 @@ class Reward(Method, ABC):
 
     def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
         assert self.head is not None
-        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record)
+        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record, rendering=self.recipe.rendering)
