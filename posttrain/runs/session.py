@@ -163,4 +163,4 @@ class Session:
         targets = totals["targets"] if self.method.language_model else 0.0
         counts = {"tokens": totals["tokens"], "targets": targets, "pairs": pairs}
         model = flop_model(self.method.policy)
-        return model.training(**counts) + self.method.forward_passes * model.forward(**counts)
+        return totals["flops_before"] + model.training(**counts) + self.method.forward_passes * model.forward(**counts)

@@ -45,7 +45,7 @@ PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "bf16_true": "32-true"}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run is made of, once its data is there."""
+    """Everything a run is made of, once its data is there. flops: operations that this rank spent on the model before training."""
 
     config: Config
     ranks: Ranks
@@ -55,6 +55,7 @@ class Job:
     plan: StepPlan
     device: torch.device
     allow_targets: Collection[str] = ()
+    flops: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -148,7 +149,9 @@ def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
 def callbacks_of(job: Job, reporter: Reporter, measures: Measures, stop: StopRequest) -> list[Callback]:
     """In the order in which they act at a step's end: record, evaluate, save."""
     config = job.config
-    recorder = StepRecorder(reporter, job.plan, seed=config["seed"], ranks=job.ranks, every_steps=config["log"]["every_steps"])
+    recorder = StepRecorder(
+        reporter, job.plan, seed=config["seed"], ranks=job.ranks, every_steps=config["log"]["every_steps"], flops=job.flops
+    )
 
     def before(method: Method) -> dict[str, float]:
         loss = measures.loss(method) if config["validate"]["at_start"] else {}
