@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
+from posttrain.errors import Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
@@ -171,6 +173,10 @@ class Method(LightningModule, ABC):
         if self.policy is None:
             raise RuntimeError("the policy exists after configure_model")
         return self.policy
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        """Options that have no effect on the training data; values: what is known at the marks of all examples, joined."""
+        yield from ()
 
     def transfer_batch_to_device(self, batch: TokenTree, device: torch.device, dataloader_idx: int) -> TokenTree:
         return to_device(batch, device)

@@ -30,6 +30,7 @@ from posttrain.runs.signals import StopRequest, stop_on_signals
 from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.none import NoTracker
 from posttrain.runs.train import Job, build_method, build_trainer, callbacks_of, device_of, fit, plan_of, write_samples
+from posttrain.runs.unused import check_used
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
+        check_used(job, method)
         if config["method"].get("reference") == "cached":
             job = with_cached_reference(job)
         session = Session(job, method, stop)
