@@ -174,6 +174,14 @@ class Method(LightningModule, ABC):
             raise RuntimeError("the policy exists after configure_model")
         return self.policy
 
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        """What it trains beside a policy of this hidden width, made anew."""
+        return []
+
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        """Frozen copies of the policy that it keeps. adapters_off_restore: whether its policy without adapters is what it began as."""
+        return 0
+
     def unused(self, values: np.ndarray) -> Iterator[Problem]:
         """Options that have no effect on the training data; values: what is known at the marks of all examples, joined."""
         yield from ()

@@ -96,10 +96,24 @@ def build_method(job: Job) -> Method:
         seed=config["seed"],
         rendering=rendering_of(config["data"]),
     )
+    return method_of(config, recipe, allow_targets=job.allow_targets)
+
+
+def method_of(config: Config, recipe: Recipe, *, allow_targets: Collection[str] = ()) -> Method:
+    """The configured method, trained by `recipe`. Raises ConfigError for options that it objects to."""
     node = {key: value for key, value in config["method"].items() if key != "name"}
-    method = targets.build(node, recipe, allow=job.allow_targets)
+    method = targets.build(node, recipe, allow=allow_targets)
     assert isinstance(method, Method)
     return method
+
+
+def untrained(config: Config, *, allow_targets: Collection[str] = ()) -> Method:
+    """The configured method to ask about its options: it has no model, and cannot be trained."""
+
+    def nothing(*_: Any) -> Any:
+        raise RuntimeError("this method is not for training")
+
+    return method_of(config, Recipe(nothing, nothing, nothing, max_steps=1, seed=config["seed"]), allow_targets=allow_targets)
 
 
 def rendering_of(data: Config) -> Rendering:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.reward import rated
@@ -60,10 +60,16 @@ class Reward(Method, ABC):
     def configure_model(self) -> None:
         super().configure_model()
         if self.head is None:
-            with seeded(self.recipe.seed):
-                self.head = self.make_head(hidden_size(self.model), self.attributes)
+            self.head = self._new_head(hidden_size(self.model))
             check_reward_artifact(self.model.causal_lm, self.head)
             freeze_output(self.model)
+
+    def _new_head(self, width: int) -> RewardHead:
+        with seeded(self.recipe.seed):
+            return self.make_head(width, self.attributes)
+
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        return [self._new_head(width)]
 
     def unused(self, values: np.ndarray) -> Iterator[Problem]:
         """Attributes that the head wants rated and no row rates."""
