@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from posttrain.rewards.base import Reward
+from posttrain.rewards.base import Reward, Unscored
 from posttrain.rewards.sandbox import Limits, Outcome, defines, program_of, run_check, run_tests, tested_names
 from posttrain.types import Sample
 
@@ -28,6 +28,7 @@ class Code(Reward):
         pass_reward: float = 1.0,
         partial: float = 0.5,
         fail: float = -0.5,
+        timeout: float = 10.0,
         cpu: int = 5,
         memory: int = 512,
         use_challenge_tests: bool = False,
@@ -37,7 +38,7 @@ class Code(Reward):
         super().__init__(**common)
         self.pass_reward, self.partial, self.fail = pass_reward, partial, fail
         self.use_challenge_tests, self.workers = use_challenge_tests, workers
-        self.limits = Limits(wall=self.timeout, cpu=cpu, memory=memory)
+        self.limits = Limits(wall=timeout, cpu=cpu, memory=memory)
 
     def measure(self, samples: Sequence[Sample]) -> list[float]:
         """As `Reward`."""
@@ -46,7 +47,10 @@ class Code(Reward):
 
     def _value(self, sample: Sample) -> float:
         outcome = self.judge(sample)
-        return math.nan if outcome is None else self.scale(outcome)
+        if outcome is None:
+            return Unscored("no tests")
+        value = self.scale(outcome)
+        return Unscored(outcome.error or "no tests") if math.isnan(value) else value
 
     def scale(self, outcome: Outcome) -> float:
         """The reward of an outcome; NaN for one that says nothing."""
