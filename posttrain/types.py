@@ -59,6 +59,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """What decides how a conversation becomes text, beside the tokenizer's chat template.
+
+    system: message for conversations without one. template_kwargs: given to the template. separator: between the steps of a worked answer.
+    """
+
+    system: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    separator: str = "\n"
+
+
+@dataclass(frozen=True)
 class TokenizedExample:
     """One example as tokens, cut into segments; a segment continues its parent.
 

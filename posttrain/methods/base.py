@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
+from posttrain.errors import Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
-from posttrain.types import TokenTree, Work
+from posttrain.types import Rendering, TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -30,7 +32,8 @@ class Recipe:
 
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
-    seed: of what the method itself draws at random, such as a new head.
+    seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
+    conversations in the same way.
     """
 
     policy: Callable[[], PolicyModel]
@@ -39,6 +42,7 @@ class Recipe:
     max_steps: int
     gradient_clip: float | None = 1.0
     seed: int = 0
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 class Steps(Protocol):
@@ -200,6 +204,18 @@ class Method(LightningModule, ABC):
         if self.policy is None:
             raise RuntimeError("the policy exists after configure_model")
         return self.policy
+
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        """What it trains beside a policy of this hidden width, made anew."""
+        return []
+
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        """Frozen copies of the policy that it keeps. adapters_off_restore: whether its policy without adapters is what it began as."""
+        return 0
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        """Options that have no effect on the training data; values: what is known at the marks of all examples, joined."""
+        yield from ()
 
     def transfer_batch_to_device(self, batch: TokenTree, device: torch.device, dataloader_idx: int) -> TokenTree:
         return to_device(batch, device)

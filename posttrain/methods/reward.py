@@ -2,85 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, final
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.errors import ConfigError, Problem
+from posttrain.errors import Problem
 from posttrain.functional.calibration import calibration_error, moments, named, pearson, reliability_sums, unnamed
-from posttrain.functional.reward import pair_sums, rated
-from posttrain.methods.base import Method, Recipe
-from posttrain.models.artifact import ArtifactRecord
-from posttrain.models.heads import RewardHead
-from posttrain.models.loading import seeded
-from posttrain.models.reward import freeze_output, hidden_size, judge_states, probe_head
-from posttrain.models.reward_artifact import check_reward_artifact, save_reward_artifact
+from posttrain.functional.reward import pair_sums
+from posttrain.methods.base import Recipe
+from posttrain.methods.parts.judging import HeadFactory, Reward
 from posttrain.types import Judged, Rated, TokenTree
 
-HeadFactory = Callable[[int, Sequence[str]], RewardHead]
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RatingLoss = Callable[[Judged, Tensor], Tensor]
-
-
-class Reward(Method, ABC):
-    """A backbone without its output head, and a reward head on the state at each answer's last token.
-
-    head: from posttrain.models.heads. attributes: qualities that the data may rate, see `data.attributes`.
-    """
-
-    language_model: ClassVar[bool] = False
-    answers: ClassVar[int]  # that share a loss
-
-    def __init__(self, recipe: Recipe, *, head: HeadFactory, attributes: list[str]) -> None:
-        super().__init__(recipe)
-        self.make_head = head
-        self.attributes = tuple(attributes)
-        self.head: RewardHead | None = None
-        self._try(probe_head(head, self.attributes))
-
-    @abstractmethod
-    def losses(self, judged: Judged, known: Rated) -> Tensor:
-        """The loss of each pair, or of each answer, before what the head adds."""
-
-    def _try(self, head: RewardHead) -> None:
-        """Let head and loss object to their options before a model is built. Raises ConfigError."""
-        nothing = torch.zeros(2)
-        try:
-            self.losses(head(torch.zeros(2, head.hidden_size)), Rated(nothing.long(), nothing, nothing, nothing[:, None]))
-        except ValueError as error:
-            raise ConfigError(Problem("method.loss", str(error))) from error
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.head is None:
-            with seeded(self.recipe.seed):
-                self.head = self.make_head(hidden_size(self.model), self.attributes)
-            check_reward_artifact(self.model.causal_lm, self.head)
-            freeze_output(self.model)
-
-    def judge(self, tree: TokenTree) -> tuple[Judged, Rated, Tensor | None]:
-        """What the head says of a tree's answers, what is known of them, and the auxiliary loss of a mixture of experts."""
-        if self.head is None:
-            raise RuntimeError("the head exists after configure_model")
-        known = rated(tree, attributes=len(self.attributes))
-        hidden, aux = self.model.hidden(tree)
-        return judge_states(self.head, hidden, known.place), known, aux
-
-    def all_losses(self, judged: Judged, known: Rated) -> Tensor:
-        """The loss of each pair or answer, with what the head adds to it."""
-        assert self.head is not None
-        with torch.autocast(self.device.type, enabled=False):  # on a GPU autocast forbids the attributes' cross-entropy
-            losses = self.losses(judged, known)
-            extra = self.head.auxiliary(judged, known.attributes)
-            return losses if extra is None else losses + extra.view(-1, self.answers).mean(-1)
-
-    def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
-        assert self.head is not None
-        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record)
 
 
 @final
@@ -98,6 +35,19 @@ class RewardModel(Reward):
     def __init__(self, recipe: Recipe, *, loss: PairLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss
         super().__init__(recipe, head=head, attributes=attributes)
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        yield from super().unused(values)
+        scores = self.facts(values)[:, 1].reshape(-1, 2)
+        if self._has_margin and not np.nan_to_num(scores[:, 0] - scores[:, 1]).any():
+            message = "the margin has no effect: in no pair are both answers rated, and differently"
+            yield Problem("method.loss.margin_scale", message, "set it to 0, or give rows score_chosen and score_rejected, or margin")
+
+    @property
+    def _has_margin(self) -> bool:
+        """Whether the loss looks at the gap of the ratings."""
+        zero = torch.zeros(1)
+        return not torch.equal(self.loss(zero, zero, zero), self.loss(zero, zero, zero + 1))
 
     def losses(self, judged: Judged, known: Rated) -> Tensor:
         reward, score = judged.reward.view(-1, 2), known.score.view(-1, 2)
@@ -143,6 +93,13 @@ class RatingModel(Reward):
     def __init__(self, recipe: Recipe, *, loss: RatingLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss
         super().__init__(recipe, head=head, attributes=attributes)
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        yield from super().unused(values)
+        if np.isnan(self.facts(values)[:, 1]).all():
+            yield Problem(
+                "method.loss", "no answer has a score, and scores are what it learns", "rows with a score, or method=reward_model"
+            )
 
     def losses(self, judged: Judged, known: Rated) -> Tensor:
         return self.loss(judged, known.score)

@@ -59,8 +59,6 @@ class Decoder:
                     live.join(self._prefill(answers, entered))
                 if len(live):
                     self._step(answers, live)
-        if torch.is_autocast_enabled(self.device.type):
-            torch.clear_autocast_cache()  # casts made here carry no gradient to the weights
         return answers.completions()
 
     def _entrants(self, answers: Answers, waiting: deque[int], reserved: int) -> Iterator[list[int]]:

@@ -213,6 +213,7 @@ def reference_is_there(config: Config) -> Iterator[Problem]:
     peft, kind = config["model"].get("peft"), config["method"].get("reference")
     if config["method"].get("reference_update_every") and kind in ("adapters", "cached"):
         yield Problem("method.reference_update_every", f"reference={kind} cannot move", "method.reference=copy")
+    yield from _mix_without_moves(config["method"])
     if config["method"].get("reference_cache") is not None and kind != "cached":
         yield Problem("method.reference_cache", f"is of no use with reference={kind}", "method.reference=cached")
     if kind != "adapters":
@@ -221,6 +222,15 @@ def reference_is_there(config: Config) -> Iterator[Problem]:
         yield Problem("method.reference", "adapters needs a policy with adapters", "add model/peft=lora, or method.reference=copy")
     elif peft.get("kind") == "pissa":
         yield Problem("method.reference", "PiSSA moves weights out of the base, which is another model without it", "method.reference=copy")
+
+
+def _mix_without_moves(method: Config) -> Iterator[Problem]:
+    """How far the reference moves is of no use where it never does."""
+    signature = read_signature(method.get("_target_", ""))
+    known = None if signature is None else signature.parameters.get("reference_update_mix")
+    if known is not None and method.get("reference_update_every") is None and method.get("reference_update_mix") != known.default:
+        message = "is of no use: without reference_update_every the reference never moves"
+        yield Problem("method.reference_update_mix", message, "set method.reference_update_every=STEPS, or leave the mix out")
 
 
 def attributes_agree(config: Config) -> Iterator[Problem]:

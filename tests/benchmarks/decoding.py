@@ -34,6 +34,7 @@ from posttrain.rollout.base import Request, Sampling
 from posttrain.rollout.decoding import left_padded, until
 from posttrain.rollout.native import Decoder
 from posttrain.rollout.stops import Stops
+from posttrain.runs.threads import spin_briefly
 
 CASES = {"one length": (1, 0), "varying lengths": (1, 128), "varying lengths, queue": (4, 128)}
 
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    spin_briefly()  # of the processes that are started
     measure(given) if given.side else compare(given)
 
 

@@ -21,7 +21,7 @@ from posttrain.models.reference import ReferencePolicy, inference
 from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KL:
     """The pull towards the reference policy. coef: its coefficient, 0 for none. estimator: k1, k2 or k3 of each token (J. Schulman, 2020).
 
