@@ -95,6 +95,9 @@ class PPO(Surrogate):
         if self.value_head is None:
             self.value_head = value_head(hidden_size(self.model), self.value_from)
 
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        return [value_head(width)]
+
     def make_optimizer(self) -> Optimizer:
         if self.value_lr is None:
             return super().make_optimizer()

@@ -141,6 +141,14 @@ def test_whitened_rewards_have_a_deviation_of_1_and_keep_their_mean(monkeypatch)
     np.testing.assert_allclose(white, (plain - plain.mean()) / plain.std(ddof=1) + plain.mean(), rtol=1e-5)
 
 
+def test_a_plan_counts_the_head_and_a_reference_only_where_there_is_one():
+    method = method_of()
+    assert [sum(p.numel() for p in module.parameters()) for module in method.modules_beside(16)] == [17]
+    assert method.copies(adapters_off_restore=False) == 1
+    assert method.copies(adapters_off_restore=True) == 0
+    assert method_of(kl=KL(coef=0.0)).copies(adapters_off_restore=False) == 0
+
+
 def test_nothing_to_learn_from_is_no_error():
     rollout = rollout_of([[math.nan] * 2] * 2)
     method = method_of()
