@@ -255,6 +255,19 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
         )
 
 
+def critic_is_sound(config: Config) -> Iterator[Problem]:
+    """What a method with a critic is told to adapt, to stop or to start from must be there."""
+    method = config["method"]
+    if method.get("kl_target") is not None and not (method.get("kl") or {}).get("coef"):
+        yield Problem("method.kl_target", "there is no pull towards a reference to adapt", "method.kl.coef=0.05")
+    if method.get("target_kl") is not None and method.get("minibatches", 1) * method.get("rollout_epochs", 1) == 1:
+        yield Problem("method.target_kl", "a rollout has a single step, so there are no others to stop", "method.rollout_epochs=4")
+    if method.get("missing_end") and method.get("mask_truncated"):
+        yield Problem("method.missing_end", "answers that were cut off are left out, so none is lowered", "method.mask_truncated=false")
+    if method.get("value_from") is not None and not exists(method["value_from"]):
+        yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
+
+
 def entering_is_sound(config: Config) -> Iterator[Problem]:
     """The run that is made first must be one that could be made by itself."""
     if not config["entering"]:
@@ -277,6 +290,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
     Rule(sampling_fits_method, ("method", "rollout", "reward")),
+    Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

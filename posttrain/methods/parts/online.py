@@ -90,6 +90,9 @@ class Online(Referenced, ABC):
         elif self.policy is None:
             self.policy = self.recipe.policy()
 
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        return super().copies(adapters_off_restore=adapters_off_restore) if self.referenced else 0
+
     @abstractmethod
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         """The parts' trees with the columns that the loss reads."""
