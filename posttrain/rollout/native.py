@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 8192  # most tokens of the prompts in one forward; one prompt is always taken
 ENTRY_SHARE = 1 / 8  # of the cache that must be free before waiting prompts enter: few, large cohorts instead of many small ones
-ALIKE = 0.7  # of the longest prompt of a cohort, how long the others are at least: bounds the padding
+ALIKE = 1 / 3  # of the longest prompt of a cohort, how long the others are at least: padding costs less than many small cohorts
 
 
 class Decoder:
