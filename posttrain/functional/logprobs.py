@@ -97,7 +97,8 @@ class _Plan:
         return next((block.start for block in self.blocks(vocabulary) if vocabulary - block.start <= most), vocabulary)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The type that the head's matmul runs in: autocast's where it is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
@@ -118,8 +119,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += _matmul_float32(left, right)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, out: Tensor) -> Tensor:
-    """Final logits [N, v] of a block of the vocabulary, written to `out`."""
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, out: Tensor | None = None) -> Tensor:
+    """Final logits [N, v] of hidden [N, H] and a block [v, H] of the head, of one type; at least float32; written to `out` if given."""
     logits = _matmul_float32(hidden, weight.t(), out)
     if bias is not None:
         logits += bias
@@ -173,7 +174,7 @@ class _HeadStats(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, head: HeadSpec, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
         n, vocabulary = len(target), len(weight)
         wide = h.new_empty(0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -185,7 +186,7 @@ class _HeadStats(torch.autograd.Function):
         for block in blocks:
             place = _matrix(scratch, n, block)
             goal = place if block.start < keep_from else _kept_block(kept, n, keep_from, block)
-            logits = _logits(h, w[block], _part(bias, block), head, goal)
+            logits = head_logits(h, w[block], _part(bias, block), head, goal)
             inside, column = _within(target, block)
             picked = torch.where(inside, logits.gather(1, column[:, None])[:, 0], picked)
             running.add(logits, plan, place)
@@ -214,7 +215,7 @@ class _HeadStats(torch.autograd.Function):
             place = _matrix(scratch, n, block)
             # a kept block is left as it is: a graph may be walked twice
             known = _kept_block(kept, n, ctx.keep_from, block) if block.start >= ctx.keep_from else None
-            logits = _logits(h, w[block], _part(bias, block), ctx.head, place) if known is None else known
+            logits = head_logits(h, w[block], _part(bias, block), ctx.head, place) if known is None else known
             slope_from = None if ctx.head.softcap is None else logits.clone() if known is None else known
             d = _logit_grad(logits, place, lse, entropy, _within(target, block), vocabulary, grads)
             d = _times_slope(d, slope_from, ctx.head)

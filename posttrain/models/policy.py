@@ -65,7 +65,7 @@ class PolicyModel(nn.Module):
         assert isinstance(output, nn.Module)
         head = self.head if temperature == 1.0 else replace(self.head, temperature=self.head.temperature * temperature)
         bias = output.bias if isinstance(output, nn.Linear) else None
-        return token_stats(hidden[tree.source], _dense(output), tree.target, bias, head=head, **asked)
+        return token_stats(hidden[tree.source], dense_head(output), tree.target, bias, head=head, **asked)
 
     def hidden(self, tree: TokenTree, *, noise: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [T, H] of a tree, and the auxiliary loss."""
@@ -142,7 +142,7 @@ def _leaf_names(model: nn.Module) -> set[str]:
     return {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
 
 
-def _dense(output: nn.Module) -> Tensor:
+def dense_head(output: nn.Module) -> Tensor:
     """The head's weight [V, H]; adapters on the head are folded in, differentiably."""
     if isinstance(output, nn.Linear):
         return output.weight
@@ -150,7 +150,7 @@ def _dense(output: nn.Module) -> Tensor:
     from peft.utils.other import ModulesToSaveWrapper
 
     if isinstance(output, ModulesToSaveWrapper):
-        return _dense(output.modules_to_save[output.active_adapters[0]])
+        return dense_head(output.modules_to_save[output.active_adapters[0]])
     if isinstance(output, LoraLayer):
         base = output.get_base_layer().weight
         assert isinstance(base, Tensor)

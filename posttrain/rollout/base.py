@@ -10,6 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.models.policy import PolicyModel
+from posttrain.rollout.decoding import stop_tokens
+from posttrain.rollout.stops import Stops
 from posttrain.types import Completion
 
 
@@ -30,6 +32,21 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the first value that no distribution can be drawn with."""
+        wrong = {
+            "max_new_tokens": self.max_new_tokens < 1, "temperature": self.temperature < 0,
+            "top_k": self.top_k is not None and self.top_k < 1, "top_p": not 0 < self.top_p <= 1, "min_p": not 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty <= 0, "stop": "" in self.stop,
+        }  # fmt: skip
+        for name in (name for name, bad in wrong.items() if bad):
+            raise ValueError(f"{name}={getattr(self, name)!r} is out of range")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens seen before matter."""
+        return self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Generator(ABC):
     ) -> None:
         self.group_size = group_size
         self.sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, tuple(stop))
+        self._stops: dict[tuple[tuple[int, ...], tuple[str, ...]], Stops] = {}
 
     def attach(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Called once, when the policy is on its device."""
@@ -66,6 +84,13 @@ class Generator(ABC):
 
     def refresh(self) -> None:  # noqa: B027 (most generators read the policy itself and have nothing to do)
         """Called before a batch of requests whenever the policy's weights may have changed."""
+
+    def stops(self, sampling: Sampling) -> Stops:
+        """What ends an answer: the end tokens of the tokenizer and the model, and the stop strings."""
+        key = tuple(stop_tokens(self.policy.model, self.tokenizer)), sampling.stop
+        if key not in self._stops:
+            self._stops[key] = Stops(*key, self.tokenizer)
+        return self._stops[key]
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:

@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from posttrain.errors import DataError
-from posttrain.evaluation.generation import greedy, left_padded, stop_tokens, until
+from posttrain.evaluation.generation import greedy
 from posttrain.models.attention import backends
+from posttrain.rollout.decoding import left_padded, stop_tokens, until
 
 PROMPTS = [np.random.default_rng(seed).integers(0, 256, length) for seed, length in enumerate((5, 31, 12, 1, 31, 18, 7))]
 
