@@ -18,6 +18,7 @@ from posttrain.data.mixture import epoch_order
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, check, merge
+from posttrain.functional.pairing import most_pairs
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.online import Online
@@ -55,6 +56,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> ExperiencePlan:
             order, longest_prompt=int(train.lengths.max()), group_size=rollout["group_size"], max_new_tokens=rollout["max_new_tokens"],
             global_batch=config["global_batch"], minibatches=method["minibatches"], rollout_epochs=method["rollout_epochs"],
             max_tokens=config["max_tokens"], ranks=ranks.world, max_steps=config["max_steps"], epochs=config["epochs"], seed=config["seed"],
+            pairs=most_pairs(method["pairs"], rollout["group_size"]) if "pairs" in method else None,
         )  # fmt: skip
     except ValueError as error:
         hint = "raise max_tokens, or lower rollout.max_new_tokens or max_length"
