@@ -34,6 +34,7 @@ from posttrain.runs import targets
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import write_atomic
 from posttrain.runs.measure import Measures, spread
+from posttrain.runs.opponents import Opponents
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.types import Group
@@ -132,7 +133,7 @@ class OnlineMeasures(Measures):
     collector: Collector | None = None
 
     def loss(self, method: Method) -> dict[str, float]:
-        """`val/reward`, its components, and `eval/exact_match`; nothing without held-out prompts."""
+        """`val/reward`, its components, `val/win_rate` and `eval/exact_match`; nothing without held-out prompts."""
         if self.prepared.val is None:
             return {}
         assert isinstance(method, Online)
@@ -144,7 +145,9 @@ class OnlineMeasures(Measures):
         with method.sampling(), self._precision(method):
             groups = self._answers(mine)
         held_out = Collector(self.prepared.val, self.collector.generator, self.collector.rewards, self.tokenizer, 0)
-        return self._rewards(held_out, groups) | self._right(held_out, groups)
+        opponents = Opponents(Path(self.config["output_dir"]) / "rollouts" / "first.json", self.ranks.leads)
+        wins = opponents.win_rates(held_out, groups, step=method.global_step)
+        return self._rewards(held_out, groups) | wins | self._right(held_out, groups)
 
     def _answers(self, indices: Sequence[int]) -> list[Group]:
         assert self.prepared.val is not None
@@ -157,10 +160,15 @@ class OnlineMeasures(Measures):
         return [Group(index, ids, tuple(some)) for index, ids, some in zip(indices, prompts, found, strict=True)]
 
     def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
-        rewards = held_out.rewards
+        """Of the components that can judge an answer by itself; their sum where no other one has a weight."""
+        rewards = held_out.rewards.alone()
+        if not rewards.components:
+            return {}
         samples = [sample for place, group in enumerate(groups) for sample in held_out.samples(group, place)]
         whole = torch.cat(gather(rewards.measure(samples).raw), 1)
         scored = {f"val/reward/{name}": mean(values) for name, values in zip(rewards.components, whole.numpy(), strict=True)}
+        if any(component.weight for component in held_out.rewards.comparing().components.values()):
+            return scored
         total, _ = combine(whole, torch.zeros(whole.shape[1]), list(rewards.components.values()))
         return {"val/reward": mean(total.numpy()), **scored}
 
