@@ -84,7 +84,7 @@ class Constitution:
         made = [Revision(index, prompt) for index, prompt in prompts]
         self._each(made, lambda one: Question(one.prompt, ()), _answered)
         for number in range(self.rounds):
-            for one in made:
+            for one in (one for one in made if one.failure is None):
                 one.rounds.append({"principle": self._principle(one.index, number), "critique": "", "answer": one.answer or ""})
             self._each(made, _critique, _criticised)
             self._each(made, _revision, _revised)
