@@ -192,6 +192,13 @@ def test_a_judge_moves_what_it_judges(tmp_path: Path) -> None:
     rows = run(tmp_path / "run", *judge, *watched, "max_steps=20", "global_batch=16", "rollout.group_size=8", "validate.at_start=true")
     shares = [row["reward/judge"] for row in rows if "reward/judge" in row]
     assert np.mean(shares[:2]) < 0.2
-    assert np.mean(shares[-3:]) > np.mean(shares[:2]) + 0.2  # of 384 and 256 answers: ten standard errors
+    assert np.mean(shares[-3:]) > np.mean(shares[:2]) + 0.3  # of 384 and 256 answers: ten standard errors
     (wins,) = [row["val/win_rate/pair_judge"] for row in rows if "val/win_rate/pair_judge" in row]
     assert wins > 0.7
+
+
+def test_the_judge_as_a_reward_moves_it_too(tmp_path: Path) -> None:
+    judge = ["reward=[judge]", "reward.judge.backend.prefer=contains", "reward.judge.backend.text=e"]
+    rows = run(tmp_path / "run", "method=grpo", *judge, "max_steps=20", "global_batch=16", "rollout.group_size=8")
+    shares = [row["reward/judge"] for row in rows if "reward/judge" in row]
+    assert np.mean(shares[-3:]) > np.mean(shares[:2]) + 0.3
