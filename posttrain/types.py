@@ -59,6 +59,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """What decides how a conversation becomes text, beside the tokenizer's chat template.
+
+    system: message for conversations without one. template_kwargs: given to the template. separator: between the steps of a worked answer.
+    """
+
+    system: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    separator: str = "\n"
+
+
+@dataclass(frozen=True)
 class TokenizedExample:
     """One example as tokens, cut into segments; a segment continues its parent.
 
@@ -319,11 +331,11 @@ class Work:
 class Arrangement:
     """Which answers of a rollout the loss reads together.
 
-    units: of each group, answers by number: (answer,) where each is read by itself, (chosen, rejected) where pairs are; an answer may be
-    in several pairs. notes: what is reported of the rollout.
+    units: of each group, answers by number, such as (chosen, rejected); an answer may be in several units. None: each kept answer is read
+    by itself. notes: what is reported of the rollout.
     """
 
-    units: tuple[tuple[tuple[int, ...], ...], ...]
+    units: tuple[tuple[tuple[int, ...], ...], ...] | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -14,14 +14,15 @@ PACKAGE = ROOT / "posttrain"
 FLOORS = {
     0: ("types", "errors", "functional", "__init__"),
     1: ("data", "models"),
-    2: ("rewards", "rollout"),  # they judge with models and sample from them
-    3: ("methods",),
-    4: ("evaluation", "runs", "serving"),
-    5: ("__main__", "launchers"),
+    2: ("rewards",),
+    3: ("rollout",),
+    4: ("methods",),
+    5: ("evaluation", "runs", "serving"),
+    6: ("__main__", "launchers"),
 }
 FLOOR_OF = {part: floor for floor, parts in FLOORS.items() for part in parts}
-FLOORS_OF_NEIGHBOURS = (0, 4)
-LOWEST_FLOOR = {"lightning": 3, "hydra": 4, "omegaconf": 4, "mlflow": 4}
+FLOORS_OF_NEIGHBOURS = (0, 5)
+LOWEST_FLOOR = {"lightning": 4, "hydra": 5, "omegaconf": 5, "mlflow": 5}
 # A method reads batches and models, but never knows where data comes from or who generates it.
 CLOSED_TO_METHODS = tuple(
     f"posttrain.{name}" for name in ("data.sources", "data.readers", "data.formats", "data.arithmetic", "data.prepare", "rollout")

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from posttrain.data.formats import RowError
+from posttrain.data.guard import Guard, guard
 from posttrain.errors import ConfigError, Problem
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -42,8 +43,12 @@ class Chat:
     @cached_property
     def specials(self) -> tuple[str, ...]:
         """Texts of the special tokens, longest first."""
-        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return tuple(sorted({*added, *self.tokenizer.all_special_tokens} - {""}, key=len, reverse=True))
+        return special_texts(self.tokenizer)
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Against special tokens in texts."""
+        return guard(self.specials)
 
     def render(self, messages: Messages, tools: Tools, *, prompt: bool = False) -> str:
         """The conversation as text; `prompt` adds the generation prompt. Raises RowError where the template refuses it."""
@@ -103,6 +108,12 @@ class Chat:
         if message.get("tool_calls") and self.arguments_as_text:
             message = {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
         return message
+
+
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """Texts of a tokenizer's special tokens, longest first."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True))
 
 
 def _inline(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -73,10 +74,13 @@ class TreeLoader:
     def close(self) -> None:
         """Nothing is held that must be given back."""
 
+    @cached_property
+    def _elsewhere(self) -> Mismatched:
+        return Mismatched(self.examples, tells=self.rank == 0)
+
     def _mismatched(self, indices: Sequence[int], share: StepShare) -> Iterator[TokenTree]:
         """Split anew: an answer to another prompt has another length."""
-        view = Mismatched(self.examples)
-        examples = [view[index] for index in indices]
+        examples = [self._elsewhere[index] for index in indices]
         lengths = np.array([len(example.ids) for example in examples], np.int64)
         most = max(self.plan.max_tokens, int(lengths.max(initial=0)))
         for group in balance(lengths, first_fit(lengths, most), most):

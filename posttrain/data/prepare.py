@@ -22,6 +22,7 @@ from posttrain.data.encoders import EncodeSettings, check_format, readable
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.formats import Format, detect, options_of
 from posttrain.data.formats import get as get_format
+from posttrain.data.guard import GUARD
 from posttrain.data.mixture import epoch_counts
 from posttrain.data.report import DataReport, SourceReport
 from posttrain.data.rows import BadRow, Row
@@ -73,7 +74,7 @@ class Checkables(Sequence[CheckableExample]):
         index = int(self.indices[place])
         prompt = str(self.examples.value("prompt", index))
         ids, _ = encode_texts(self.tokenizer, [prompt])[0]
-        return CheckableExample(ids, prompt, str(self.examples.value("answer", index)), index)
+        return CheckableExample(ids, prompt.replace(GUARD, ""), str(self.examples.value("answer", index)), index)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class _Totals:
     """Running sums over batches."""
 
     def __init__(self) -> None:
-        self.rows = self.kept = self.bad = self.examples = self.tokens = self.trained = self.truncated = 0
+        self.rows = self.kept = self.bad = self.examples = self.tokens = self.trained = self.truncated = self.guarded = 0
         self.dropped: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
         self.losses: list[tuple[str, str]] = []
@@ -224,6 +225,7 @@ class _Totals:
         self.rows += batch.rows
         self.kept += batch.kept
         self.bad += batch.bad
+        self.guarded += batch.guarded
         self.examples += batch.table.num_rows
         for name, column in (("tokens", "length"), ("trained", "trained"), ("truncated", "truncated")):
             values = batch.table.column(column).to_numpy(zero_copy_only=False)
@@ -257,6 +259,8 @@ class _Totals:
 
 
 def _log_losses(report: SourceReport) -> None:
+    if report.guarded:
+        log.warning("%s: %d rows write special tokens of the tokenizer in their texts; there they are text", report.name, report.guarded)
     if report.lost:
         log.warning("%s: %d of %d rows give no example", report.name, report.lost, report.rows)
         for number, (where, reason) in enumerate(report.losses):

@@ -13,8 +13,8 @@ class SourceReport:
 
     origin: where it was read from. part: train or val. digest: of its contents. format: its name. rows: read. kept: rows that gave
     examples. bad: rows that could not be used (on_error=skip). dropped, filtered: rows by reason. examples, tokens, trained: of what is
-    kept. truncated: examples that were cut. losses: (file:row, reason) of the first lost rows. cached: found in the cache. folder: where
-    it lies.
+    kept. truncated: examples that were cut. guarded: rows with special tokens in their texts, where they are text. losses: (file:row,
+    reason) of the first lost rows. cached: found in the cache. folder: where it lies.
     """
 
     name: str
@@ -31,6 +31,7 @@ class SourceReport:
     tokens: int
     trained: int
     truncated: int
+    guarded: int
     losses: tuple[tuple[str, str], ...]
     cached: bool = field(compare=False, default=False)
     folder: str = field(compare=False, default="")

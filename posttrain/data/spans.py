@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.data.guard import GUARD
 from posttrain.errors import ConfigError, Problem
 
 
@@ -45,7 +46,7 @@ def tokenise(tokenizer: Any, sequences: Sequence[Rendered]) -> list[tuple[np.nda
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids [T] and character offsets [T, 2] of each text, without added special tokens. ConfigError without offsets."""
+    """Ids [T] and character offsets [T, 2] of each text, without added special tokens; GUARD has no tokens. ConfigError without offsets."""
     if not tokenizer.is_fast:
         message = "a tokenizer that maps tokens to characters (a 'fast' one) is needed"
         raise ConfigError(Problem("model.tokenizer", message, "choose a fast tokenizer"))
@@ -60,7 +61,13 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray,
         verbose=False,
     )
     pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
-    return [(np.asarray(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)) for ids, offsets in pairs]
+    found = [(np.asarray(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)) for ids, offsets in pairs]
+    return [_without_guard(text, *tokens) if GUARD in text else tokens for text, tokens in zip(texts, found, strict=True)]
+
+
+def _without_guard(text: str, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    kept = np.array([text[start:end] != GUARD for start, end in offsets.tolist()], bool)
+    return ids[kept], offsets[kept]
 
 
 def _weighted(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray, sequence: Rendered) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,10 @@ def render_example(chat: Chat, example: Example, *, train_on: str = "assistant")
     """The sequences of a conversation: one, or one for each trained turn where the template rewrites earlier turns.
 
     train_on: assistant (every assistant turn), last (the last one alone), all (every token).
-    Raises RowError for a conversation that the template refuses, or of which it leaves something out.
+    Special tokens within its texts stay text, see `guard`. Raises RowError for a conversation that the template refuses, or of which it
+    leaves something out.
     """
+    example = chat.guard.example(example)
     trained = [k for k, message in enumerate(example.messages) if message["role"] == "assistant" and message.get("weight", 1.0) > 0]
     if not trained:
         raise RowError("has no assistant turn with a weight above 0" if example.messages else "has no assistant turn")

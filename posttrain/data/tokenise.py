@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from posttrain.data.chat import special_texts
 from posttrain.data.encoders import Drop, Encoded, EncodeSettings
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.formats import Filtered, RowError
 from posttrain.data.formats import get as get_format
+from posttrain.data.guard import GUARD, guard
 from posttrain.data.rows import BadRow, Row
 from posttrain.data.tokenized import SCHEMA, runs_of
 from posttrain.types import Example
@@ -31,12 +33,14 @@ MOST_WORKERS = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """The outcome of some rows. table: their examples. dropped, filtered: counts by reason. losses: every row that was lost, and why."""
+    """The outcome of some rows. table: their examples. guarded: rows with special tokens in their texts. dropped, filtered: counts by
+    reason. losses: every row that was lost, and why."""
 
     table: pa.RecordBatch
     rows: int
     kept: int
     bad: int
+    guarded: int
     dropped: Counter[str]
     filtered: Counter[str]
     losses: list[tuple[str, str]]
@@ -57,14 +61,16 @@ class RowEncoder:
         converted = [(number, row, example) for number, row in rows for example in self._convert(row)]
         good = [example for _, _, example in converted if isinstance(example, Example)]
         outcomes = iter(get_encoder(self.kind)(good, self.tokenizer, self.settings))
-        return _batch([(number, row, next(outcomes) if isinstance(x, Example) else x) for number, row, x in converted])
+        watch = guard(special_texts(self.tokenizer))
+        guarded = {number for number, _, x in converted if isinstance(x, Example) and watch.finds_any(x)}
+        return _batch([(number, row, next(outcomes) if isinstance(x, Example) else x) for number, row, x in converted], len(guarded))
 
     def _convert(self, row: Row | BadRow) -> Sequence[Example | Filtered | RowError]:
         """The row's examples: usually one."""
         if isinstance(row, BadRow):
             return [RowError(row.reason)]
         if not _is_text(row.value):
-            return [RowError("a text holds half a surrogate pair, which is no character")]
+            return [RowError("a text holds half a surrogate pair or U+FDD0, which are no characters")]
         try:
             found = get_format(self.format).convert(row.value, **self.options)
         except RowError as error:
@@ -76,9 +82,9 @@ class RowEncoder:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether every text in a row's value can be written as UTF-8; JSON can escape ones that cannot (`\\ud800`)."""
+    """Whether every text in a row's value is made of characters; JSON can escape what is none (`\\ud800`)."""
     if isinstance(value, str):
-        return value.isascii() or _encodes(value)
+        return value.isascii() or (GUARD not in value and _encodes(value))
     if isinstance(value, Mapping):
         return all(map(_is_text, value.values()))
     return not isinstance(value, list) or all(map(_is_text, value))
@@ -92,7 +98,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Filtered | RowError]]) -> Batch:
+def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Filtered | RowError]], guarded: int) -> Batch:
     kept = [(number, row, encoded) for number, row, encoded in outcomes if isinstance(encoded, list)]
     bad = [(f"{row.file}:{row.line}", str(error)) for _, row, error in outcomes if isinstance(error, RowError)]
     drops = [(f"{row.file}:{row.line}", drop.reason) for _, row, drop in outcomes if isinstance(drop, Drop)]
@@ -101,7 +107,7 @@ def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Fi
     columns = [pa.array([record[name] for record in records], SCHEMA.field(name).type) for name in SCHEMA.names]
     dropped = Counter(reason for _, reason in drops)
     rows, good = (len({number for number, _, _ in some}) for some in (outcomes, kept))
-    return Batch(pa.record_batch(columns, schema=SCHEMA), rows, good, len(bad), dropped, filtered, bad + drops)
+    return Batch(pa.record_batch(columns, schema=SCHEMA), rows, good, len(bad), guarded, dropped, filtered, bad + drops)
 
 
 def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:

@@ -72,6 +72,10 @@ class Part:
         """One value of a column."""
         return self._table.column(column)[index].as_py()
 
+    def values(self, rows: np.ndarray) -> np.ndarray:
+        """float32: the values at the marks of some examples, joined."""
+        return np.asarray(self._table.column("values").take(pa.array(rows)).combine_chunks().flatten().to_numpy())
+
     def filled(self, column: str) -> np.ndarray:
         """Whether each row has a value in a column."""
         return np.asarray(self._table.column(column).is_valid().to_numpy())
@@ -146,6 +150,11 @@ class TokenizedSet:
             mine = self.part_of == number
             out[mine] = part.scalars(name)[self.index_of[mine]]
         return out
+
+    def values(self) -> np.ndarray:
+        """float32: what is known at the marks of all examples (`TokenizedExample.values`), one example after the other."""
+        found = [part.values(self.index_of[self.part_of == number]) for number, part in enumerate(self.parts)]
+        return np.concatenate([np.zeros(0, np.float32), *found])
 
     def value(self, name: str, index: int) -> Any:
         """One value of one example: origin, answer, prompt, ..."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
+from posttrain.errors import Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
-from posttrain.types import TokenTree, Work
+from posttrain.types import Rendering, TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -30,7 +32,8 @@ class Recipe:
 
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
-    seed: of what the method itself draws at random, such as a new head.
+    seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
+    conversations in the same way.
     """
 
     policy: Callable[[], PolicyModel]
@@ -39,6 +42,7 @@ class Recipe:
     max_steps: int
     gradient_clip: float | None = 1.0
     seed: int = 0
+    rendering: Rendering = field(default_factory=Rendering)
 
 
 class Steps(Protocol):
@@ -114,8 +118,11 @@ class Method(LightningModule, ABC):
         self.examples = tree.share.examples
         if self.place == 0:
             self.before_step(step)
-        if not len(tree.ids):  # empty on every rank, so that no collective waits for it
-            return 0.0 * next(p for p in self.parameters() if p.requires_grad).sum()
+        if self.idle:
+            self._accumulate({"loss": torch.zeros((), device=self.device)})
+            return self._nothing()
+        if not len(tree.ids):  # empty on every rank, so that no collective waits for it; never the step's last
+            return self._nothing()
         loss, aux, metrics = self.loss_of(tree)
         parts = {"loss": loss, **metrics}
         total = loss * tree.share.parts  # the loop averages over micro-batches and ranks
@@ -125,6 +132,18 @@ class Method(LightningModule, ABC):
             total = total + aux * (tree.share.parts / filled)
         self._accumulate(parts)
         return total
+
+    def _nothing(self) -> Tensor:
+        """A loss without a gradient. A step's last micro-batch touches every weight, since that is where ranks meet."""
+        assert self.steps is not None
+        trained = [parameter for _, parameter in self.trained_parameters()]
+        touched = trained if self.place + 1 == self.steps.micro_batches else trained[:1]
+        return 0.0 * torch.stack([parameter.flatten()[:1].float() for parameter in touched]).sum()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the present step learns nothing: its micro-batches are not looked at, and the optimizer moves nothing."""
+        return False
 
     def before_step(self, step: int) -> None:
         """Called before the first micro-batch of optimizer step `step`, counted from 0."""
@@ -186,6 +205,18 @@ class Method(LightningModule, ABC):
             raise RuntimeError("the policy exists after configure_model")
         return self.policy
 
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        """What it trains beside a policy of this hidden width, made anew."""
+        return []
+
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        """Frozen copies of the policy that it keeps. adapters_off_restore: whether its policy without adapters is what it began as."""
+        return 0
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        """Options that have no effect on the training data; values: what is known at the marks of all examples, joined."""
+        yield from ()
+
     def transfer_batch_to_device(self, batch: TokenTree, device: torch.device, dataloader_idx: int) -> TokenTree:
         return to_device(batch, device)
 
@@ -193,8 +224,12 @@ class Method(LightningModule, ABC):
         """Names and parameters the optimizer sees."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
+    def make_optimizer(self) -> Optimizer:
+        """Of everything that is trained; a method may give some of it a learning rate of its own."""
+        return self.recipe.optimizer(self.trained_parameters())
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.recipe.optimizer(self.trained_parameters())
+        optimizer = self.make_optimizer()
         scheduler = self.recipe.scheduler(optimizer, self.recipe.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -207,6 +242,10 @@ class Method(LightningModule, ABC):
                 group["lr"] = base * factor(place)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        if self.idle:  # optimizers pass over weights without a gradient: no decay, no momentum, no count of steps
+            self.zero_grad(set_to_none=True)
+            self.grad_norm = 0.0
+            return
         limit = float("inf") if self.recipe.gradient_clip is None else self.recipe.gradient_clip
         parameters: Iterable[nn.Parameter] = (p for _, p in self.trained_parameters())
         self.grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))

@@ -39,10 +39,16 @@ class ProcessReward(Method):
     def configure_model(self) -> None:
         super().configure_model()
         if self.head is None:
-            with seeded(self.recipe.seed):
-                self.head = nn.Linear(hidden_size(self.model), len(STEPS.labels))
+            self.head = self._new_head(hidden_size(self.model))
             check_classifier(self.model.causal_lm, STEPS, self.head)
             freeze_output(self.model)
+
+    def _new_head(self, width: int) -> nn.Linear:
+        with seeded(self.recipe.seed):
+            return nn.Linear(width, len(STEPS.labels))
+
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        return [self._new_head(width)]
 
     def judge(self, tree: TokenTree) -> tuple[Tensor, Tensor | None]:
         """Logits of wrong and right [M, 2] of a tree's steps, and the auxiliary loss of a mixture of experts."""
@@ -72,4 +78,4 @@ class ProcessReward(Method):
 
     def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
         assert self.head is not None
-        return save_step_artifact(self.model.model, self.head, tokenizer, folder, record=record)
+        return save_step_artifact(self.model.model, self.head, tokenizer, folder, record=record, rendering=self.recipe.rendering)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.errors import Problem
 from posttrain.functional.calibration import calibration_error, moments, named, pearson, reliability_sums, unnamed
 from posttrain.functional.reward import pair_sums
 from posttrain.methods.base import Recipe
@@ -33,6 +35,19 @@ class RewardModel(Reward):
     def __init__(self, recipe: Recipe, *, loss: PairLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss
         super().__init__(recipe, head=head, attributes=attributes)
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        yield from super().unused(values)
+        scores = self.facts(values)[:, 1].reshape(-1, 2)
+        if self._has_margin and not np.nan_to_num(scores[:, 0] - scores[:, 1]).any():
+            message = "the margin has no effect: in no pair are both answers rated, and differently"
+            yield Problem("method.loss.margin_scale", message, "set it to 0, or give rows score_chosen and score_rejected, or margin")
+
+    @property
+    def _has_margin(self) -> bool:
+        """Whether the loss looks at the gap of the ratings."""
+        zero = torch.zeros(1)
+        return not torch.equal(self.loss(zero, zero, zero), self.loss(zero, zero, zero + 1))
 
     def losses(self, judged: Judged, known: Rated) -> Tensor:
         reward, score = judged.reward.view(-1, 2), known.score.view(-1, 2)
@@ -78,6 +93,13 @@ class RatingModel(Reward):
     def __init__(self, recipe: Recipe, *, loss: RatingLoss, head: HeadFactory, attributes: list[str]) -> None:
         self.loss = loss
         super().__init__(recipe, head=head, attributes=attributes)
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        yield from super().unused(values)
+        if np.isnan(self.facts(values)[:, 1]).all():
+            yield Problem(
+                "method.loss", "no answer has a score, and scores are what it learns", "rows with a score, or method=reward_model"
+            )
 
     def losses(self, judged: Judged, known: Rated) -> Tensor:
         return self.loss(judged, known.score)

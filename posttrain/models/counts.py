@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from posttrain.models.architectures import architecture_config, model_config
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of weights, tied ones counted once. embedding: input embedding, and the output head where it is not tied."""
+    """Numbers of weights, tied ones counted once. embedding: input embedding, and the output head where it is not tied.
+    output: of an output head that is not tied and is trained, which a method without use for it leaves out."""
 
     total: int
     trainable: int
     embedding: int
+    output: int = 0
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
@@ -30,7 +32,13 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
         total=sum(map(logical_numel, parameters)),
         trainable=sum(logical_numel(parameter) for parameter in parameters if parameter.requires_grad),
         embedding=sum(map(logical_numel, embedding.values())),
+        output=sum(logical_numel(weight) for weight in _own_output(model)),
     )
+
+
+def _own_output(model: nn.Module) -> list[nn.Parameter]:
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    return [] if last is None or last.weight is first.weight or not last.weight.requires_grad else [last.weight]
 
 
 def _embedding_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -61,6 +69,14 @@ def count_parameters(model: Mapping[str, Any]) -> ParameterCounts:
 
 def meta_model(model: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a config with its weights on the meta device: shapes only."""
-    config = architecture_config(model["architecture"]) if model.get("architecture") else model_config(model)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=bool(model.get("trust_remote_code")))
+        return AutoModelForCausalLM.from_config(_config_of(model), trust_remote_code=bool(model.get("trust_remote_code")))
+
+
+def hidden_width(model: Mapping[str, Any]) -> int:
+    """Width of the states of a model config."""
+    return int(_config_of(model).get_text_config().hidden_size)
+
+
+def _config_of(model: Mapping[str, Any]) -> PreTrainedConfig:
+    return architecture_config(model["architecture"]) if model.get("architecture") else model_config(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from posttrain.models.counts import logical_numel
@@ -60,3 +61,9 @@ def _active_share(name: str, config: object) -> float:
     if not experts or ".experts." not in name:
         return 1.0
     return float(getattr(config, "num_experts_per_tok", experts)) / float(experts)
+
+
+def causal_pairs(lengths: np.ndarray) -> float:
+    """(query, key) pairs of causal sequences of these lengths."""
+    exact = lengths.astype(np.float64)
+    return float((exact * (exact + 1) / 2).sum())

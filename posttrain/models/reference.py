@@ -90,10 +90,14 @@ class ReferencePolicy(nn.Module):
             return
         if self.kind == "cached":
             self.source = Cached()
-        elif self.kind == "adapters" or (self.kind == "auto" and policy.base_with_adapters_off and self.update_every is None):
-            self.source = AdaptersOff(policy)
-        else:
+        elif self.is_copy(adapters_off_restore=policy.base_with_adapters_off):
             self.source = FrozenCopy(entering())
+        else:
+            self.source = AdaptersOff(policy)
+
+    def is_copy(self, *, adapters_off_restore: bool) -> bool:
+        """Whether the reference is a second model. adapters_off_restore: whether the policy without its adapters is what it began as."""
+        return self.kind == "copy" or (self.kind == "auto" and not (adapters_off_restore and self.update_every is None))
 
     def forward(self, tree: TokenTree, *, temperature: float = 1.0) -> Tensor:
         if self.source is None:

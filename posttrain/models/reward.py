@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from posttrain.models.heads.scalar import Scalar
 from posttrain.models.integrity import REWARD_FILE, verify
 from posttrain.models.loading import seeded
 from posttrain.models.policy import PolicyModel
-from posttrain.models.reward_artifact import HEAD_FOLDER, HEAD_WEIGHTS
-from posttrain.types import Judged
+from posttrain.models.reward_artifact import DEFAULT, HEAD_FOLDER, HEAD_WEIGHTS
+from posttrain.types import Judged, Rendering
 
 SMALL = 8
 
@@ -62,11 +62,15 @@ def logits_at(head: nn.Linear, hidden: Tensor, places: Tensor) -> Tensor:
 
 
 class Judge:
-    """A reward model on token sequences: the body of a transformers model and a head. load_judge makes one."""
+    """A reward model on token sequences: the body of a transformers model and a head. load_judge makes one.
 
-    def __init__(self, body: PreTrainedModel, head: RewardHead) -> None:
+    rendering: of the conversations it was trained on.
+    """
+
+    def __init__(self, body: PreTrainedModel, head: RewardHead, rendering: Rendering = DEFAULT) -> None:
         self.body = body.eval()
         self.head = head.eval()
+        self.rendering = rendering
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[np.ndarray], *, max_tokens: int = 8192) -> Judged:
@@ -131,15 +135,16 @@ def load_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
     else:
         body = loaded
         head.load_state_dict(load_file(folder / HEAD_FOLDER / HEAD_WEIGHTS))
-    return Judge(nn.Module.to(body, device), head.to(device))
+    return Judge(nn.Module.to(body, device), head.to(device), rendering_of(about))
 
 
 class StepJudge:
-    """A process reward model on token sequences: a body and a linear map to the logits of wrong and right."""
+    """A process reward model on token sequences: a body and a linear map to the logits of wrong and right. rendering: as of a Judge."""
 
-    def __init__(self, body: PreTrainedModel, head: nn.Linear) -> None:
+    def __init__(self, body: PreTrainedModel, head: nn.Linear, rendering: Rendering = DEFAULT) -> None:
         self.body = body.eval()
         self.head = head
+        self.rendering = rendering
 
     @torch.no_grad()
     def __call__(self, ids: np.ndarray, places: np.ndarray) -> Tensor:
@@ -151,10 +156,15 @@ class StepJudge:
 
 def load_step_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> StepJudge:
     """The process reward model of an artifact, as `load_judge`."""
-    describe(folder, task="steps")
+    about = describe(folder, task="steps")
     loaded: Any = AutoModelForTokenClassification.from_pretrained(str(folder), dtype=dtype or "auto")
     body, head = parts_of(loaded, folder)
-    return StepJudge(nn.Module.to(body, device), head.to(device))
+    return StepJudge(nn.Module.to(body, device), head.to(device), rendering_of(about))
+
+
+def rendering_of(about: Mapping[str, Any]) -> Rendering:
+    """How the conversations of the training were rendered; about: what `describe` read."""
+    return Rendering(**about.get("rendering", {}))
 
 
 def describe(folder: Path, *, task: str) -> dict[str, Any]:

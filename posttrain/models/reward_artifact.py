@@ -1,4 +1,5 @@
-"""Artifacts of reward models: what plain transformers loads as a classifier where it can, and `reward.json`, which names the head.
+"""Artifacts of reward models: what plain transformers loads as a classifier where it can, and `reward.json`, which names the head
+and says how the conversations of its training were rendered.
 
 * A scalar head: a sequence classifier with one label. Step labels: a token classifier with two.
 * Any other head: the body alone (`AutoModel` loads it), and the head's weights in `head/`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from posttrain.models.heads.scalar import Scalar
 from posttrain.models.integrity import REWARD_FILE
 from posttrain.models.policy import causal_lm
 from posttrain.models.vocabulary import write_special_ids
+from posttrain.types import Rendering
 
 HEAD_FOLDER = "head"
 HEAD_WEIGHTS = "model.safetensors"
+DEFAULT = Rendering()
 
 
 def check_reward_artifact(model: PreTrainedModel, head: RewardHead) -> None:
@@ -38,9 +42,16 @@ def check_reward_artifact(model: PreTrainedModel, head: RewardHead) -> None:
 
 
 def save_reward_artifact(
-    model: nn.Module, head: RewardHead, tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord
+    model: nn.Module,
+    head: RewardHead,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    record: ArtifactRecord,
+    rendering: Rendering = DEFAULT,
 ) -> Path:
-    """Write a reward model's artifact to `folder`; returns the folder. model: the causal LM, or a PEFT model around one.
+    """Write a reward model's artifact to `folder`; returns the folder. model: the causal LM, or a PEFT model around one. rendering: of the
+    conversations it was trained on.
 
     Raises CorruptArtifactError when what was read back differs, OSError when the disk is full or not writable.
     """
@@ -52,19 +63,25 @@ def save_reward_artifact(
             write_full(body.base_model, draft, None)  # type: ignore[arg-type]
             _write_head(head, draft / HEAD_FOLDER)
         about = {"head": head.name, "hidden_size": head.hidden_size, "attributes": head.attributes, "options": head.options}
-        _describe(draft, {"task": "reward", **about})
+        _describe(draft, {"task": "reward", **about}, rendering)
 
     return _save(model, write, tokenizer, folder, record)
 
 
 def save_step_artifact(
-    model: nn.Module, head: nn.Linear, tokenizer: PreTrainedTokenizerBase, folder: Path, *, record: ArtifactRecord
+    model: nn.Module,
+    head: nn.Linear,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    record: ArtifactRecord,
+    rendering: Rendering = DEFAULT,
 ) -> Path:
     """The same for a process reward model: head maps states to logits of wrong and right."""
 
     def write(body: PreTrainedModel, draft: Path) -> None:
         write_full(as_classifier(body, STEPS, head), draft, None)
-        _describe(draft, {"task": "steps"})
+        _describe(draft, {"task": "steps"}, rendering)
 
     return _save(model, write, tokenizer, folder, record)
 
@@ -109,5 +126,6 @@ def _write_head(head: RewardHead, folder: Path) -> None:
     compare(folder, weights)
 
 
-def _describe(draft: Path, content: dict[str, Any]) -> None:
-    (draft / REWARD_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _describe(draft: Path, content: dict[str, Any], rendering: Rendering) -> None:
+    about = content | {"rendering": asdict(rendering)}
+    (draft / REWARD_FILE).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")

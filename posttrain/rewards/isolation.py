@@ -108,9 +108,9 @@ class Pool:
         self._broken = ""  # why workers do not start, within one call
 
     def start(self) -> None:
-        """Start one worker, to see that it can. Raises ConfigError where it does not."""
+        """Start the workers. Raises ConfigError where they do not."""
         self._broken = ""
-        self._threads.submit(self._score, ()).result()
+        list(self._threads.map(self._score, [()] * self._size))
         if self._broken:
             raise ConfigError(Problem("reward", f"a component could not start: {self._broken}"))
 

@@ -118,7 +118,7 @@ class ExperienceLoader:
         self.rows = sample_rows(self.collector, rollout)
         arrangement = self.learner.arrange(rollout)
         metrics |= arrangement.notes
-        cut = parts_of(rollout, arrangement.units, self.plan.max_tokens)
+        cut = parts_of(rollout, self.plan.max_tokens, arrangement.units)
         with self.collector.timed("annotate"):
             trees = self.learner.annotate(rollout, cut)
         self.seconds |= self.collector.pop_seconds()
@@ -161,11 +161,13 @@ class ExperienceLoader:
         assert self.held is not None
         parts = self._chosen(step)
         first = step % self.plan.steps_per_rollout == 0
+        groups = {part.group: int(part.tree.segment_lengths[0]) for part in parts}
+        targets = float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts))
         return replace(
             self.held.forward if first else Work(),
-            examples=len({part.group for part in parts}),
-            tokens=sum(len(part.tree.ids) for part in parts),
-            targets=float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts)),
+            examples=len(groups),
+            tokens=sum(groups.values()) + int(targets),  # a group that is cut in parts has its prompt in each; it counts once
+            targets=targets,
             pairs=float(sum(map(_pairs, parts))),
         )
 

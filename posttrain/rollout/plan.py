@@ -133,16 +133,23 @@ def _paired_tokens(prompt: int, group: int, answer: int, max_tokens: int, *, pai
 Unit = tuple[int, ...]
 
 
-def parts_of(rollout: Rollout, units: Sequence[Sequence[Unit]], max_tokens: int) -> list[Part]:
+def parts_of(rollout: Rollout, max_tokens: int, units: Sequence[Sequence[Unit]] | None = None) -> list[Part]:
     """The answers that the loss reads as trees of at most max_tokens tokens, with the sampler's log-probabilities as column `sampler`.
 
     units: of each group, the answers that are read together and must share a tree; an answer that a tree's units name twice is in it once.
+    None: every kept answer is read by itself.
     """
+    read = each_alone(rollout.kept) if units is None else units
     return [
         part
-        for number, (group, own) in enumerate(zip(rollout.groups, units, strict=True))
+        for number, (group, own) in enumerate(zip(rollout.groups, read, strict=True))
         for part in _parts(group, number, own, max_tokens)
     ]
+
+
+def each_alone(kept: np.ndarray) -> list[list[Unit]]:
+    """Every kept answer, bool [P, G], as a unit of its own."""
+    return [[(int(answer),) for answer in np.flatnonzero(own)] for own in kept]
 
 
 def _parts(group: Group, number: int, units: Sequence[Unit], max_tokens: int) -> list[Part]:

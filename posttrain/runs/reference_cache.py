@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from posttrain.data.tokenized import Part, TokenizedSet
 from posttrain.data.tree import to_device
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.build import build_policy
+from posttrain.models.flops import causal_pairs, flop_model
 from posttrain.models.hub import commit_of, is_local
 from posttrain.models.integrity import checksums, config_hash, weight_files
 from posttrain.models.reference import FrozenCopy
@@ -50,10 +51,12 @@ def with_cached_reference(job: Job) -> Job:
     found = {id(part): _blocks(job, part, np.unique(needed[id(part)] // BLOCK), root, model) for part in _needed(job)}
 
     def known(examples: TokenizedSet) -> TokenizedSet:
-        return replace(examples, reference=tuple(found.get(id(part), ReferenceLogps({})) for part in examples.parts))
+        blocks = (found[id(part)][0] if id(part) in found else ReferenceLogps({}) for part in examples.parts)
+        return replace(examples, reference=tuple(blocks))
 
     prepared = job.prepared
-    return replace(job, prepared=replace(prepared, train=known(prepared.train), val=None if prepared.val is None else known(prepared.val)))
+    prepared = replace(prepared, train=known(prepared.train), val=None if prepared.val is None else known(prepared.val))
+    return replace(job, prepared=prepared, flops=job.flops + sum(flops for _, flops in found.values()))
 
 
 def made_with(job: Job) -> dict[str, str]:
@@ -125,17 +128,22 @@ def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
     return rows
 
 
-def _blocks(job: Job, part: Part, blocks: np.ndarray, root: Path, model: Model) -> ReferenceLogps:
-    """The blocks of a source; this rank begins with its own share, then takes or waits for the others'."""
-    order = [*blocks[job.ranks.rank :: job.ranks.world], *blocks]
+def _blocks(job: Job, part: Part, blocks: np.ndarray, root: Path, model: Model) -> tuple[ReferenceLogps, float]:
+    """The blocks of a source, and the operations it took this rank to compute those that were not there.
+
+    It begins with its own share, then takes or waits for the others'.
+    """
+    order = dict.fromkeys(map(int, [*blocks[job.ranks.rank :: job.ranks.world], *blocks]))
     folders: dict[int, Path] = {}
-    for block in map(int, order):
-        if block not in folders:
-            folders[block] = fetch(root, f"{part.path.parent.name}-{block}", lambda work, b=block: _compute(job, part, b, work, model))[0]  # type: ignore[misc]
-    return ReferenceLogps(folders)
+    flops = 0.0
+    for block in order:
+        build = partial(_compute, job, part, block, model=model)
+        folders[block], about, there = fetch(root, f"{part.path.parent.name}-{block}", build)
+        flops += 0.0 if there else about["flops"]
+    return ReferenceLogps(folders), flops
 
 
-def _compute(job: Job, part: Part, block: int, work: Path, model: Model) -> dict[str, Any]:
+def _compute(job: Job, part: Part, block: int, work: Path, *, model: Model) -> dict[str, Any]:
     rows = range(block * BLOCK, min((block + 1) * BLOCK, len(part)))
     log.info("reference: log-probabilities of examples %d to %d of %d (kept for later runs)", rows.start + 1, rows.stop, len(part))
     examples = [part.example(row) for row in rows]
@@ -145,7 +153,14 @@ def _compute(job: Job, part: Part, block: int, work: Path, model: Model) -> dict
         for place, value in zip(group, values, strict=False):
             logps[place] = value
     write(work / FILE, logps)
-    return {"examples": len(examples)}
+    return {"examples": len(examples), "flops": _operations(model(), examples)}
+
+
+def _operations(reference: FrozenCopy, examples: Sequence[TokenizedExample]) -> float:
+    """Of a forward pass over some examples."""
+    lengths = np.array([len(example.ids) for example in examples])
+    targets = sum(len(trained_places(example)) for example in examples)
+    return flop_model(reference.policy).forward(tokens=float(lengths.sum()), targets=float(targets), pairs=causal_pairs(lengths))
 
 
 def _groups(examples: Sequence[TokenizedExample], max_tokens: int) -> Iterator[list[int]]:

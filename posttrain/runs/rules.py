@@ -213,6 +213,7 @@ def reference_is_there(config: Config) -> Iterator[Problem]:
     peft, kind = config["model"].get("peft"), config["method"].get("reference")
     if config["method"].get("reference_update_every") and kind in ("adapters", "cached"):
         yield Problem("method.reference_update_every", f"reference={kind} cannot move", "method.reference=copy")
+    yield from _mix_without_moves(config["method"])
     if config["method"].get("reference_cache") is not None and kind != "cached":
         yield Problem("method.reference_cache", f"is of no use with reference={kind}", "method.reference=cached")
     if kind != "adapters":
@@ -221,6 +222,15 @@ def reference_is_there(config: Config) -> Iterator[Problem]:
         yield Problem("method.reference", "adapters needs a policy with adapters", "add model/peft=lora, or method.reference=copy")
     elif peft.get("kind") == "pissa":
         yield Problem("method.reference", "PiSSA moves weights out of the base, which is another model without it", "method.reference=copy")
+
+
+def _mix_without_moves(method: Config) -> Iterator[Problem]:
+    """How far the reference moves is of no use where it never does."""
+    signature = read_signature(method.get("_target_", ""))
+    known = None if signature is None else signature.parameters.get("reference_update_mix")
+    if known is not None and method.get("reference_update_every") is None and method.get("reference_update_mix") != known.default:
+        message = "is of no use: without reference_update_every the reference never moves"
+        yield Problem("method.reference_update_mix", message, "set method.reference_update_every=STEPS, or leave the mix out")
 
 
 def attributes_agree(config: Config) -> Iterator[Problem]:
@@ -247,6 +257,19 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
         )
 
 
+def critic_is_sound(config: Config) -> Iterator[Problem]:
+    """What a method with a critic is told to adapt, to stop or to start from must be there."""
+    method = config["method"]
+    if method.get("kl_target") is not None and not (method.get("kl") or {}).get("coef"):
+        yield Problem("method.kl_target", "there is no pull towards a reference to adapt", "method.kl.coef=0.05")
+    if method.get("target_kl") is not None and method.get("minibatches", 1) * method.get("rollout_epochs", 1) == 1:
+        yield Problem("method.target_kl", "a rollout has a single step, so there are no others to stop", "method.rollout_epochs=4")
+    if method.get("missing_end") and method.get("mask_truncated"):
+        yield Problem("method.missing_end", "answers that were cut off are left out, so none is lowered", "method.mask_truncated=false")
+    if method.get("value_from") is not None and not exists(method["value_from"]):
+        yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
+
+
 def entering_is_sound(config: Config) -> Iterator[Problem]:
     """The run that is made first must be one that could be made by itself."""
     if not config["entering"]:
@@ -269,6 +292,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
     Rule(sampling_fits_method, ("method", "rollout", "reward")),
+    Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

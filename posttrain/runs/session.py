@@ -40,6 +40,7 @@ from posttrain.runs.train import (
     plan_of,
     write_samples,
 )
+from posttrain.runs.unused import check_used
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
+        check_used(job, method)
         if config["method"].get("reference") == "cached":
             job = with_cached_reference(job)
         session = Session(job, method, stop)
@@ -174,4 +176,8 @@ class Session:
         heads = float(self.method.language_model)  # a reward model's body has no use for the output head
         trained = model.training(tokens=totals["tokens"], targets=heads * totals["targets"], pairs=totals["pairs"])
         targets = heads * totals["forward_targets"]
-        return trained + model.forward(tokens=totals["forward_tokens"], targets=targets, pairs=totals["forward_pairs"])
+        return (
+            totals["flops_before"]
+            + trained
+            + model.forward(tokens=totals["forward_tokens"], targets=targets, pairs=totals["forward_pairs"])
+        )

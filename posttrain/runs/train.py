@@ -38,6 +38,7 @@ from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import Start
 from posttrain.runs.signals import StopRequest
+from posttrain.types import Rendering
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "bf16_true": "32-true"}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run is made of, once its data is there."""
+    """Everything a run is made of, once its data is there. flops: operations that this rank spent on the model before training."""
 
     config: Config
     ranks: Ranks
@@ -57,6 +58,7 @@ class Job:
     plan: StepPlan | ExperiencePlan
     device: torch.device
     allow_targets: Collection[str] = ()
+    flops: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -97,11 +99,33 @@ def build_method(job: Job) -> Method:
         max_steps=job.plan.steps,
         gradient_clip=config["gradient_clip"],
         seed=config["seed"],
+        rendering=rendering_of(config["data"]),
     )
+    return method_of(config, recipe, allow_targets=job.allow_targets)
+
+
+def method_of(config: Config, recipe: Recipe, *, allow_targets: Collection[str] = ()) -> Method:
+    """The configured method, trained by `recipe`. Raises ConfigError for options that it objects to."""
     node = {key: value for key, value in config["method"].items() if key != "name"}
-    method = targets.build(node, recipe, allow=job.allow_targets)
+    method = targets.build(node, recipe, allow=allow_targets)
     assert isinstance(method, Method)
     return method
+
+
+def untrained(config: Config, *, allow_targets: Collection[str] = ()) -> Method:
+    """The configured method to ask about its options: it has no model, and cannot be trained."""
+
+    def nothing(*_: Any) -> Any:
+        raise RuntimeError("this method is not for training")
+
+    return method_of(config, Recipe(nothing, nothing, nothing, max_steps=1, seed=config["seed"]), allow_targets=allow_targets)
+
+
+def rendering_of(data: Config) -> Rendering:
+    """How a `data` node's conversations are rendered."""
+    stated = {"system": data.get("system"), "template_kwargs": data.get("template_kwargs")}
+    stated["separator"] = (data.get("format_options") or {}).get("separator")
+    return Rendering(**{key: value for key, value in stated.items() if value is not None})
 
 
 def strategy_of(config: Config) -> Strategy | str:
@@ -162,7 +186,7 @@ def callbacks_of(
     """In the order in which they act at a step's end: record, evaluate, save."""
     config = job.config
     last, every = job.plan.steps, config["log"]["every_steps"]
-    recorder = StepRecorder(reporter, loader, last=last, seed=config["seed"], ranks=job.ranks, every_steps=every)
+    recorder = StepRecorder(reporter, loader, last=last, seed=config["seed"], ranks=job.ranks, every_steps=every, flops=job.flops)
 
     def before(method: Method) -> dict[str, float]:
         loss = measures.loss(method) if config["validate"]["at_start"] else {}

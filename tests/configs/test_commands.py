@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.commands.plan import model_rows
+
 
 def test_plan_counts_parameters_steps_and_tokens(posttrain: Callable[..., Any]) -> None:
     outcome = posttrain("plan", "data.generator.train=512", "data.generator.held_out=8", "hardware=4xa100", "epochs=2")
@@ -19,6 +24,52 @@ def test_plan_needs_no_data_of_the_hub(posttrain: Callable[..., Any]) -> None:
     outcome = posttrain("plan", "data=gsm8k", "model=nano", "max_steps=7", "max_length=100")
     assert outcome.code == 0, outcome
     assert "at most 6,400" in outcome.out
+
+
+NANO = 1_018_240
+PEFT = 4 * 16 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 512))  # rank 16 on every linear layer of the four
+REFERENCES = [
+    (["method=dpo"], NANO),
+    (["method=kto", "method.reference=copy"], NANO),
+    (["method=dpo", "method.reference=cached"], None),
+    (["method=dpo", "model/peft=lora"], None),
+    (["method=dpo", "model/peft=lora", "method.reference_update_every=2"], NANO + PEFT),
+    (["method=dpo", "model/peft=pissa"], NANO + PEFT),
+    (["method=simpo"], None),
+]
+
+
+@pytest.mark.parametrize(("overrides", "frozen"), REFERENCES)
+def test_plan_counts_a_frozen_reference(overrides: list[str], frozen: int | None) -> None:
+    rows = dict(model_rows(compose_and_check([*overrides, "model=nano"])))
+    assert rows.get("frozen reference") == (None if frozen is None else f"{frozen:,} more, a second model")
+
+
+HEADS = [
+    (["method=reward_model"], 128),
+    (["method=rating_model", "method.head=quantile", "method.head.quantiles=5"], 5 * 129),
+    (["method=process_reward_model"], 2 * 129),
+    (["method=reward_model", "method.head=branch", "method.head.width=8", "data.attributes=[a,b]"], None),
+]
+
+
+@pytest.mark.parametrize(("overrides", "weights"), HEADS)
+def test_plan_counts_a_reward_head(overrides: list[str], weights: int | None) -> None:
+    if weights is None:  # two towers of 128 -> 8 -> 2, a GRU cell 128 -> 8, a tower of 8 -> 8 -> 1
+        weights = 2 * (129 * 8 + 9 * 2) + 3 * 8 * (128 + 8 + 2) + 9 * 8 + 9
+    rows = dict(model_rows(compose_and_check([*overrides, "model=nano"])))
+    assert rows["in the reward head"] == f"{weights:,}"
+    assert rows["parameters"] == f"{NANO + weights:,}"
+    assert rows["trainable"] == f"{NANO + weights:,} (100 %)"
+    adapted = dict(model_rows(compose_and_check([*overrides, "model=nano", "model/peft=lora"])))
+    assert adapted["trainable"].startswith(f"{PEFT + weights:,} (")
+
+
+def test_an_output_head_that_a_reward_model_has_no_use_for_is_not_trained() -> None:
+    untied = ["model=nano", "model.architecture.tie_word_embeddings=false"]
+    whole, judge = (dict(model_rows(compose_and_check([f"method={method}", *untied]))) for method in ("sft", "reward_model"))
+    assert whole["parameters"] == f"{NANO + 264 * 128:,}"
+    assert judge["trainable"].startswith(f"{NANO + 128:,} (")
 
 
 def test_data_shows_tokens(posttrain: Callable[..., Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_compose import where
 
+from posttrain.runs.check import compose_and_check
 from posttrain.runs.compose import compose
 
 
@@ -39,3 +40,11 @@ def test_the_head_learns_the_attributes_of_the_data() -> None:
 )
 def test_mistakes_are_told_before_anything_is_loaded(overrides: list[str], place: str) -> None:
     assert where(overrides) == {place}
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_how_far_a_reference_moves_that_never_does(method: str) -> None:
+    assert where([f"method={method}", "method.reference_update_mix=0.3"]) == {"method.reference_update_mix"}
+    moving = ["method.reference_update_every=5", "method.reference=copy"]
+    assert compose_and_check([f"method={method}", "method.reference_update_mix=0.3", *moving])["method"]["reference_update_mix"] == 0.3
+    compose_and_check([f"method={method}", "method.reference_update_mix=0.6"])  # the default, written out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from posttrain.data.loader import TreeLoader
-from posttrain.data.mismatched import TRIES, Mismatched, answer_start
+from posttrain.data.mismatched import Mismatched, answer_start
 from posttrain.data.tree import tree_of
 
 
@@ -64,12 +64,33 @@ def test_an_answer_to_the_same_prompt_is_passed_over():
     assert [Mismatched(halves)[place].ids.tolist() for place in range(6)] == [[1, 15], [2, 16], [3, 11], [1, 12], [2, 13], [3, 14]]
 
 
-@pytest.mark.parametrize("count", [1, 2, TRIES + 10])
-def test_examples_of_one_prompt_alone(count: int):
-    same = Kept(*(([1, 2], [10 + place]) for place in range(count)))
-    found = Mismatched(same)[0].ids.tolist()
-    assert found[:2] == [1, 2]
-    assert found[2] in range(10, 10 + count)
+@pytest.mark.parametrize("ends", [([9], [99]), ([9, 9], [99])])
+def test_another_prompt_is_found_however_far_it_is(ends):
+    """Hundreds of answers to one prompt, and a single one to another."""
+    many = Kept(*(([1, 2], [10 + place]) for place in range(300)), ends)
+    view = Mismatched(many)
+    assert all(view[place].ids.tolist() == [1, 2, 99] for place in range(300))
+    assert view[300].ids[: len(ends[0])].tolist() == ends[0]
+    assert view.partner(300) == (300 + 150) % 301
+
+
+def test_what_is_looked_at_is_read_once(monkeypatch):
+    many = Kept(*(([1, 2], [10 + place]) for place in range(300)), ([9], [99]))
+    read = []
+    plain = Kept.__getitem__
+    monkeypatch.setattr(Kept, "__getitem__", lambda self, index: (read.append(index), plain(self, index))[1])
+    view = Mismatched(many)
+    for place in range(50):
+        view.partner(place)
+    assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_examples_of_one_prompt_alone_are_told(count: int, caplog):
+    same = Mismatched(Kept(*(([1, 2], [10 + place]) for place in range(count))))
+    found = [same[place].ids.tolist() for place in range(count)]
+    assert [ids[2] for ids in found] == [10 + (place + max(1, count // 2)) % count for place in range(count)]
+    assert [record.message.split(":")[0] for record in caplog.records] == [f"all {count} examples have the same prompt"]
 
 
 def test_a_prompt_that_truncation_left_one_token_of():

@@ -93,6 +93,22 @@ def test_truncation():
         encode(said("Yes", 1.0), truncation="split")
 
 
+@pytest.mark.parametrize("truncation", ["auto", "right", "left"])
+def test_an_answer_that_is_cut_keeps_its_end_token(truncation):
+    """The state there is what is judged: without it a model would learn which answers were cut."""
+    prompt = len("<user\nHi>\n<assistant\n")
+    (found,) = encode(said("Yes" * 20), said("No"), kind="rated_pairs", max_length=prompt + 8, truncation=truncation)
+    assert found.truncated
+    assert found.tokens.ids[found.tokens.marks].tolist() == [END] * 8
+    sequences = np.split(found.tokens.ids, np.cumsum(found.tokens.segment_lengths)[:-1])
+    assert len(sequences[0]) + len(sequences[1]) == prompt + 8
+    assert bytes(sequences[1][:-1].tolist()).decode().startswith("YesYesY")
+    lengths = found.tokens.values.reshape(2, 4)[:, 0].tolist()
+    assert lengths == [8 if truncation == "right" else prompt + 7, 3]
+    # an end token alone is no answer
+    assert encode(said("Yes", 1.0), max_length=prompt + 1, truncation="right") == Drop("an answer keeps no token after truncation")
+
+
 def test_code_ultrafeedback_rates_one_attribute():
     row = {
         "instruction": "Hi", "preference": "complexity",

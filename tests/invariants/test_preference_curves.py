@@ -1,10 +1,16 @@
 """Preference methods: they start where policy and reference agree, and their curves do not depend on how a step is computed."""
 
+import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
+from posttrain.models.build import build_policy
+from posttrain.models.flops import causal_pairs, flop_model
 from posttrain.runs.compose import compose
+from posttrain.runs.inputs import load_inputs
 from posttrain.runs.job import run_job
 
 DPO = ("method=dpo", "data=arithmetic_pairs", "optimizer.lr=1e-3")
@@ -162,3 +168,19 @@ def test_a_cached_reference_of_another_model_is_refused(tmp_path, monkeypatch):
 def test_the_likelihood_term_raises_the_chosen_answers(curve):
     with_term, without = (curve(*DPO, f"method.sft_weight={weight}")[-1] for weight in (5.0, 0.0))
     assert with_term["val/logps/chosen"] > without["val/logps/chosen"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "2xcpu"])
+def test_the_operations_of_a_cached_reference_are_counted_where_they_are_spent(tmp_path, hardware):
+    line = [*DPO, *LIGHT[1:], "model=nano", "tracking=none", "evaluation=none", "method.reference=cached", "max_steps=1", "limit=40"]
+    config = compose([*line, f"hardware={hardware}", f"method.reference_cache={tmp_path}/r", f"output_dir={tmp_path}/one"])
+    flops = []
+    for name in ("one", "two"):
+        assert run_job({**config, "output_dir": str(tmp_path / name)}) == 0
+        flops.append(json.loads((tmp_path / name / "result.json").read_text())["flops"])
+    tokenizer, prepared = load_inputs(config)
+    policy = build_policy(config["model"], tokenizer, precision="float32", seed=0, device=torch.device("cpu"))
+    parts = [examples for examples in (prepared.train, prepared.val) if examples is not None]
+    lengths, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "targets"))
+    once = flop_model(policy).forward(tokens=float(lengths.sum()), targets=float(targets.sum()), pairs=causal_pairs(lengths))
+    assert flops[0] - flops[1] == pytest.approx(once)

@@ -132,6 +132,37 @@ def test_the_run_and_its_artifact_agree(trained):
     assert float((margins < 0).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize("method", ["reward_model", "process_reward_model"])
+def test_an_artifact_renders_as_its_training_did(tmp_path, method):
+    """Its system message and the template's arguments travel with it, unless the caller says otherwise."""
+    config = compose([
+        f"method={method}", "model=nano", "tracking=none", "hardware=cpu", "limit=40", "global_batch=4", "max_steps=1",
+        "validate.at_start=false", "validate.at_end=false", "data.system=Be strict.", "data.template_kwargs={enable_thinking:true}",
+        f"output_dir={tmp_path}/run",
+    ])  # fmt: skip
+    if method == "process_reward_model":
+        config["data"]["format_options"] = {"separator": " / "}
+    assert run_job(config) == 0
+    folder = tmp_path / "run" / "artifact"
+    stated = json.loads((folder / "reward.json").read_text())["rendering"]
+    separator = " / " if method == "process_reward_model" else "\n"
+    assert stated == {"system": "Be strict.", "template_kwargs": {"enable_thinking": True}, "separator": separator}
+    if method == "process_reward_model":
+        score, other = load_process_reward_model(folder), load_process_reward_model(folder, system="", template_kwargs={})
+        asked, steps = [{"role": "user", "content": "1+1=?"}], ["1+1=2", "2+0=2"]
+        assert torch.equal(score(asked, steps), other([{"role": "system", "content": "Be strict."}, *asked], steps))
+        assert not torch.equal(score(asked, steps), other(asked, steps))
+        assert not torch.equal(score(asked, steps), score(asked, steps, separator="\n"))
+        return
+    score, other = load_reward_model(folder), load_reward_model(folder, system="", template_kwargs={})
+    strict = [[{"role": "system", "content": "Be strict."}, *conversation] for conversation in CONVERSATIONS]
+    assert torch.equal(score(CONVERSATIONS), other(strict))
+    assert torch.equal(score(CONVERSATIONS), score(strict))  # a conversation's own message stays
+    assert not torch.equal(score(CONVERSATIONS), other(CONVERSATIONS))
+    assert score.chat.kwargs == {"enable_thinking": True}
+    assert other.chat.kwargs == {}
+
+
 @pytest.mark.parametrize(
     "more", [CASES["branch"], (*CASES["branch"], "model/peft=lora"), CASES["quantiles"]], ids=["full", "lora", "quantiles"]
 )

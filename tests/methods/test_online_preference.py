@@ -95,7 +95,7 @@ def gradient(method: Any, trees: list[TokenTree]) -> tuple[float, Tensor, dict[s
 
 def online_trees(method: OnlineDPO, some: Rollout, max_tokens: int, micro_batches: int = 16) -> list[TokenTree]:
     method.max_tokens = max_tokens
-    cut = parts_of(some, method.arrange(some).units, max_tokens)
+    cut = parts_of(some, max_tokens, method.arrange(some).units)
     with torch.no_grad():
         trees = method.annotate(some, cut)
     parts = [SimpleNamespace(**{**vars(part), "tree": tree}) for part, tree in zip(cut, trees, strict=True)]
@@ -106,7 +106,7 @@ def online_trees(method: OnlineDPO, some: Rollout, max_tokens: int, micro_batche
 def offline_tree(method: OnlineDPO, some: Rollout) -> TokenTree:
     """The same pairs as a preference data set has them."""
     examples = []
-    for group, pairs in zip(some.groups, method.arrange(some).units, strict=True):
+    for group, pairs in zip(some.groups, method.arrange(some).units or (), strict=True):
         for pair in pairs:
             answers = [group.completions[number].tokens for number in pair]
             weights = [np.r_[np.zeros(len(group.prompt)), np.ones(len(answer))] for answer in answers]
@@ -128,7 +128,7 @@ def test_the_loss_is_dpos_on_the_same_pairs_however_the_step_is_split(pairs: Any
         assert got == pytest.approx(want, rel=1e-5)
         torch.testing.assert_close(found, slopes, rtol=1e-4, atol=1e-6)
         assert sums["rewards/margin"] == pytest.approx(metrics["rewards/margin"], rel=1e-4)
-        assert sums["pairs"] == sum(map(len, online.arrange(some).units))
+        assert sums["pairs"] == sum(map(len, online.arrange(some).units or ()))
 
 
 def test_ties_and_answers_without_a_score_make_no_pair() -> None:

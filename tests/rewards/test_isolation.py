@@ -154,7 +154,7 @@ rewards.measure([sample("hang")] * 8)
     workers = psutil.Process(parent.pid).children(recursive=True)
     assert len(workers) == 2
     parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    parent.communicate()
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
 

@@ -31,7 +31,7 @@ def read(part) -> list[tuple[int, int]]:
 
 def test_an_answer_in_several_pairs_is_held_once() -> None:
     pairs = [(2, 0), (2, 1), (0, 1)]
-    (part,) = parts_of(rollout([3, 4, 5]), [pairs], 100)
+    (part,) = parts_of(rollout([3, 4, 5]), 100, [pairs])
     assert read(part) == pairs
     assert part.answers == (2, 0, 1)
     assert len(part.tree.ids) == 5 + 3 + 4 + 5
@@ -46,7 +46,7 @@ def test_an_answer_in_several_pairs_is_held_once() -> None:
 def test_every_pair_is_in_one_part_that_fits(room: int) -> None:
     lengths = [5, 3, 4, 5, 2, 1]
     for pairs in (list(combinations(range(6), 2)), [(5, 0), (1, 2), (4, 3)], [(0, 5)], []):
-        parts = parts_of(rollout(lengths), [pairs], 5 + room)
+        parts = parts_of(rollout(lengths), 5 + room, [pairs])
         assert sorted(pair for part in parts for pair in read(part)) == sorted(pairs)
         assert all(len(part.tree.ids) <= 5 + room for part in parts)
         assert all(len(set(part.answers)) == len(part.answers) for part in parts)
@@ -65,7 +65,7 @@ def test_the_planned_micro_batches_suffice_for_the_longest_answers(max_tokens: i
     pairs = [(0, 5)] if rule == "best_worst" else list(combinations(range(6), 2))
     made = plan(max_tokens, len(pairs), 6)
     long = rollout([6] * 6, groups=4)
-    parts = parts_of(long, [pairs] * 4, max_tokens)
+    parts = parts_of(long, max_tokens, [pairs] * 4)
     trees = made.split(parts, 0, parts[0].tree)
     assert len(trees) == made.micro_batches
     assert {tree.share.sequences for tree in trees} == {2 * 4 * len(pairs)}

@@ -89,3 +89,10 @@ def fit(sequences: Sequences, max_length: int, *, keep_prompt: bool) -> Sequence
         cut = max(0, min(over, prompt - 1))
         sequences = [(ids[cut:], weights[cut:]) for ids, weights in sequences]
     return [(ids[:max_length], weights[:max_length]) for ids, weights in sequences]
+
+
+def fit_closed(sequences: Sequences, max_length: int, *, keep_prompt: bool) -> Sequences:
+    """`fit`, but every answer keeps the token that ends it: who judges by the last token must not learn which answers were cut."""
+    short = fit([(ids[:-1], weights[:-1]) for ids, weights in sequences], max_length - 1, keep_prompt=keep_prompt)
+    ends = [(ids[-1:], weights[-1:]) for ids, weights in sequences]
+    return [(np.append(a, c), np.append(b, d)) for (a, b), (c, d) in zip(short, ends, strict=True)]

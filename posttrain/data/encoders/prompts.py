@@ -52,8 +52,9 @@ def asked(example: Example) -> tuple[Mapping[str, Any], ...] | RowError:
 def _text(chat: Chat, messages: tuple[Mapping[str, Any], ...] | RowError, example: Example) -> str | RowError:
     if isinstance(messages, RowError):
         return messages
+    safe = chat.guard.example(Example(messages=messages, tools=example.tools))
     try:
-        return chat.render(chat.fitted(messages), example.tools, prompt=True)
+        return chat.render(chat.fitted(safe.messages), safe.tools, prompt=True)
     except RowError as error:
         return error
 

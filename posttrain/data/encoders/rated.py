@@ -9,7 +9,7 @@ import numpy as np
 
 from posttrain.data.chat import Chat
 from posttrain.data.encoders.conversation import with_system
-from posttrain.data.encoders.preference import Sequences, answer_sequence, check_settings, fit
+from posttrain.data.encoders.preference import Sequences, answer_sequence, check_settings, fit_closed
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, tokenise
@@ -84,8 +84,8 @@ def _finish(answers: Sequence[Answer], sequences: Sequences, tokenizer: Any, set
     if truncated and settings.truncation == "drop":
         return Drop(f"longer than max_length={settings.max_length}")
     if truncated:
-        sequences = fit(sequences, settings.max_length, keep_prompt=settings.truncation == "right")
-    if not all(weights[1:].any() for _, weights in sequences):
+        sequences = fit_closed(sequences, settings.max_length, keep_prompt=settings.truncation == "right")
+    if not all(weights[1:-1].any() if truncated else weights[1:].any() for _, weights in sequences):
         return Drop("an answer keeps no token after truncation")
     if any(ids[-1] == tokenizer.pad_token_id for ids, _ in sequences):
         return RowError("ends with the padding token, behind which a sequence classifier does not look")

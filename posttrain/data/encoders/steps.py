@@ -43,9 +43,10 @@ def encode_steps(examples: Sequence[Example], tokenizer: Any, settings: EncodeSe
 def _render(chat: Chat, example: Example, settings: EncodeSettings) -> Trace | RowError:
     if not example.steps:
         return RowError("has no steps: a process reward model needs answers in steps with a label each")
+    example = chat.guard.example(with_system(example, settings.system))
     content = str(example.messages[-1]["content"])
     try:
-        rendered = render_example(chat, with_system(example, settings.system), train_on="last")[0]
+        rendered = render_example(chat, example, train_on="last")[0]
     except RowError as error:
         return error
     said = content.strip()

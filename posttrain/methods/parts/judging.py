@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.reward import rated
@@ -19,6 +21,8 @@ from posttrain.models.loading import seeded
 from posttrain.models.reward import freeze_output, hidden_size, judge_states, probe_head
 from posttrain.models.reward_artifact import check_reward_artifact, save_reward_artifact
 from posttrain.types import Judged, Rated, TokenTree
+
+log = logging.getLogger(__name__)
 
 HeadFactory = Callable[[int, Sequence[str]], RewardHead]
 
@@ -37,7 +41,9 @@ class Reward(Method, ABC):
         self.make_head = head
         self.attributes = tuple(attributes)
         self.head: RewardHead | None = None
-        self._try(probe_head(head, self.attributes))
+        small = probe_head(head, self.attributes)
+        self.learns_ratings = small.learns_ratings
+        self._try(small)
 
     @abstractmethod
     def losses(self, judged: Judged, known: Rated) -> Tensor:
@@ -54,10 +60,30 @@ class Reward(Method, ABC):
     def configure_model(self) -> None:
         super().configure_model()
         if self.head is None:
-            with seeded(self.recipe.seed):
-                self.head = self.make_head(hidden_size(self.model), self.attributes)
+            self.head = self._new_head(hidden_size(self.model))
             check_reward_artifact(self.model.causal_lm, self.head)
             freeze_output(self.model)
+
+    def _new_head(self, width: int) -> RewardHead:
+        with seeded(self.recipe.seed):
+            return self.make_head(width, self.attributes)
+
+    def modules_beside(self, width: int) -> list[nn.Module]:
+        return [self._new_head(width)]
+
+    def unused(self, values: np.ndarray) -> Iterator[Problem]:
+        """Attributes that the head wants rated and no row rates."""
+        known = ~np.isnan(self.facts(values)[:, 2:]).all(0)
+        unrated = ", ".join(name for name, rated in zip(self.attributes, known, strict=True) if not rated)
+        if self.learns_ratings and unrated and known.any():
+            log.info("no row rates %s: learnt from the rest of the loss alone", unrated)
+        if self.learns_ratings and not known.any():
+            hint = "name what the rows rate, or set method.head.attribute_weight=0 to learn them from the rest of the loss alone"
+            yield Problem("data.attributes", f"no row rates any of them: {unrated}", hint)
+
+    def facts(self, values: np.ndarray) -> np.ndarray:
+        """What is known of each answer, [A, 2 + K]: its length, its score, its attributes; NaN where unknown."""
+        return values.reshape(-1, 2 + len(self.attributes))
 
     def judge(self, tree: TokenTree) -> tuple[Judged, Rated, Tensor | None]:
         """What the head says of a tree's answers, what is known of them, and the auxiliary loss of a mixture of experts."""
@@ -77,4 +103,4 @@ class Reward(Method, ABC):
 
     def hand_on(self, tokenizer: Any, folder: Path, *, record: ArtifactRecord) -> Path:
         assert self.head is not None
-        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record)
+        return save_reward_artifact(self.model.model, self.head, tokenizer, folder, record=record, rendering=self.recipe.rendering)

@@ -21,7 +21,7 @@ from posttrain.models.reference import ReferencePolicy, inference
 from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KL:
     """The pull towards the reference policy. coef: its coefficient, 0 for none. estimator: k1, k2 or k3 of each token (J. Schulman, 2020).
 
@@ -93,7 +93,10 @@ class Online(Referenced, ABC):
 
     def arrange(self, rollout: Rollout) -> Arrangement:
         """Which of the kept answers the loss reads together: here each is read by itself."""
-        return Arrangement(tuple(tuple((int(answer),) for answer in np.flatnonzero(kept)) for kept in rollout.kept))
+        return Arrangement()
+
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        return super().copies(adapters_off_restore=adapters_off_restore) if self.referenced else 0
 
     @abstractmethod
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:

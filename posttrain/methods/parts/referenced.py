@@ -21,6 +21,9 @@ class Referenced(Method, ABC):
         self.reference.advance(step, self.model)
         super().before_step(step)
 
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        return int(self.reference.is_copy(adapters_off_restore=adapters_off_restore))
+
     @property
     def forward_passes(self) -> float:
         return super().forward_passes + self.reference.forward_passes

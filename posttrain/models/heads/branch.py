@@ -60,6 +60,10 @@ class Branch(RewardHead):
         """How much each attribute matters, [A, K], summing to one."""
         return torch.softmax(self.gate(state), -1)
 
+    @property
+    def learns_ratings(self) -> bool:
+        return self.attribute_weight != 0
+
     def auxiliary(self, judged: Judged, targets: Tensor) -> Tensor | None:
         """The loss of rated attributes, [A]."""
         assert judged.attributes is not None

@@ -36,6 +36,11 @@ class RewardHead(nn.Module, ABC):
     def forward(self, state: Tensor) -> Judged:
         """state: float32 [A, H]."""
 
+    @property
+    def learns_ratings(self) -> bool:
+        """Whether `auxiliary` makes anything of the attributes' ratings."""
+        return False
+
     def auxiliary(self, judged: Judged, targets: Tensor) -> Tensor | None:
         """What the head itself wants to learn besides the method's loss, one loss an answer, [A]; None for nothing.
 

@@ -22,17 +22,22 @@ from posttrain.types import Work
 class StepRecorder(StepCallback):
     """One line a step: loss and the method's metrics over the whole step, gradient norm, learning rate, tokens and examples so far.
 
+    flops: operations that this rank spent on the model before training; `totals` holds those of all ranks.
+
     Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
     """
 
-    def __init__(self, reporter: Reporter, steps: Steps, *, last: int, seed: int, ranks: Ranks, every_steps: int = 1) -> None:
+    def __init__(
+        self, reporter: Reporter, steps: Steps, *, last: int, seed: int, ranks: Ranks, every_steps: int = 1, flops: float = 0.0
+    ) -> None:
         self.reporter = reporter
         self.steps = steps
         self.last = last
         self.seed = seed
         self.ranks = ranks
         self.every_steps = every_steps
-        self.totals: dict[str, float] = {**asdict(Work()), "train_seconds": 0.0}
+        self.totals: dict[str, float] = {**asdict(Work()), "train_seconds": 0.0, "flops_before": 0.0}
+        self.flops = flops
         self._lr = 0.0
         self._began = 0.0
 
@@ -43,6 +48,7 @@ class StepRecorder(StepCallback):
         self.totals.update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.totals["flops_before"] += sum_over_ranks({"flops": self.flops}, pl_module.device)["flops"]
         self._began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -67,7 +73,7 @@ class StepRecorder(StepCallback):
 
     def _count(self, step: int, module: Method) -> Work:
         """Add a step's work to the totals."""
-        work, passes = self.steps.work(step - 1), module.forward_passes
+        work, passes = Work() if module.idle else self.steps.work(step - 1), module.forward_passes
         for name, value in asdict(work).items():
             self.totals[name] += value
         for name in ("tokens", "targets", "pairs"):

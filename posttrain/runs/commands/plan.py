@@ -6,6 +6,7 @@ Local and generated data are prepared (training finds them in the cache); hub da
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -27,24 +28,37 @@ def run(call: Call) -> int:
     )
     console = report.console()
     console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))
-    console.print(as_table("Model", model_rows(config)))
+    console.print(as_table("Model", model_rows(config, call.allow_targets)))
     console.print(as_table("Step", step_rows(config)))
     console.print(as_table("Checks", check_rows(config)))
     return 0
 
 
-def model_rows(config: dict[str, Any]) -> Rows:
-    """Parameters, counted on the meta device: no weights are read and no memory is used."""
-    from posttrain.models.counts import count_parameters
+def model_rows(config: dict[str, Any], allow_targets: Collection[str] = ()) -> Rows:
+    """Parameters, counted on the meta device: no weights are read and little memory is used."""
+    from posttrain.models.counts import count_parameters, hidden_width
+    from posttrain.runs.train import untrained
 
-    counts = count_parameters(config["model"])
-    share = 100 * counts.trainable / counts.total
+    method, counts = untrained(config, allow_targets=allow_targets), count_parameters(config["model"])
+    head = sum(p.numel() for module in method.modules_beside(hidden_width(config["model"])) for p in module.parameters())
+    trainable = counts.trainable + head - (0 if method.language_model else counts.output)
+    copies = method.copies(adapters_off_restore=_adapters_off_restore(config["model"].get("peft")))
     return [
         ("model", config["model"]["name"]),
-        ("parameters", f"{counts.total:,}"),
-        ("trainable", f"{counts.trainable:,} ({share:.3g} %)"),
+        ("parameters", f"{counts.total + head:,}"),
+        ("trainable", f"{trainable:,} ({100 * trainable / (counts.total + head):.3g} %)"),
         ("in embeddings", f"{counts.embedding:,}"),
+        *([("in the reward head", f"{head:,}")] if head else []),
+        *([("frozen reference", f"{copies * counts.total:,} more, a second model")] if copies else []),
     ]
+
+
+def _adapters_off_restore(peft: dict[str, Any] | None) -> bool:
+    if peft is None:
+        return False
+    from posttrain.models.peft import disabling_restores_base
+
+    return disabling_restores_base(peft)
 
 
 def step_rows(config: dict[str, Any]) -> Rows:

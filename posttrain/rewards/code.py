@@ -1,0 +1,79 @@
+"""Code rewarded by the tests it passes, run in the sandbox."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from posttrain.rewards.base import Reward, Unscored
+from posttrain.rewards.sandbox import Limits, Outcome, defines, program_of, run_check, run_tests, tested_names
+from posttrain.types import Sample
+
+
+class Code(Reward):
+    """The share of a task's tests that the answer's Python program passes (MBPP: `tests`, `setup`; HumanEval: `test`, `entry_point`).
+
+    pass_reward: where all pass. partial: times the share, where some do. fail: where none does, also for programs that do not run, run
+    out of time or answers without code. timeout: seconds of a program with all its tests; cpu: of processor time; memory: MiB; each for
+    the program and again for its tests. use_challenge_tests: MBPP's harder tests too. workers: programs at the same time, None for one
+    per processor. NaN where nothing can be said: no tests, another language, tests that the sandbox cannot run.
+    """
+
+    def __init__(
+        self,
+        *,
+        pass_reward: float = 1.0,
+        partial: float = 0.5,
+        fail: float = -0.5,
+        timeout: float = 10.0,
+        cpu: int = 5,
+        memory: int = 512,
+        use_challenge_tests: bool = False,
+        workers: int | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.pass_reward, self.partial, self.fail = pass_reward, partial, fail
+        self.use_challenge_tests, self.workers = use_challenge_tests, workers
+        self.limits = Limits(wall=timeout, cpu=cpu, memory=memory)
+
+    def measure(self, samples: Sequence[Sample]) -> list[float]:
+        """As `Reward`."""
+        with ThreadPoolExecutor(self.workers or os.cpu_count()) as pool:
+            return list(pool.map(self._value, samples))
+
+    def _value(self, sample: Sample) -> float:
+        outcome = self.judge(sample)
+        if outcome is None:
+            return Unscored("no tests")
+        value = self.scale(outcome)
+        return Unscored(outcome.error or "no tests") if math.isnan(value) else value
+
+    def scale(self, outcome: Outcome) -> float:
+        """The reward of an outcome; NaN for one that says nothing."""
+        if outcome.status == "unusable" or outcome.total == 0:
+            return math.nan
+        if outcome.status == "passed":
+            return self.pass_reward
+        return self.partial * outcome.passed / outcome.total if outcome.passed else self.fail
+
+    def judge(self, sample: Sample) -> Outcome | None:
+        """What became of the tests of one answer; None if there are none."""
+        meta = sample.meta
+        if (meta.get("language") or "python") != "python":
+            return None
+        if meta.get("test") and meta.get("entry_point"):
+            return self._check(sample.completion, str(meta["test"]), str(meta["entry_point"]), str(meta.get("prompt") or ""))
+        tests = [*(meta.get("tests") or ()), *((meta.get("challenge_tests") or ()) if self.use_challenge_tests else ())]
+        if not tests:
+            return None
+        code = program_of(sample.completion, tested_names(tests))
+        return run_tests(code, setup=str(meta.get("setup") or ""), tests=[str(test) for test in tests], limits=self.limits)
+
+    def _check(self, answer: str, test: str, entry_point: str, prompt: str) -> Outcome:
+        code = program_of(answer, (entry_point,))
+        program = code if defines(code, entry_point) else prompt + code  # an answer may also continue the prompt
+        return run_check(program, test, entry_point, self.limits, setup=prompt)
