@@ -14,7 +14,7 @@ from posttrain.rollout.collect import Answered, Collector
 from posttrain.rollout.held import Held
 from posttrain.rollout.measures import pairs_in, rollout_metrics, sample_rows
 from posttrain.rollout.plan import ExperiencePlan, parts_of
-from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
+from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ class Learner(Protocol):
 
     def informative(self, rewards: GroupRewards) -> np.ndarray:
         """bool [P]: the groups that something can be learnt from."""
+        ...
+
+    def arrange(self, rollout: Rollout) -> Arrangement:
+        """Which of the kept answers the loss reads together, and so must share a tree."""
         ...
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
@@ -112,7 +116,9 @@ class ExperienceLoader:
         if self.selection.kind != "keep":
             rollout = replace(rollout, kept=rollout.kept & informative[:, None])
         self.rows = sample_rows(self.collector, rollout)
-        cut = parts_of(rollout, self.plan.max_tokens)
+        arrangement = self.learner.arrange(rollout)
+        metrics |= arrangement.notes
+        cut = parts_of(rollout, self.plan.max_tokens, arrangement.units)
         with self.collector.timed("annotate"):
             trees = self.learner.annotate(rollout, cut)
         self.seconds |= self.collector.pop_seconds()

@@ -35,6 +35,7 @@ RANGES: dict[str, dict[str, Any]] = {
         "rollout_epochs": Count,
         "selection_tries": Count,
         "entropy_coef": AtLeastZero,
+        "margin": AtLeastZero,
         "gamma": Share,
         "lam": Share,
         "value_coef": AtLeastZero,

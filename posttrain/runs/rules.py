@@ -249,6 +249,8 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
             yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
         if not online and config[key]:
             yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
+    if "pairs" in config["method"] and (config["rollout"] or {}).get("group_size", 2) < 2:
+        yield Problem("rollout.group_size", "a pair takes two answers to a prompt", "rollout.group_size=2")
     if online and config["rollout"] and not config["rollout"].get("temperature"):
         yield Problem(
             "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from posttrain.methods.base import Recipe
 from posttrain.methods.parts.passes import Columns, columns_of
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy, inference
-from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
+from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,9 @@ class Online(Referenced, ABC):
         reference: Literal["auto", "adapters", "copy"] = "auto",
         reference_update_every: int | None = None,
         reference_update_mix: float = 0.6,
+        **family: Any,
     ) -> None:
-        super().__init__(recipe)
+        super().__init__(recipe, **family)  # of the other base that a method may have
         self.kl = kl
         self.minibatches, self.rollout_epochs = minibatches, rollout_epochs
         self.temperature, self.longest = temperature, longest
@@ -89,6 +90,10 @@ class Online(Referenced, ABC):
             super().configure_model()
         elif self.policy is None:
             self.policy = self.recipe.policy()
+
+    def arrange(self, rollout: Rollout) -> Arrangement:
+        """Which of the kept answers the loss reads together: here each is read by itself."""
+        return Arrangement()
 
     def copies(self, *, adapters_off_restore: bool) -> int:
         return super().copies(adapters_off_restore=adapters_off_restore) if self.referenced else 0
