@@ -270,6 +270,16 @@ def critic_is_sound(config: Config) -> Iterator[Problem]:
         yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
 
 
+def judges_have_backends(config: Config) -> Iterator[Problem]:
+    """A judge's backend is an option of a group of its own, which a value cannot stand for."""
+    for name, node in (config["reward"] or {}).items():
+        backend = node.get("backend") if isinstance(node, dict) else None
+        if backend is not None and not (isinstance(backend, dict) and "_target_" in backend):
+            yield Problem(
+                f"reward.{name}.backend", f"expected an option of a group, got {backend!r}", "reward/backend=openai, local, scripted"
+            )
+
+
 def entering_is_sound(config: Config) -> Iterator[Problem]:
     """The run that is made first must be one that could be made by itself."""
     if not config["entering"]:
@@ -292,6 +302,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
     Rule(sampling_fits_method, ("method", "rollout", "reward")),
+    Rule(judges_have_backends, ("reward",)),
     Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (
