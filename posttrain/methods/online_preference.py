@@ -48,6 +48,8 @@ class OnlineDPO(Online, Preference):
         longest: int = 256,
         selection: Literal["keep", "drop", "resample"] = "keep",
         selection_tries: int = 4,
+        difficulty_low: float = 0.0,
+        difficulty_high: float = 1.0,
         mask_truncated: bool = False,
         reference: Literal["auto", "adapters", "copy"] = "auto",
         reference_update_every: int | None = None,
@@ -55,7 +57,8 @@ class OnlineDPO(Online, Preference):
     ) -> None:
         super().__init__(
             recipe, minibatches=minibatches, rollout_epochs=rollout_epochs, longest=longest, selection=selection,
-            selection_tries=selection_tries, mask_truncated=mask_truncated, reference=reference,
+            selection_tries=selection_tries, mask_truncated=mask_truncated,
+            difficulty_low=difficulty_low, difficulty_high=difficulty_high, reference=reference,
             reference_update_every=reference_update_every, reference_update_mix=reference_update_mix,
             loss=loss, beta_schedule=beta_schedule, sft_weight=sft_weight, tail_weight=tail_weight, wpo=wpo,
         )  # fmt: skip

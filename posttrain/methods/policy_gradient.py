@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from posttrain.methods.base import Recipe
-from posttrain.methods.parts.online import KL, NO_PULL, spread, with_columns
+from posttrain.methods.parts.online import spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
 from posttrain.methods.parts.surrogate import Surrogate
 from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree
@@ -27,28 +27,10 @@ class PolicyGradient(Surrogate):
         self,
         recipe: Recipe,
         *,
-        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
         advantage: Callable[[GroupRewards], Tensor],
-        importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
-        entropy_coef: float = 0.0,
-        kl: KL = NO_PULL,
-        minibatches: int = 1,
-        rollout_epochs: int = 1,
-        temperature: float = 1.0,
-        longest: int = 256,
-        selection: Literal["keep", "drop", "resample"] = "keep",
-        selection_tries: int = 4,
-        mask_truncated: bool = False,
-        reference: Literal["auto", "adapters", "copy"] = "auto",
-        reference_update_every: int | None = None,
-        reference_update_mix: float = 0.6,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            recipe, loss=loss, importance=importance, entropy_coef=entropy_coef, kl=kl, minibatches=minibatches,
-            rollout_epochs=rollout_epochs, temperature=temperature, longest=longest, selection=selection, selection_tries=selection_tries,
-            mask_truncated=mask_truncated, reference=reference, reference_update_every=reference_update_every,
-            reference_update_mix=reference_update_mix,
-        )  # fmt: skip
+        super().__init__(recipe, **common)
         self.advantage = advantage
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:

@@ -71,6 +71,8 @@ class PPO(Surrogate):
         rollout_epochs: int = 4,
         temperature: float = 1.0,
         longest: int = 256,
+        difficulty_low: float = 0.0,
+        difficulty_high: float = 1.0,
         mask_truncated: bool = False,
         reference: Literal["auto", "adapters", "copy"] = "auto",
         reference_update_every: int | None = None,
@@ -78,7 +80,8 @@ class PPO(Surrogate):
     ) -> None:
         super().__init__(
             recipe, loss=loss, importance=importance, entropy_coef=entropy_coef, kl=kl, minibatches=minibatches,
-            rollout_epochs=rollout_epochs, temperature=temperature, longest=longest, mask_truncated=mask_truncated, reference=reference,
+            rollout_epochs=rollout_epochs, temperature=temperature, longest=longest, mask_truncated=mask_truncated,
+            difficulty_low=difficulty_low, difficulty_high=difficulty_high, reference=reference,
             reference_update_every=reference_update_every, reference_update_mix=reference_update_mix,
         )  # fmt: skip
         self.gamma, self.lam, self.missing_end, self.whiten_rewards = gamma, lam, missing_end, whiten_rewards

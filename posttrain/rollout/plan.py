@@ -51,9 +51,9 @@ class ExperiencePlan:
         often = "every step" if self.steps_per_rollout == 1 else f"every {self.steps_per_rollout} steps"
         return f"{self.steps} steps of {self.global_batch} prompts; {often} {self.group_size} answers to each of {self.prompts} prompts"
 
-    def indices(self, first: int, count: int) -> np.ndarray:
-        """`count` prompt numbers from place `first` of the run's endless order."""
-        return take(self.order, first, count)
+    def prompt_at(self, place: int) -> int:
+        """The prompt number at a place of the run's endless order."""
+        return int(take(self.order, place, 1)[0])
 
     def chosen(self, step: int, groups: int) -> list[int]:
         """Which of a rollout's `groups` groups optimizer step `step` (from 0) sees: shuffled anew for each pass."""

@@ -81,7 +81,7 @@ def loader_of(
         prepared.train, generator, build_rewards(config, allow=allow), tokenizer, config["seed"], ranks.rank, ranks.world, gather
     )
     method.max_tokens = plan.max_tokens
-    selection = Selection(method.selection, method.selection_tries)
+    selection = Selection(method.selection, method.selection_tries, method.difficulty_low, method.difficulty_high)
     return ExperienceLoader(collector, plan, method, selection, forward_passes=lambda: method.passes_between)
 
 

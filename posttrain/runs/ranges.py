@@ -34,6 +34,8 @@ RANGES: dict[str, dict[str, Any]] = {
         "minibatches": Count,
         "rollout_epochs": Count,
         "selection_tries": Count,
+        "difficulty_low": Share,
+        "difficulty_high": Share,
         "entropy_coef": AtLeastZero,
         "margin": AtLeastZero,
         "gamma": Share,

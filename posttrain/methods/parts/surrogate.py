@@ -34,8 +34,8 @@ class Surrogate(Online, ABC):
         recipe: Recipe,
         *,
         loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-        importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None,
-        entropy_coef: float,
+        importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
+        entropy_coef: float = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(recipe, **common)
