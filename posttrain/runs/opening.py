@@ -113,7 +113,13 @@ def _short(text: str, width: int = 100) -> str:
 
 def paths_of(folder: Path, artifact: Path | None) -> dict[str, str]:
     """What lies where, for the closing panel."""
-    found = {"folder": folder, "artifact": artifact, "plot": folder / "loss.png", "report": folder / REPORT}
+    found = {
+        "folder": folder,
+        "artifact": artifact,
+        "plot": folder / "loss.png",
+        "rewards": folder / "reward.png",
+        "report": folder / REPORT,
+    }
     return {name: shown(path) for name, path in found.items() if path is not None and path.exists()}
 
 

@@ -63,6 +63,37 @@ def loss_plot(metrics_path: Path, to: Path, *, title: str = "", key: str = "loss
     return True
 
 
+# What a method that samples its own answers shows: title, its metric, the held-out counterpart if any.
+PANELS = (
+    ("reward of an answer", "reward/mean", "val/reward"),
+    ("tokens of an answer", "answers/length", None),
+    ("entropy, nats a token", "entropy", None),
+    ("groups whose rewards differ, share", "groups/informative", None),
+    ("KL to the reference, nats a token", "kl", None),
+    ("answers cut off, share", "answers/truncated", None),
+)
+
+
+def online_plot(metrics_path: Path, to: Path) -> bool:
+    """Draw what an online run went through, a panel each, as a PNG. False for a run that sampled nothing."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics_path)
+    drawn = [(title, series(rows, key), series(rows, other or "")) for title, key, other in PANELS]
+    drawn = [panel for panel in drawn if len(panel[1][0])]
+    if not len(series(rows, "reward/mean")[0]):
+        return False
+    columns = 2
+    figure = Figure(figsize=(9, 2.8 * math.ceil(len(drawn) / columns)), dpi=150, layout="constrained")
+    for place, (title, (steps, values), held_out) in enumerate(drawn, 1):
+        axes = figure.add_subplot(math.ceil(len(drawn) / columns), columns, place)
+        draw_train(axes, steps, values)
+        draw_val(axes, *held_out)
+        dress(axes, np.concatenate([values, held_out[1]]), title, label="")
+    write_png(figure, to)
+    return True
+
+
 def write_png(figure: Figure, to: Path) -> None:
     """Render a figure to a file, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -95,11 +126,11 @@ def draw_val(axes: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     axes.plot(steps, losses, color=ORANGE, linestyle="--", marker="o", markersize=5, linewidth=1.5, label=label)
 
 
-def dress(axes: Axes, values: np.ndarray, title: str) -> None:
-    """Labels, grid and scale; a lone spike does not flatten the rest."""
+def dress(axes: Axes, values: np.ndarray, title: str, *, label: str = "loss") -> None:
+    """Labels, grid and scale; a lone spike does not flatten the rest. Only a loss may get a logarithmic scale."""
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss")
-    if wants_log(values):
+    axes.set_ylabel(label)
+    if label and wants_log(values):
         axes.set_yscale("log")
     elif len(values) > 50:
         low, high = values.min(), np.quantile(values, 0.995)

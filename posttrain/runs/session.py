@@ -143,6 +143,8 @@ class Session:
             print_samples(self.measures.samples, self.job.config["evaluation"]["samples"])
         if plots.loss_plot(folder / "metrics.jsonl", folder / "loss.png"):
             self.tracker.figure(folder / "loss.png")
+        if plots.online_plot(folder / "metrics.jsonl", folder / "reward.png"):
+            self.tracker.figure(folder / "reward.png")
         result = self._result(status, trainer.global_step, artifact)
         write_result(folder / "result.json", result)
         self.tracker.finish(status)

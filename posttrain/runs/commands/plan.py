@@ -7,7 +7,7 @@ Local and generated data are prepared (training finds them in the cache); hub da
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.syntax import Syntax
@@ -17,6 +17,9 @@ from posttrain.errors import ConfigError
 from posttrain.runs import report, rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
+
+if TYPE_CHECKING:
+    from posttrain.data.prepare import Prepared
 
 Rows = list[tuple[str, str]]
 
@@ -88,10 +91,34 @@ def _bounds(config: dict[str, Any], why: str) -> Rows:
     return [("tokens a step", f"at most {config['global_batch'] * config['max_length']:,} ({why})"), ("steps", steps)]
 
 
+def _sampled(config: dict[str, Any], prepared: Prepared) -> Rows:
+    """Of a method that samples its own answers: their number and the most tokens they can have."""
+    from posttrain.runs.online import plan_of
+    from posttrain.runs.ranks import Ranks
+
+    hardware, rollout, lengths = config["hardware"], config["rollout"], prepared.train.lengths
+    plan = plan_of(config, prepared, Ranks(world=hardware["nodes"] * hardware["devices"]))
+    answers = plan.global_batch * plan.group_size
+    most = plan.global_batch * float(lengths.mean()) + answers * rollout["max_new_tokens"]
+    return [
+        ("prompts", f"{len(lengths):,}"),
+        ("tokens a prompt", f"{lengths.mean():,.1f} on average, {lengths.max():,} at most"),
+        (
+            "answers a step",
+            f"{answers:,}, {plan.group_size} to each of {plan.global_batch} prompts, of at most {rollout['max_new_tokens']:,} tokens",
+        ),
+        ("a rollout", f"{plan.prompts:,} prompts, for {plan.steps_per_rollout} optimizer steps"),
+        ("tokens a step", f"at most {most:,.0f}"),
+        ("steps", f"{plan.steps:,}"),
+    ]
+
+
 def _measured(config: dict[str, Any]) -> Rows:
     from posttrain.runs.inputs import load_inputs
 
     _, prepared = load_inputs(config)
+    if config["rollout"] is not None:
+        return _sampled(config, prepared)
     lengths = prepared.train.lengths
     examples = len(lengths)
     steps = config["max_steps"] or max(1, -(-int(examples * config["epochs"]) // config["global_batch"]))
