@@ -21,7 +21,10 @@ Gather = Callable[[Any], list[Any]]
 
 
 class Prompts(Protocol):
-    """Tokenised prompts by number, with the texts that were kept beside them."""
+    """Tokenised prompts by number, with their lengths [N] and the texts that were kept beside them."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 

@@ -158,23 +158,8 @@ class NativeGenerator(Generator):
     boundary between two tokens. Runs in the caller's autocast; leaves the model's mode, attention and random state as they were.
     """
 
-    def __init__(
-        self,
-        *,
-        group_size: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        cache_tokens: int = 131072,
-    ) -> None:
-        super().__init__(
-            group_size=group_size, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop,
-        )  # fmt: skip
+    def __init__(self, *, cache_tokens: int = 131072, **common: Any) -> None:
+        super().__init__(**common)
         self.cache_tokens = cache_tokens
         self.fallback: Generator | None = None
 

@@ -25,23 +25,8 @@ class TransformersGenerator(Generator):
     change them by rounding, in 16 bits by more.
     """
 
-    def __init__(
-        self,
-        *,
-        group_size: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        batch_tokens: int = 32768,
-    ) -> None:
-        super().__init__(
-            group_size=group_size, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop,
-        )  # fmt: skip
+    def __init__(self, *, batch_tokens: int = 32768, **common: Any) -> None:
+        super().__init__(**common)
         self.batch_tokens = batch_tokens
 
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:

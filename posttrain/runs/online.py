@@ -101,6 +101,7 @@ class Sampler(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
+        check_context(self.loader, pl_module)
         self.loader.collector.generator.attach(pl_module.model, self.tokenizer)
         self.loader.collector.rewards.start(str(pl_module.device))
 
@@ -119,6 +120,15 @@ class Sampler(StepCallback):
         self.reporter.tracker.table(f"rollout-{step:06d}", list(rows))
         for row in rows[:2]:
             self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
+
+
+def check_context(loader: ExperienceLoader, method: Method) -> None:
+    """Raises ConfigError where a prompt and its answer may be longer than the model's positions."""
+    most = getattr(method.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    asked = loader.longest_prompt + loader.collector.generator.sampling.max_new_tokens
+    if most is not None and asked > most:
+        message = f"a prompt and its answer may have {asked} tokens, the model has positions for {most}"
+        raise ConfigError(Problem("rollout.max_new_tokens", message, "lower it, or max_length"))
 
 
 def _line(text: str, width: int) -> str:
