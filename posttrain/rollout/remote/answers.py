@@ -13,7 +13,7 @@ from posttrain.rollout.remote.http import ServerError
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion
 
-LARGEST_SEED = 2**63 - 1
+SEEDS = 2**62  # so that the seeds of all samples are 64-bit integers with a sign
 LOWEST_LOGP = -9998.0  # vLLM writes -9999 for what is not finite
 
 
@@ -27,7 +27,7 @@ def body_of(model: str, request: Request, sampling: Sampling, stops: Stops) -> d
         "model": model,
         "prompt": [int(token) for token in request.prompt],
         "n": 1 if greedy else request.samples,
-        "seed": request.seed % LARGEST_SEED,
+        "seed": request.seed % SEEDS,
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_k": -1 if greedy or sampling.top_k is None else sampling.top_k,
