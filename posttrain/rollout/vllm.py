@@ -35,6 +35,7 @@ from posttrain.rollout.remote.answers import body_of, completions_of, logprobs_p
 from posttrain.rollout.remote.http import NoConnection, NoReplyInTime, Server, ServerError
 from posttrain.rollout.remote.ranks import from_first
 from posttrain.rollout.remote.sync import WeightSync, adapter_problems, require, served_names
+from posttrain.rollout.remote.weights import write_base
 from posttrain.rollout.stops import Stops
 from posttrain.rollout.vllm_worker import PROTOCOL, PosttrainWorker
 from posttrain.types import Completion
@@ -108,8 +109,7 @@ class VLLMGenerator(Generator):
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:
         """See Generator. Raises ServerError, DataError for an empty prompt, ConfigError for sampling that the server cannot report on."""
         assert self.sync is not None, "attach comes first"
-        if not self.sync.serving:
-            self.refresh()
+        assert self.sync.serving, "refresh comes first"
         asked = sampling or self.sampling
         refuse_empty([request.prompt for request in requests])
         self._require_logprobs(self.sync.about, asked)
@@ -190,9 +190,13 @@ class VLLMGenerator(Generator):
         return adapter_config(self.policy.model).r  # type: ignore[arg-type]
 
     def _base(self) -> str:
-        """Hub id or folder of the model that the policy started from."""
+        """Hub id or folder of the model that the policy started from; a folder is made where there is none."""
         name = self.policy.causal_lm.config.name_or_path
-        return str(name) if name else "MODEL"
+        if name:
+            return str(name)
+        folder = self.folder / "base"
+        write_base(self.policy.causal_lm, self.tokenizer, folder)
+        return str(folder)
 
 
 def _wrong_values(url: str, **positive: float) -> list[Problem]:

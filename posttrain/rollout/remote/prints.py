@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SUMMABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SMALL = 65536  # numbers; up to so many a tensor is hashed as well
 
 
@@ -53,8 +54,8 @@ def prints_of(named: Iterable[tuple[str, Tensor]], *, digests: bool = True) -> d
 
 
 def sums_of(tensor: Tensor) -> Tensor:
-    """Sum, and sum of magnitudes; float64 [2]. No copy of the tensor is made."""
-    flat = tensor.reshape(-1)
+    """Sum, and sum of magnitudes; float64 [2]. No copy of the tensor is made, but of formats that cannot be added up (8 bits)."""
+    flat = tensor.reshape(-1) if tensor.dtype in SUMMABLE else tensor.reshape(-1).double()
     return torch.stack([flat.sum(dtype=torch.float64), torch.linalg.vector_norm(flat, 1, dtype=torch.float64)])
 
 

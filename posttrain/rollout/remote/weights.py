@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
+from posttrain.models.quantisation import is_quantised
 from posttrain.rollout.remote.prints import Print, prints_of
 
 ROUNDING = 1e-12  # of sums in float64 that are taken in another order, relative to the sum of magnitudes
@@ -25,6 +26,7 @@ FUSED = (
     (re.compile(r"\.experts\.\d+\.(gate_proj|up_proj|w1|w3)\.weight$"), ".experts.w13_weight"),
     (re.compile(r"\.experts\.\d+\.(down_proj|w2)\.weight$"), ".experts.w2_weight"),
 )
+ADAPTED = re.compile(r"\.lora_|\.modules_to_save\.")  # tensors that adapters add
 PADDED = ("embed_tokens.weight", "lm_head.weight")  # vLLM adds rows of zeros to these
 
 
@@ -72,6 +74,18 @@ def write_weights(model: PreTrainedModel, state: Mapping[str, Tensor], folder: P
     return prints_of(tensors.items())
 
 
+def write_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model folder that a server can be started on: the weights under any adapters, and the tokenizer.
+
+    Raises ValueError where the weights are quantised and so lie in no checkpoint.
+    """
+    if is_quantised(model):
+        raise ValueError("the model that the policy started from exists nowhere and is quantised: export it first (posttrain export)")
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if not ADAPTED.search(name)}
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Compared:
     """wrong: the server's parameters that differ. covered: share of the numbers that were compared."""
@@ -107,8 +121,8 @@ def check_arrival(sent: Mapping[str, Print], workers: Sequence[Mapping[str, Prin
         )
     if found.covered < LEAST_COVERED:
         raise StaleWeightsError(
-            f"only {found.covered:.0%} of the weights could be found on the server under names that are known, so nothing is proven: is it "
-            "the same model, started without --enable-lora and unquantised? rollout.checksum=false leaves the proof to the log-probabilities"
+            f"only {found.covered:.0%} of the weights could be found on the server under known names, so nothing is proven: is it the same "
+            "model, without --enable-lora and unquantised? rollout.checksum=false leaves the proof to the log-probabilities"
         )
     return found.covered
 
