@@ -104,9 +104,10 @@ def compare(sent: Mapping[str, Print], workers: Sequence[Mapping[str, Print]]) -
     groups: dict[str, list[Print]] = {}
     for name, found in sent.items():
         groups.setdefault(_server_name(name, held), []).append(found)
-    verdicts = {name: _agrees(name, parts, held[name]) for name, parts in groups.items() if name in held}
-    compared = sum(part.numel for name, parts in groups.items() if verdicts.get(name) is not None for part in parts)
-    wrong = tuple(sorted(name for name, verdict in verdicts.items() if verdict is False))
+    pairs = {name: (parts, held[name]) for name, parts in groups.items() if name in held}
+    copies = _copies(pairs)
+    wrong = tuple(sorted(name for name, count in copies.items() if not _agree(*pairs[name], count)))
+    compared = sum(part.numel for name in copies for part in groups[name])
     return Compared(wrong, compared / max(1, sum(part.numel for part in sent.values())))
 
 
@@ -141,12 +142,16 @@ def _server_name(name: str, held: Mapping[str, object]) -> str:
     return next((candidate for candidate in names if candidate in held), name)
 
 
-def _agrees(name: str, parts: Sequence[Print], held: Sequence[Print]) -> bool | None:
-    """Whether the sums agree; None where shapes do not tell how the parts lie on the workers."""
-    wanted, there = sum(part.numel for part in parts), sum(part.numel for part in held)
-    copies = there // wanted if wanted else 0
-    if copies < 1 or (there != copies * wanted and not name.endswith(PADDED)):
-        return None
+def _copies(pairs: Mapping[str, tuple[Sequence[Print], Sequence[Print]]]) -> dict[str, int]:
+    """How often the workers hold each parameter, all together; without those of which sizes do not tell."""
+    sizes = {name: (sum(part.numel for part in parts), sum(part.numel for part in held)) for name, (parts, held) in pairs.items()}
+    whole = {name: there // wanted for name, (wanted, there) in sizes.items() if wanted and there and there % wanted == 0}
+    replicas = min(whole.values(), default=1)  # of the model: what is cut over a replica's workers is there once in each
+    padded = {name: replicas for name, (wanted, there) in sizes.items() if name.endswith(PADDED) and there > wanted * replicas}
+    return {**whole, **padded}
+
+
+def _agree(parts: Sequence[Print], held: Sequence[Print], copies: int) -> bool:
     magnitude = math.fsum(part.magnitude for part in parts)
     close = copies * magnitude * ROUNDING
     sums = abs(math.fsum(part.total for part in held) - copies * math.fsum(part.total for part in parts)) <= close
