@@ -35,7 +35,7 @@ from posttrain.rollout.remote.answers import body_of, completions_of, logprobs_p
 from posttrain.rollout.remote.http import NoConnection, NoReplyInTime, Server, ServerError
 from posttrain.rollout.remote.ranks import from_first
 from posttrain.rollout.remote.sync import WeightSync, adapter_problems, require, served_names
-from posttrain.rollout.remote.weights import write_base
+from posttrain.rollout.remote.weights import is_whole, write_base
 from posttrain.rollout.stops import Stops
 from posttrain.rollout.vllm_worker import PROTOCOL, PosttrainWorker
 from posttrain.types import Completion
@@ -190,12 +190,13 @@ class VLLMGenerator(Generator):
         return adapter_config(self.policy.model).r  # type: ignore[arg-type]
 
     def _base(self) -> str:
-        """Hub id or folder of the model that the policy started from; a folder is made where there is none."""
-        name = self.policy.causal_lm.config.name_or_path
-        if name:
-            return str(name)
-        folder = self.folder / "base"
-        write_base(self.policy.causal_lm, self.tokenizer, folder)
+        """Hub id or folder of the model that the policy started from; a folder is made where there is none and one can be made."""
+        model, folder = self.policy.causal_lm, self.folder / "base"
+        if model.config.name_or_path:
+            return str(model.config.name_or_path)
+        if not is_whole(model):
+            return "FOLDER_OF_THE_MODEL"
+        write_base(model, self.tokenizer, folder)
         return str(folder)
 
 

@@ -5,6 +5,7 @@
 vLLM mixes the class into its own worker, whose `model_runner`, `model_config`, `lora_config` and `rank` it reads; its methods are called
 through `POST /collective_rpc`. The server's environment needs this package importable (PYTHONPATH is enough: of it only this file and
 `rollout/remote/prints.py` are imported, and they need torch and safetensors alone). The trainer never imports vLLM, and neither does this.
+In its development mode a server does what anybody who reaches it asks of it: keep it on a network that you trust.
 
 Not yet run within a real vLLM: what is assumed of it is named in `posttrain/rollout/vllm.py`.
 """
@@ -39,7 +40,7 @@ class PosttrainWorker:
             "protocol": PROTOCOL,
             "rank": self.rank,
             "dtype": str(config.dtype).removeprefix("torch."),
-            "logprobs_mode": str(config.logprobs_mode),
+            "logprobs_mode": str(config.logprobs_mode).rpartition(".")[2].lower(),  # a text, or an enum in vLLM 0.10
             "quantisation": config.quantization,
             "max_lora_rank": None if lora is None else lora.max_lora_rank,
         }

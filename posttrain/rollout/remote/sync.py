@@ -78,7 +78,7 @@ class WeightSync:
         began = time.perf_counter()
         arrived = from_first(lambda: self._send_adapter(state) if adapted else self._send_weights(state))
         self.serving = arrived.serving
-        self._judge(ours, arrived.probed)
+        self._judge(ours, arrived.probed, proven=self.checksum and not adapted)
         self._sent, self._ours, self._theirs = present, ours, arrived.probed
         log.debug("weights %d are on the server after %.2f s", self.version, time.perf_counter() - began)
 
@@ -125,8 +125,9 @@ class WeightSync:
     def _place(self, version: int) -> Path:
         return self.folder / self._token / f"{version:06d}"
 
-    def _judge(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        """Raises StaleWeightsError where the server's log-probabilities are not those of the policy."""
+    def _judge(self, ours: np.ndarray, theirs: np.ndarray, *, proven: bool) -> None:
+        """Raises StaleWeightsError where the server's log-probabilities are not those of the policy, or, unless its weights are proven to
+        be new, have not changed with the policy's."""
         mismatch = float(np.abs(ours - theirs).mean())
         self.measures = {"sampler/mismatch": mismatch}
         if not mismatch <= self.tolerance:
@@ -134,7 +135,7 @@ class WeightSync:
                 f"after update {self.version} server and policy differ by {mismatch:.3g} nats a token on a fixed text, more than "
                 f"rollout.tolerance={self.tolerance:g}: the server has other weights, or another precision or quantisation"
             )
-        if self._ours is None or self._theirs is None:
+        if proven or self._ours is None or self._theirs is None:
             return
         moved = float(np.abs(ours - self._ours).mean())
         if moved > MOVED and np.array_equal(theirs, self._theirs):

@@ -68,19 +68,19 @@ def write_weights(model: PreTrainedModel, state: Mapping[str, Tensor], folder: P
         if place in seen:
             continue
         seen.add(place)
-        tensors[name] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
+        tensors[name] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return prints_of(tensors.items())
 
 
-def write_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that a server can be started on: the weights under any adapters, and the tokenizer.
+def is_whole(model: nn.Module) -> bool:
+    """Whether this process holds all of the weights, unrounded."""
+    return not is_quantised(model) and not any(isinstance(p, DTensor) or p.numel() == 0 for p in model.parameters())
 
-    Raises ValueError where the weights are quantised and so lie in no checkpoint.
-    """
-    if is_quantised(model):
-        raise ValueError("the model that the policy started from exists nowhere and is quantised: export it first (posttrain export)")
+
+def write_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model folder that a server can be started on: the weights under any adapters, and the tokenizer."""
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if not ADAPTED.search(name)}
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
