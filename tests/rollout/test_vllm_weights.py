@@ -135,15 +135,20 @@ def test_a_small_update_that_the_server_ignores_is_caught_by_its_standing_still(
             generator.refresh()
 
 
-def test_a_failed_update_is_tried_again_at_the_next_refresh(base: Path, tmp_path: Path) -> None:
-    policy = tiny()
-    with serving(base, byte_tokenizer()) as (url, server):
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_failed_update_is_tried_again_at_the_next_refresh(base: Path, tmp_path: Path, adapted: bool) -> None:
+    policy = with_adapter(tiny()) if adapted else tiny()
+    with serving(base, byte_tokenizer(), lora_rank=16) as (url, server):
         generator = attached(policy, url, tmp_path / "handover")
         server.faults["error"] = 2
-        with pytest.raises(ServerError):
+        with pytest.raises(ServerError, match="HTTP 500"):
             generator.refresh()
         generator.refresh()
         assert_from(policy, generator)
+        nudge(policy)
+        generator.refresh()
+        assert_from(policy, generator)
+        assert len(server.adapters) == adapted
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Server:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
                 raise NoReplyInTime(f"{self.url}{path}: no reply within {timeout:g} s") from error
-            raise NoConnection(f"{self.url}{path}: {reason or type(error).__name__}") from error
+            raise NoConnection(f"no connection to {self.url}{path}: {reason or type(error).__name__}") from error
         except ValueError as error:
             raise ServerError(f"{self.url}{path}: the reply is no JSON: {error}") from error
 

@@ -105,9 +105,9 @@ class WeightSync:
             self._same_file(folder / "adapter_model.safetensors")
         self._load_adapter(name, folder)
         probed = self._probe(name)
-        if self.version > 1:
+        if self.serving:  # the one before
             self.server.post("/v1/unload_lora_adapter", {"lora_name": self.serving})
-            shutil.rmtree(self._place(self.version - 1), ignore_errors=True)
+            shutil.rmtree(self._place(int(self.serving.rpartition("-")[2])))
         return Arrived(name, probed)
 
     def _load_adapter(self, name: str, folder: Path) -> None:
