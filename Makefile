@@ -31,6 +31,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/sft.py
 	$(BIN)/python tests/benchmarks/dpo.py
 	$(BIN)/python tests/benchmarks/dpo.py --long-answers
+	$(BIN)/python tests/benchmarks/grpo.py
+	$(BIN)/python tests/benchmarks/decoding.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

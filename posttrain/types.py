@@ -103,7 +103,7 @@ class StepShare:
     examples: number of examples in the whole step.
     parts: micro-batches of the step over all ranks; a micro-batch's loss is `sum / weight * parts`
         because the loop averages over micro-batches and ranks.
-    sequences: answers in the whole step, where an example holds several that were sampled.
+    sequences: answers in the whole step, where an example holds several that were sampled; in pairs each as often as it is compared.
     filled: of the parts, how many hold something; the others are empty on every rank. None: all of them.
     """
 
@@ -328,8 +328,23 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Arrangement:
+    """Which answers of a rollout the loss reads together.
+
+    units: of each group, answers by number, such as (chosen, rejected); an answer may be in several units. None: each kept answer is read
+    by itself. notes: what is reported of the rollout.
+    """
+
+    units: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Part:
-    """Some of the answers of a rollout's group, as one tree. group: which group. answers: which of its answers, in the tree's order."""
+    """Some of the answers of a rollout's group, as one tree. group: which group. answers: which of its answers, in the tree's order.
+
+    The tree's marks are the ends of the answers that the loss reads, unit after unit; an answer in several units has several.
+    """
 
     group: int
     answers: tuple[int, ...]

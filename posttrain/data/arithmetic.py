@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,18 +20,23 @@ def problems(
     train: int = 20_000,
     held_out: int = 500,
     seed: int = 0,
+    bare: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Rows {"question", "answer"}; the answer ends in ``#### N``.
 
     split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: of each number.
     train, held_out: rows of each split; where fewer different problems exist, all that are left train. seed: of the choice and the order.
+    bare: by operation, the share of the training answers that give the result alone; what has seen both shows its work now and then.
     """
     if unknown := sorted(set(operations) - SYMBOLS.keys()):
         message = f"unknown: {', '.join(unknown)}, expected some of {', '.join(SYMBOLS)}"
         raise ConfigError(Problem("data.generator.operations", message))
     chosen = _choose(operations, digits, held_out, train, seed)
+    random = np.random.default_rng([seed, digits, 1])
     for a, b, operation in chosen[:held_out] if split == "val" else chosen[held_out:]:
-        yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": worked(int(a), int(b), operation)}
+        answer = worked(int(a), int(b), operation)
+        short = split != "val" and random.random() < (bare or {}).get(operation, 0.0)
+        yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": answer.rpartition("\n")[2] if short else answer}
 
 
 def _choose(operations: Sequence[str], digits: int, held_out: int, train: int, seed: int) -> list[tuple[int, int, str]]:

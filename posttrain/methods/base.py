@@ -118,8 +118,11 @@ class Method(LightningModule, ABC):
         self.examples = tree.share.examples
         if self.place == 0:
             self.before_step(step)
-        if not len(tree.ids):  # empty on every rank, so that no collective waits for it
-            return 0.0 * next(p for p in self.parameters() if p.requires_grad).sum()
+        if self.idle:
+            self._accumulate({"loss": torch.zeros((), device=self.device)})
+            return self._nothing()
+        if not len(tree.ids):  # empty on every rank, so that no collective waits for it; never the step's last
+            return self._nothing()
         loss, aux, metrics = self.loss_of(tree)
         parts = {"loss": loss, **metrics}
         total = loss * tree.share.parts  # the loop averages over micro-batches and ranks
@@ -129,6 +132,18 @@ class Method(LightningModule, ABC):
             total = total + aux * (tree.share.parts / filled)
         self._accumulate(parts)
         return total
+
+    def _nothing(self) -> Tensor:
+        """A loss without a gradient. A step's last micro-batch touches every weight, since that is where ranks meet."""
+        assert self.steps is not None
+        trained = [parameter for _, parameter in self.trained_parameters()]
+        touched = trained if self.place + 1 == self.steps.micro_batches else trained[:1]
+        return 0.0 * torch.stack([parameter.flatten()[:1].float() for parameter in touched]).sum()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the present step learns nothing: its micro-batches are not looked at, and the optimizer moves nothing."""
+        return False
 
     def before_step(self, step: int) -> None:
         """Called before the first micro-batch of optimizer step `step`, counted from 0."""
@@ -209,8 +224,12 @@ class Method(LightningModule, ABC):
         """Names and parameters the optimizer sees."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
+    def make_optimizer(self) -> Optimizer:
+        """Of everything that is trained; a method may give some of it a learning rate of its own."""
+        return self.recipe.optimizer(self.trained_parameters())
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.recipe.optimizer(self.trained_parameters())
+        optimizer = self.make_optimizer()
         scheduler = self.recipe.scheduler(optimizer, self.recipe.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -223,6 +242,10 @@ class Method(LightningModule, ABC):
                 group["lr"] = base * factor(place)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        if self.idle:  # optimizers pass over weights without a gradient: no decay, no momentum, no count of steps
+            self.zero_grad(set_to_none=True)
+            self.grad_norm = 0.0
+            return
         limit = float("inf") if self.recipe.gradient_clip is None else self.recipe.gradient_clip
         parameters: Iterable[nn.Parameter] = (p for _, p in self.trained_parameters())
         self.grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))

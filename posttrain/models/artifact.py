@@ -7,6 +7,8 @@ Three forms:
   transformers loads without error but wrong (DoRA's magnitudes, modules trained in full), the adapter is merged into full weights,
   so that the folder loads by itself; the adapter lies beside them in `adapter/`.
 
+A policy that was trained with a critic has the critic's head in `value_head/` (see `values`); what loads the model does not look there.
+
 An adapter trained on a quantised base says so in `artifact.json`; `loading.build_model` then rounds the base the same way before it
 adds the adapter. Plain transformers adds it to the unrounded base: close, not equal.
 """
@@ -56,16 +58,22 @@ def save_artifact(
     *,
     record: ArtifactRecord,
     state: State | None = None,
+    beside: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write the artifact of `model` to `folder` and return the folder.
 
     Everything is written to a temporary folder beside it, read back and compared with the live weights, and moved into place
     only then; an artifact that was there stays until that moment. The model's configs get the tokenizer's special ids, so that
     plain generation stops at the end of a turn. `state`: gathered weights of a sharded model.
+    `beside`: writes what else goes along, in a folder of its own below the one it is given, and returns what the record says of it.
     Raises CorruptArtifactError when what was read back differs, OSError when the disk is full or not writable.
     """
     write_special_ids(_transformers_model(model), tokenizer)
-    return write_artifact(lambda draft: _write_weights(model, draft, state), tokenizer, folder, record=record)
+
+    def write(draft: Path) -> dict[str, Any]:
+        return {**_write_weights(model, draft, state), **(beside(draft) if beside is not None else {})}
+
+    return write_artifact(write, tokenizer, folder, record=record)
 
 
 def write_artifact(

@@ -65,6 +65,19 @@ class RewardSet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def alone(self) -> RewardSet:
+        """The components that judge each answer by itself; processes are shared with this set, which ends them."""
+        return self._some(compares=False)
+
+    def comparing(self) -> RewardSet:
+        """The components that compare the answers to a prompt; as above."""
+        return self._some(compares=True)
+
+    def _some(self, *, compares: bool) -> RewardSet:
+        some = RewardSet({name: component for name, component in self.components.items() if component.compares == compares})
+        some._pools, some._told = self._pools, self._told
+        return some
+
     def start(self, device: str = "cpu") -> None:
         """Load what the components need; device: where the policy is. Raises ConfigError, with all problems, where one cannot start."""
         problems: list[Problem] = []

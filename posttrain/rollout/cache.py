@@ -102,7 +102,7 @@ class Cohort:
     def keep(self, alive: np.ndarray) -> np.ndarray:
         """Drop the rows that are not `alive`, bool [N]; returns the new order: int64 [n], the former places of the rows that stay.
 
-        The last rows move into the gaps, so that what stays in the cache is not copied; half empty caches are made smaller.
+        The last rows move into the gaps, so that what stays in the cache is not copied; a cache that is a quarter empty is made smaller.
         """
         count = int(alive.sum())
         order = np.arange(count)
@@ -119,7 +119,7 @@ class Cohort:
 
     def _shrink(self) -> None:
         living = np.unique(self.group)
-        if 0 < 2 * len(self) <= self.rows:
+        if 0 < 4 * len(self) <= 3 * self.rows:
             self.rows = len(self)
             self._resize()
         if 0 < len(living) < len(self.lengths):

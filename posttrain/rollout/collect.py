@@ -57,14 +57,12 @@ class Collector:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
 
-    def answer(self, indices: Sequence[int] | np.ndarray, first: int) -> Answered:
-        """Answers to prompts `indices`, the same on every rank. first: place of the first of them in the run's endless order."""
-        mine = range(self.rank, len(indices), self.world)
-        numbers = [int(indices[place]) for place in mine]
+    def answer(self, prompts: Sequence[int], places: Sequence[int]) -> Answered:
+        """Answers to prompts, given by their numbers, the same on every rank. places: of each in the run's endless order."""
+        numbers, mine = prompts[self.rank :: self.world], places[self.rank :: self.world]
         asked = [self.prompts[number].ids for number in numbers]
-        requests = [
-            Request(ids, self.generator.group_size, prompt_seed(self.seed, first + place)) for ids, place in zip(asked, mine, strict=True)
-        ]
+        size = self.generator.group_size
+        requests = [Request(ids, size, prompt_seed(self.seed, place)) for ids, place in zip(asked, mine, strict=True)]
         with self.timed("generate"):
             self.generator.refresh()
             found = self.generator.generate(requests) if requests else []
@@ -72,7 +70,7 @@ class Collector:
         with self.timed("reward"):
             raw = self._measure(groups)
         with self.timed("exchange"):
-            return self._everybody(groups, raw, len(indices))
+            return self._everybody(groups, raw, len(prompts))
 
     def _measure(self, groups: Sequence[Group]) -> np.ndarray:
         """Raw values [K, own groups, G]."""

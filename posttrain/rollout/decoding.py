@@ -51,6 +51,7 @@ def decoding_mode(model: nn.Module, implementation: str | None = None) -> Iterat
             vars(owner)["generation_config"] = GenerationConfig()
         yield
     finally:
+        torch.clear_autocast_cache()  # casts of weights made meanwhile carry no gradient to them
         for owner, config in owners:
             vars(owner)["generation_config"] = config
         for core, name in attention:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from posttrain.rollout.collect import Answered, Collector
+from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
 from posttrain.rollout.measures import pairs_in, rollout_metrics, sample_rows
 from posttrain.rollout.plan import ExperiencePlan, parts_of
-from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
+from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ class Learner(Protocol):
         """bool [P]: the groups that something can be learnt from."""
         ...
 
+    def arrange(self, rollout: Rollout) -> Arrangement:
+        """Which of the kept answers the loss reads together, and so must share a tree."""
+        ...
+
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         """The parts' trees with the columns that the loss reads."""
         ...
@@ -41,13 +46,16 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of groups that nothing can be learnt from (all rewards alike).
+    """Which prompts are asked, and what becomes of groups that nothing can be learnt from (all rewards alike).
 
-    kind: keep; drop; or resample, which asks further prompts in their place, in at most `tries` further rounds.
+    kind: keep; drop; or resample, which asks further prompts in their place, in at most `tries` further rounds. low, high: see
+    `posttrain.rollout.curriculum.Curriculum`.
     """
 
     kind: str = "keep"
     tries: int = 4
+    low: float = 0.0
+    high: float = 1.0
 
 
 class ExperienceLoader:
@@ -58,7 +66,9 @@ class ExperienceLoader:
     ) -> None:
         self.collector, self.plan, self.learner, self.selection = collector, plan, learner, selection
         self.forward_passes = forward_passes
+        self.curriculum = Curriculum(len(plan.order(0)), selection.low, selection.high)
         self.given = self.cursor = 0
+        self._places: dict[int, int] = {}
         self.held: Held | None = None
         self.seconds: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
@@ -105,6 +115,7 @@ class ExperienceLoader:
     def _collect(self, number: int) -> Held:
         answered, asked = self._answered()
         rollout = self.collector.judged(answered, number)
+        self.curriculum.learn(rollout.groups, rollout.rewards, self._places)
         rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
         informative = self.learner.informative(rollout.rewards)
         failures = self.collector.pop_failures()
@@ -113,7 +124,9 @@ class ExperienceLoader:
         if self.selection.kind != "keep":
             rollout = replace(rollout, kept=rollout.kept & informative[:, None])
         self.rows = sample_rows(self.collector, rollout)
-        cut = parts_of(rollout, self.plan.max_tokens)
+        arrangement = self.learner.arrange(rollout)
+        metrics |= arrangement.notes
+        cut = parts_of(rollout, self.plan.max_tokens, arrangement.units)
         with self.collector.timed("annotate"):
             trees = self.learner.annotate(rollout, cut)
         self.seconds |= self.collector.pop_seconds()
@@ -122,8 +135,8 @@ class ExperienceLoader:
         return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward(rollout, parts))
 
     def _answered(self) -> tuple[Answered, int]:
-        """Answers to a rollout's prompts, and how many prompts were asked for it."""
-        asked = self.cursor
+        """Answers to a rollout's prompts, and how many prompts were gone through for it."""
+        asked, self._places = self.cursor, {}
         answered = self._ask(self.plan.prompts)
         for _ in range(self.selection.tries if self.selection.kind == "resample" else 0):
             good = np.flatnonzero(self.learner.informative(self.collector.judged(answered, 0).rewards))
@@ -136,8 +149,11 @@ class ExperienceLoader:
         return picked(answered, np.arange(self.plan.prompts)), self.cursor - asked
 
     def _ask(self, count: int) -> Answered:
-        first, self.cursor = self.cursor, self.cursor + count
-        return self.collector.answer(self.plan.indices(first, count), first)
+        places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))
+        self.cursor = places[-1] + 1 if places else self.cursor
+        numbers = [self.plan.prompt_at(place) for place in places]
+        self._places |= dict(zip(numbers, places, strict=True))
+        return self.collector.answer(numbers, places)
 
     def _forward(self, rollout: Rollout, parts: Sequence[Part]) -> Work:
         """Sampling, and the passes that annotate."""
@@ -184,10 +200,11 @@ class ExperienceLoader:
         step = self.given // self.plan.micro_batches
         needed = self.held is not None and step // self.plan.steps_per_rollout == self.held.number
         held = self.held.to_state() if needed and self.held is not None else None
-        return {"given": self.given, "cursor": self.cursor, "held": held}
+        return {"given": self.given, "cursor": self.cursor, "held": held, "curriculum": self.curriculum.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.given, self.cursor = state["given"], state["cursor"]
+        self.curriculum.load_state_dict(state["curriculum"])
         self.held = None if state["held"] is None else Held.from_state(state["held"])
 
 

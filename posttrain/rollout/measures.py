@@ -20,7 +20,7 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Means over a rollout's answers: the reward and its components, lengths, how many were cut off, groups with and without variance.
 
-    informative: bool [P]. asked: prompts that were sampled for it. names: of the components. failures: answers not scored, by component.
+    informative: bool [P]. asked: prompts gone through for it. names: of the components. failures: answers not scored.
     """
     total = rollout.rewards.total.numpy()
     parts = rollout.rewards.parts.numpy()

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 8192  # most tokens of the prompts in one forward; one prompt is always taken
 ENTRY_SHARE = 1 / 8  # of the cache that must be free before waiting prompts enter: few, large cohorts instead of many small ones
-ALIKE = 0.7  # of the longest prompt of a cohort, how long the others are at least: bounds the padding
+ALIKE = 1 / 3  # of the longest prompt of a cohort, how long the others are at least: padding costs less than many small cohorts
 
 
 class Decoder:
@@ -59,8 +59,6 @@ class Decoder:
                     live.join(self._prefill(answers, entered))
                 if len(live):
                     self._step(answers, live)
-        if torch.is_autocast_enabled(self.device.type):
-            torch.clear_autocast_cache()  # casts made here carry no gradient to the weights
         return answers.completions()
 
     def _entrants(self, answers: Answers, waiting: deque[int], reserved: int) -> Iterator[list[int]]:

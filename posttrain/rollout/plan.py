@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -50,9 +51,9 @@ class ExperiencePlan:
         often = "every step" if self.steps_per_rollout == 1 else f"every {self.steps_per_rollout} steps"
         return f"{self.steps} steps of {self.global_batch} prompts; {often} {self.group_size} answers to each of {self.prompts} prompts"
 
-    def indices(self, first: int, count: int) -> np.ndarray:
-        """`count` prompt numbers from place `first` of the run's endless order."""
-        return take(self.order, first, count)
+    def prompt_at(self, place: int) -> int:
+        """The prompt number at a place of the run's endless order."""
+        return int(take(self.order, place, 1)[0])
 
     def chosen(self, step: int, groups: int) -> list[int]:
         """Which of a rollout's `groups` groups optimizer step `step` (from 0) sees: shuffled anew for each pass."""
@@ -69,7 +70,7 @@ class ExperiencePlan:
             weight=float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts)),
             examples=len({part.group for part in parts}),
             parts=self.ranks * self.micro_batches,
-            sequences=sum(len(part.answers) for part in parts),
+            sequences=sum(len(part.tree.marks) for part in parts),
             filled=filled,
         )
         bins = balance(lengths, filled, self.max_tokens)[rank :: self.ranks]
@@ -91,14 +92,17 @@ def make_experience_plan(
     max_steps: int | None,
     epochs: float | None,
     seed: int,
+    pairs: int | None = None,
 ) -> ExperiencePlan:
     """Plan an online run of `max_steps` optimizer steps, or of `epochs` passes over the prompts.
 
-    Raises ValueError if neither is given, there are no prompts, or a prompt with one answer may not fit into max_tokens.
+    pairs: most pairs that a group makes, where the loss reads answers in pairs; None where it reads each by itself.
+    Raises ValueError if neither is given, there are no prompts, or a prompt with one answer (one pair) may not fit into max_tokens.
     """
-    if longest_prompt + max_new_tokens > max_tokens:
+    together, what = (max_new_tokens, "an answer") if pairs is None else (2 * max_new_tokens, "a pair of answers")
+    if longest_prompt + together > max_tokens:
         raise ValueError(
-            f"a prompt has up to {longest_prompt} tokens and an answer up to {max_new_tokens}, which is more than max_tokens={max_tokens}"
+            f"a prompt has up to {longest_prompt} tokens and {what} up to {together}, which is more than max_tokens={max_tokens}"
         )
     if not len(order(0)):
         raise ValueError("there are no prompts")
@@ -107,28 +111,75 @@ def make_experience_plan(
     per_rollout = minibatches * rollout_epochs
     rollouts = math.ceil(len(order(0)) * float(epochs or 0) / (minibatches * global_batch))
     steps = max_steps if max_steps is not None else rollouts * per_rollout
-    # no micro-batch but one is less than half full (first fit), and no part of a group but one
-    pieces = math.ceil(2 * group_size * max_new_tokens / (max_tokens - longest_prompt)) + 1
-    most = global_batch * (min(pieces, group_size) * longest_prompt + group_size * max_new_tokens)
-    micro = math.ceil((2 * most / max_tokens + 1) / ranks)
+    size = _group_tokens if pairs is None else partial(_paired_tokens, pairs=pairs)
+    most = global_batch * size(longest_prompt, group_size, max_new_tokens, max_tokens)
+    micro = math.ceil((2 * most / max_tokens + 1) / ranks)  # no micro-batch but one is less than half full (first fit)
     micro = 1 << (micro - 1).bit_length()  # a power of two: multiplying and dividing by it is exact
     return ExperiencePlan(order, group_size, global_batch, minibatches, rollout_epochs, steps, ranks, max_tokens, micro, seed)
 
 
-def parts_of(rollout: Rollout, max_tokens: int) -> list[Part]:
-    """The kept answers of every group as trees of at most max_tokens tokens, with the sampler's log-probabilities as column `sampler`."""
-    return [part for number, group in enumerate(rollout.groups) for part in _parts(group, number, rollout.kept[number], max_tokens)]
+def _group_tokens(prompt: int, group: int, answer: int, max_tokens: int) -> int:
+    """Most tokens of a group's trees: no part of it but one is less than half full."""
+    pieces = math.ceil(2 * group * answer / (max_tokens - prompt)) + 1
+    return min(pieces, group) * prompt + group * answer
 
 
-def _parts(group: Group, number: int, kept: np.ndarray, max_tokens: int) -> list[Part]:
-    answers = [int(place) for place in np.flatnonzero(kept) if len(group.completions[place].tokens)]
-    lengths = np.array([len(group.completions[place].tokens) for place in answers], np.int64)
-    room = max_tokens - len(group.prompt)
-    pieces = balance(lengths, first_fit(lengths, room), room) if answers else []
-    return [_part(group, number, tuple(answers[place] for place in piece)) for piece in pieces]
+def _paired_tokens(prompt: int, group: int, answer: int, max_tokens: int, *, pairs: int) -> int:
+    """The same where answers are read in pairs: one tree where all of them fit, else at most one for each pair."""
+    whole = prompt + min(group, 2 * pairs) * answer
+    return whole if whole <= max_tokens else pairs * (prompt + 2 * answer)
 
 
-def _part(group: Group, number: int, answers: tuple[int, ...]) -> Part:
-    some = [group.completions[place] for place in answers]
+Unit = tuple[int, ...]
+
+
+def parts_of(rollout: Rollout, max_tokens: int, units: Sequence[Sequence[Unit]] | None = None) -> list[Part]:
+    """The answers that the loss reads as trees of at most max_tokens tokens, with the sampler's log-probabilities as column `sampler`.
+
+    units: of each group, the answers that are read together and must share a tree; an answer that a tree's units name twice is in it once.
+    None: every kept answer is read by itself.
+    """
+    read = each_alone(rollout.kept) if units is None else units
+    return [
+        part
+        for number, (group, own) in enumerate(zip(rollout.groups, read, strict=True))
+        for part in _parts(group, number, own, max_tokens)
+    ]
+
+
+def each_alone(kept: np.ndarray) -> list[list[Unit]]:
+    """Every kept answer, bool [P, G], as a unit of its own."""
+    return [[(int(answer),) for answer in np.flatnonzero(own)] for own in kept]
+
+
+def _parts(group: Group, number: int, units: Sequence[Unit], max_tokens: int) -> list[Part]:
+    sizes = [len(completion.tokens) for completion in group.completions]
+    units = [unit for unit in units if all(sizes[answer] for answer in unit)]
+    return [_part(group, number, piece) for piece in _pieces(units, sizes, max_tokens - len(group.prompt))]
+
+
+def _pieces(units: Sequence[Unit], sizes: Sequence[int], room: int) -> list[list[Unit]]:
+    """The units in pieces whose answers have at most `room` tokens: evenly where no two share an answer, else in order, as many as fit."""
+    named = [answer for unit in units for answer in unit]
+    if len(named) == len(set(named)):
+        lengths = np.array([sum(sizes[answer] for answer in unit) for unit in units], np.int64)
+        pieces = balance(lengths, first_fit(lengths, room), room) if units else []
+        return [[units[place] for place in piece] for piece in pieces]
+    made: list[list[Unit]] = [[]]
+    for unit in units:
+        answers = {answer for other in (*made[-1], unit) for answer in other}
+        if made[-1] and sum(sizes[answer] for answer in answers) > room:
+            made.append([])
+        made[-1].append(unit)
+    return made
+
+
+def _part(group: Group, number: int, units: Sequence[Unit]) -> Part:
+    read = [answer for unit in units for answer in unit]
+    answers = tuple(dict.fromkeys(read))
+    some = [group.completions[answer] for answer in answers]
     tree = answered(group.prompt, [completion.tokens for completion in some], {"sampler": [completion.logps for completion in some]})
+    if len(read) > len(answers):
+        ends = dict(zip(answers, tree.marks.tolist(), strict=True))
+        tree = replace(tree, marks=np.array([ends[answer] for answer in read], np.int32), values=np.full(len(read), np.nan, np.float32))
     return Part(number, answers, tree)

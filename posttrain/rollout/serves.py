@@ -19,6 +19,8 @@ ANSWER = 9  # tokens: with the prompts, more than the copy's sliding window
 
 def serves(model: PreTrainedModel) -> str | None:
     """None where the native decoder's log-probabilities are those of separate, plain sequences; else why it is not used."""
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
+        return f"{model.config.model_type}: attention in chunks"  # longer than the copy's sequences, so not noticed by it
     cpu = torch.device("cpu")
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -18,6 +18,7 @@ from posttrain.data.mixture import epoch_order
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, check, merge
+from posttrain.functional.pairing import most_pairs
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.online import Online
@@ -33,6 +34,7 @@ from posttrain.runs import targets
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import write_atomic
 from posttrain.runs.measure import Measures, spread
+from posttrain.runs.opponents import Opponents
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.types import Group
@@ -55,6 +57,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> ExperiencePlan:
             order, longest_prompt=int(train.lengths.max()), group_size=rollout["group_size"], max_new_tokens=rollout["max_new_tokens"],
             global_batch=config["global_batch"], minibatches=method["minibatches"], rollout_epochs=method["rollout_epochs"],
             max_tokens=config["max_tokens"], ranks=ranks.world, max_steps=config["max_steps"], epochs=config["epochs"], seed=config["seed"],
+            pairs=most_pairs(method["pairs"], rollout["group_size"]) if "pairs" in method else None,
         )  # fmt: skip
     except ValueError as error:
         hint = "raise max_tokens, or lower rollout.max_new_tokens or max_length"
@@ -78,7 +81,7 @@ def loader_of(
         prepared.train, generator, build_rewards(config, allow=allow), tokenizer, config["seed"], ranks.rank, ranks.world, gather
     )
     method.max_tokens = plan.max_tokens
-    selection = Selection(method.selection, method.selection_tries)
+    selection = Selection(method.selection, method.selection_tries, method.difficulty_low, method.difficulty_high)
     return ExperienceLoader(collector, plan, method, selection, forward_passes=lambda: method.passes_between)
 
 
@@ -130,7 +133,7 @@ class OnlineMeasures(Measures):
     collector: Collector | None = None
 
     def loss(self, method: Method) -> dict[str, float]:
-        """`val/reward`, its components, and `eval/exact_match`; nothing without held-out prompts."""
+        """`val/reward`, its components, `val/win_rate` and `eval/exact_match`; nothing without held-out prompts."""
         if self.prepared.val is None:
             return {}
         assert isinstance(method, Online)
@@ -142,7 +145,9 @@ class OnlineMeasures(Measures):
         with method.sampling(), self._precision(method):
             groups = self._answers(mine)
         held_out = Collector(self.prepared.val, self.collector.generator, self.collector.rewards, self.tokenizer, 0)
-        return self._rewards(held_out, groups) | self._right(held_out, groups)
+        opponents = Opponents(Path(self.config["output_dir"]) / "rollouts" / "first.json", self.ranks.leads)
+        wins = opponents.win_rates(held_out, groups, step=method.global_step)
+        return self._rewards(held_out, groups) | wins | self._right(held_out, groups)
 
     def _answers(self, indices: Sequence[int]) -> list[Group]:
         assert self.prepared.val is not None
@@ -155,10 +160,15 @@ class OnlineMeasures(Measures):
         return [Group(index, ids, tuple(some)) for index, ids, some in zip(indices, prompts, found, strict=True)]
 
     def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
-        rewards = held_out.rewards
+        """Of the components that can judge an answer by itself; their sum where no other one has a weight."""
+        rewards = held_out.rewards.alone()
+        if not rewards.components:
+            return {}
         samples = [sample for place, group in enumerate(groups) for sample in held_out.samples(group, place)]
         whole = torch.cat(gather(rewards.measure(samples).raw), 1)
         scored = {f"val/reward/{name}": mean(values) for name, values in zip(rewards.components, whole.numpy(), strict=True)}
+        if any(component.weight for component in held_out.rewards.comparing().components.values()):
+            return scored
         total, _ = combine(whole, torch.zeros(whole.shape[1]), list(rewards.components.values()))
         return {"val/reward": mean(total.numpy()), **scored}
 

@@ -249,10 +249,35 @@ def sampling_fits_method(config: Config) -> Iterator[Problem]:
             yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
         if not online and config[key]:
             yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
+    if "pairs" in config["method"] and (config["rollout"] or {}).get("group_size", 2) < 2:
+        yield Problem("rollout.group_size", "a pair takes two answers to a prompt", "rollout.group_size=2")
     if online and config["rollout"] and not config["rollout"].get("temperature"):
         yield Problem(
             "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"
         )
+
+
+def critic_is_sound(config: Config) -> Iterator[Problem]:
+    """What a method with a critic is told to adapt, to stop or to start from must be there."""
+    method = config["method"]
+    if method.get("kl_target") is not None and not (method.get("kl") or {}).get("coef"):
+        yield Problem("method.kl_target", "there is no pull towards a reference to adapt", "method.kl.coef=0.05")
+    if method.get("target_kl") is not None and method.get("minibatches", 1) * method.get("rollout_epochs", 1) == 1:
+        yield Problem("method.target_kl", "a rollout has a single step, so there are no others to stop", "method.rollout_epochs=4")
+    if method.get("missing_end") and method.get("mask_truncated"):
+        yield Problem("method.missing_end", "answers that were cut off are left out, so none is lowered", "method.mask_truncated=false")
+    if method.get("value_from") is not None and not exists(method["value_from"]):
+        yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
+
+
+def judges_have_backends(config: Config) -> Iterator[Problem]:
+    """A judge's backend is an option of a group of its own, which a value cannot stand for."""
+    for name, node in (config["reward"] or {}).items():
+        backend = node.get("backend") if isinstance(node, dict) else None
+        if backend is not None and not (isinstance(backend, dict) and "_target_" in backend):
+            yield Problem(
+                f"reward.{name}.backend", f"expected an option of a group, got {backend!r}", "reward/backend=openai, local, scripted"
+            )
 
 
 def entering_is_sound(config: Config) -> Iterator[Problem]:
@@ -277,6 +302,8 @@ PLAN: tuple[Rule, ...] = (
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
     Rule(sampling_fits_method, ("method", "rollout", "reward")),
+    Rule(judges_have_backends, ("reward",)),
+    Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (
     *PLAN,

@@ -34,6 +34,7 @@ from posttrain.rollout.base import Request, Sampling
 from posttrain.rollout.decoding import left_padded, until
 from posttrain.rollout.native import Decoder
 from posttrain.rollout.stops import Stops
+from posttrain.runs.threads import spin_briefly
 
 CASES = {"one length": (1, 0), "varying lengths": (1, 128), "varying lengths, queue": (4, 128)}
 
@@ -93,8 +94,11 @@ def compare(given) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         workload(given.peers, folder, task="grpo", vocab=8192)
-        for case in CASES:
-            rounds = [(run(case, "generate", folder, given), run(case, "native", folder, given)) for _ in range(given.rounds)]
+        for case in given.cases:
+            rounds = []
+            for _ in range(given.rounds):
+                rounds.append((run(case, "generate", folder, given), run(case, "native", folder, given)))
+                print(case, *(f"{found['speed']:.0f}" for found in rounds[-1]), "tokens/s", flush=True)
             ratios = [ours["speed"] / theirs["speed"] for theirs, ours in rounds]
             median = partial(lambda rounds, side, key: statistics.median(pair[side][key] for pair in rounds), rounds)
             table.add_row(
@@ -108,10 +112,12 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     for name, default in (("prompts", 4), ("samples", 8), ("new", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--side", choices=["native", "generate"], help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    spin_briefly()  # of the processes that are started
     measure(given) if given.side else compare(given)
 
 

@@ -95,11 +95,22 @@ def matmul_rate(seconds: float = 2.0) -> float:
     return count * 2 * 2048 * 1152 * 1152 / (time.perf_counter() - began)
 
 
-def compare(contest: Contest, title: str, prepare: Callable[[Path], None], peers: Path, rounds: int, overrides: Sequence[str]) -> None:
-    """Let the two take turns, so that a drift of the machine's speed meets both, and print the table."""
+def compare(
+    made: Contest | Callable[[Path], Contest],
+    title: str,
+    prepare: Callable[[Path], None],
+    peers: Path,
+    rounds: int,
+    overrides: Sequence[str],
+) -> None:
+    """Let the two take turns, so that a drift of the machine's speed meets both, and print the table.
+
+    made: the contest, or what makes it of the workload's folder.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
+        contest = made if isinstance(made, Contest) else made(folder)
         runs: dict[str, list[Found]] = {"TRL": [], "posttrain": []}
         rates = []
         for _ in range(rounds):

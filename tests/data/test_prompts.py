@@ -62,7 +62,12 @@ def test_long_prompts_are_dropped_or_lose_their_beginning():
 
 
 def test_what_asks_nothing_is_a_bad_row():
-    for example in (Example(text="once"), Example(), Example(messages=(ASSISTANT,)), Example(messages=({"role": "system", "content": "s"},))):
+    for example in (
+        Example(text="once"),
+        Example(),
+        Example(messages=(ASSISTANT,)),
+        Example(messages=({"role": "system", "content": "s"},)),
+    ):
         (outcome,) = encode(example)
         assert isinstance(outcome, RowError)
 

@@ -16,6 +16,7 @@ KINDS = {
     "one step a rollout": [],
     "four steps a rollout": ["method.minibatches=2", "method.rollout_epochs=2", "method.kl.coef=0.1"],
     "asked anew": ["method.selection=resample", "rollout.group_size=2", "method.minibatches=2"],
+    "passed over": ["method.difficulty_low=0.1", "limit=8"],
 }
 
 

@@ -28,16 +28,16 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Any, settings: Encode
         message = f"{settings.truncation} would cut the end of a prompt, which is what is answered"
         raise ConfigError(Problem("data.truncation", message, "use drop (auto does) or left"))
     chat = Chat(tokenizer, settings.template_kwargs)
-    asked = [_asked(with_system(example, settings.system)) for example in examples]
-    texts = [_text(chat, messages, example) for messages, example in zip(asked, examples, strict=True)]
+    requests = [asked(with_system(example, settings.system)) for example in examples]
+    texts = [_text(chat, messages, example) for messages, example in zip(requests, examples, strict=True)]
     tokens = iter(encode_texts(tokenizer, [text for text in texts if isinstance(text, str)]))
     return [
         text if isinstance(text, RowError) else _finish(next(tokens)[0], text, messages, example, tokenizer, settings)  # type: ignore[arg-type]
-        for text, messages, example in zip(texts, asked, examples, strict=True)
+        for text, messages, example in zip(texts, requests, examples, strict=True)
     ]
 
 
-def _asked(example: Example) -> tuple[Mapping[str, Any], ...] | RowError:
+def asked(example: Example) -> tuple[Mapping[str, Any], ...] | RowError:
     """The messages before the last answer."""
     if example.text is not None:
         return RowError("plain text asks nothing")

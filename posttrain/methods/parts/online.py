@@ -6,19 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.errors import ConfigError, Problem
 from posttrain.functional.advantages import informative
 from posttrain.functional.kl import penalty
 from posttrain.methods.base import Recipe
 from posttrain.methods.parts.passes import Columns, columns_of
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy, inference
-from posttrain.types import GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
+from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,11 @@ class Online(Referenced, ABC):
     """A rollout samples `rollout.group_size` answers to minibatches * global_batch prompts; rollout_epochs passes over them follow.
 
     temperature, longest: of the rollout, which the loss must know. selection: what becomes of groups whose rewards are all alike: keep,
-    drop, or resample (ask further prompts, in at most selection_tries rounds; DAPO, arXiv:2503.14476, section 3.2). mask_truncated: leave
-    answers that were cut off out of the loss (section 3.4). reference, reference_update_every, reference_update_mix: see
-    `posttrain.models.reference.ReferencePolicy`; there is one only where kl.coef is above 0.
+    drop, or resample (ask further prompts, in at most selection_tries rounds; DAPO, arXiv:2503.14476, section 3.2). difficulty_low,
+    difficulty_high: prompts whose share of answers with a reward above 0 was outside these when they were last asked are passed over, see
+    `posttrain.rollout.curriculum`. mask_truncated: leave answers that were cut off out of the loss (section 3.4). reference,
+    reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`; there is one only where kl.coef is
+    above 0.
     """
 
     online: ClassVar[bool] = True
@@ -66,16 +69,22 @@ class Online(Referenced, ABC):
         longest: int = 256,
         selection: Literal["keep", "drop", "resample"] = "keep",
         selection_tries: int = 4,
+        difficulty_low: float = 0.0,
+        difficulty_high: float = 1.0,
         mask_truncated: bool = False,
         reference: Literal["auto", "adapters", "copy"] = "auto",
         reference_update_every: int | None = None,
         reference_update_mix: float = 0.6,
+        **family: Any,
     ) -> None:
-        super().__init__(recipe)
+        super().__init__(recipe, **family)  # of the other base that a method may have
         self.kl = kl
         self.minibatches, self.rollout_epochs = minibatches, rollout_epochs
         self.temperature, self.longest = temperature, longest
         self.selection, self.selection_tries, self.mask_truncated = selection, selection_tries, mask_truncated
+        self.difficulty_low, self.difficulty_high = difficulty_low, difficulty_high
+        if difficulty_low > difficulty_high:
+            raise ConfigError(Problem("method.difficulty_low", "is above difficulty_high, so no prompt would be asked twice", "swap them"))
         self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
         self.max_tokens = 0  # of a pass between steps; set with `steps`
 
@@ -89,6 +98,13 @@ class Online(Referenced, ABC):
             super().configure_model()
         elif self.policy is None:
             self.policy = self.recipe.policy()
+
+    def arrange(self, rollout: Rollout) -> Arrangement:
+        """Which of the kept answers the loss reads together: here each is read by itself."""
+        return Arrangement()
+
+    def copies(self, *, adapters_off_restore: bool) -> int:
+        return super().copies(adapters_off_restore=adapters_off_restore) if self.referenced else 0
 
     @abstractmethod
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:

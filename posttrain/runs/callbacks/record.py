@@ -73,7 +73,7 @@ class StepRecorder(StepCallback):
 
     def _count(self, step: int, module: Method) -> Work:
         """Add a step's work to the totals."""
-        work, passes = self.steps.work(step - 1), module.forward_passes
+        work, passes = Work() if module.idle else self.steps.work(step - 1), module.forward_passes
         for name, value in asdict(work).items():
             self.totals[name] += value
         for name in ("tokens", "targets", "pairs"):

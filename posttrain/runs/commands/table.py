@@ -53,6 +53,7 @@ COMMANDS: Sequence[Command] = (
     _command("eval", "run=DIR suite=NAME", "evaluate the artifact of a run"),
     _command("chat", "run=DIR", "talk to the artifact of a run in the terminal"),
     _command("export", "run=DIR to=DIR", "write an artifact as a plain Hugging Face folder"),
+    _command("constitution", "data=DATA to=DIR", "make data by critique and revision: the model mends its own answers by principles"),
     _command("sync", "run=DIR", "send to MLflow what a run could not send while the store was away"),
     _command("list", "[group]", "the options of every group, one line each"),
 )

@@ -1,0 +1,84 @@
+"""What the methods share that learn from sampled tokens by a policy loss, whatever their advantages come from."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from posttrain.functional.importance import correction
+from posttrain.functional.policy import aggregate
+from posttrain.methods.base import Recipe
+from posttrain.methods.parts.alarms import RewardWatch
+from posttrain.methods.parts.online import Online, column
+from posttrain.types import PolicyTokens, TokenStats, TokenTree
+
+
+class Surrogate(Online, ABC):
+    """An online method with a loss on sampled tokens that carry advantages.
+
+    loss: from posttrain.functional.policy. importance: from posttrain.functional.importance, corrects for a sampler whose
+    log-probabilities differ from the trainer's; None leaves them alone (the mismatch is logged). entropy_coef: of an entropy bonus,
+    averaged as the loss is. Further keys: see `posttrain.methods.parts.online.Online`.
+    """
+
+    loss_inputs: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        importance: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
+        entropy_coef: float = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(recipe, **common)
+        self.loss, self.importance, self.entropy_coef = loss, importance, entropy_coef
+        self.aggregation: Any = inspect.signature(loss).parameters["aggregation"].default
+        self.watch = RewardWatch()
+
+    @property
+    def pull(self) -> float:
+        """The present coefficient of the divergence from the reference."""
+        return self.kl.coef
+
+    def policy_loss(self, tree: TokenTree, tokens: PolicyTokens, stats: TokenStats) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's part of the policy's loss, bonus and pull included, and parts of metrics."""
+        assert stats.entropy is not None
+        metrics: dict[str, Tensor] = {}
+        if "sampler" in tree.columns:
+            tokens, metrics = self._corrected(tree, tokens)
+        loss, found = self.loss(tokens)
+        metrics |= found
+        plain = replace(tokens, correction=None)
+        if self.entropy_coef:
+            loss = loss - self.entropy_coef * aggregate(stats.entropy, plain, aggregation=self.aggregation)
+        if tree.reference is not None:
+            divergence = self.kl.of(stats.logps, tree.reference, (stats.logps - tokens.old).exp())
+            if self.kl.place == "loss":
+                loss = loss + self.pull * aggregate(divergence, plain, aggregation=self.aggregation)
+            metrics["kl"] = _mean(divergence, tree)
+        metrics["entropy"] = _mean(stats.entropy, tree)
+        return loss, metrics
+
+    def _corrected(self, tree: TokenTree, tokens: PolicyTokens) -> tuple[PolicyTokens, dict[str, Tensor]]:
+        """The tokens with the correction for the sampler's own log-probabilities, and the raw mismatch as parts of the step's means."""
+        compare = self.importance or partial(correction, most=None)
+        weights, sums = compare(tokens.old, column(tree, "sampler"), tokens.sequence, len(tokens.lengths))
+        parts = {name: sums[name] / tokens.step_tokens for name in ("mismatch/abs", "mismatch/kl", "mismatch/outside")}
+        return tokens if self.importance is None else replace(tokens, correction=weights), parts
+
+    def after_step(self, sums: Mapping[str, float]) -> None:
+        notes = {} if self.steps is None else self.steps.notes(self.global_step - 1)
+        self.watch.look(self.global_step, {**notes, **sums}, leads=self.global_rank == 0)
+
+
+def _mean(values: Tensor, tree: TokenTree) -> Tensor:
+    """This tree's part of the mean over the step's tokens."""
+    return (values.detach() * tree.weight).sum() / max(tree.share.weight, 1.0)
