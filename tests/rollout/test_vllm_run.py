@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def posttrain(port: int, folder: Path) -> subprocess.CompletedProcess[str]:
     line = [
-        "experiment=nano_rlvr", "entering=null", "rollout=vllm", f"rollout.url=http://127.0.0.1:{port}", "rollout.wait=1",
+        "experiment=nano_rlvr", "entering=null", "rollout=vllm", f"rollout.url=http://127.0.0.1:{port}", "rollout.wait=1", "rollout.temperature=0.8",
         f"rollout.folder={folder}/handover", "rollout.group_size=4", "rollout.max_new_tokens=6", "max_steps=2", "global_batch=2",
         "evaluation=none", "tracking=none", "hardware=cpu", f"output_dir={folder}/run",
     ]  # fmt: skip
@@ -31,7 +31,7 @@ def test_a_run_says_what_to_start_and_then_learns_from_it(tmp_path: Path) -> Non
     away = posttrain(port, tmp_path)
     assert away.returncode == 2
     assert f"start one: VLLM_SERVER_DEV_MODE=1 vllm serve {tmp_path}/handover/base --port {port} " in away.stdout + away.stderr
-    with serving(tmp_path / "handover" / "base", byte_tokenizer(), port=port) as (_, server):
+    with serving(tmp_path / "handover" / "base", byte_tokenizer(), port=port, mode="processed_logprobs") as (_, server):
         run = posttrain(port, tmp_path)
         assert run.returncode == 0, run.stderr
         assert server.loads == 3  # at the start, and after each step
