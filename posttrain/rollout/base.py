@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,10 @@ class Generator(ABC):
 
     def refresh(self) -> None:  # noqa: B027 (most generators read the policy itself and have nothing to do)
         """Called before a batch of requests whenever the policy's weights may have changed."""
+
+    def measures(self) -> Mapping[str, float]:
+        """What is to be logged of the sampler itself, since the last `refresh`; the same on every rank."""
+        return {}
 
     def stops(self, sampling: Sampling) -> Stops:
         """What ends an answer: the end tokens of the tokenizer and the model, and the stop strings."""

@@ -124,6 +124,7 @@ class ExperienceLoader:
         rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
         informative = self.learner.informative(rollout.rewards)
         failures = self.collector.pop_failures()
+        measures = self.collector.generator.measures()
         metrics = rollout_metrics(rollout, informative, asked=asked, names=list(self.collector.rewards.components), failures=failures)
         if self.selection.kind != "keep":
             rollout = replace(rollout, kept=rollout.kept & informative[:, None])
@@ -136,7 +137,7 @@ class ExperienceLoader:
         self.seconds |= self.collector.pop_seconds()
         parts = [replace(part, tree=tree) for part, tree in zip(cut, trees, strict=True)]
         spare = parts[0].tree if parts else self.collector.prompts[rollout.groups[0].example]
-        return Held(number, parts, len(rollout.groups), spare, metrics, self._forward(rollout, parts))
+        return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward(rollout, parts))
 
     def _answered(self) -> tuple[Answered, int]:
         """Answers to a rollout's prompts, and how many prompts were gone through for it."""
