@@ -20,13 +20,14 @@ def problems(
     train: int = 20_000,
     held_out: int = 500,
     seed: int = 0,
-    bare: Mapping[str, float] | None = None,
+    guessed: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Rows {"question", "answer"}; the answer ends in ``#### N``.
 
     split: train or val; no problem is in both. operations: add, subtract (never below zero). digits: of each number.
     train, held_out: rows of each split; where fewer different problems exist, all that are left train. seed: of the choice and the order.
-    bare: by operation, the share of the training answers that give the result alone; what has seen both shows its work now and then.
+    guessed: by operation, the share of the training answers that are a number of about the right size without steps; what has seen both
+    kinds guesses, and now and then works it out.
     """
     if unknown := sorted(set(operations) - SYMBOLS.keys()):
         message = f"unknown: {', '.join(unknown)}, expected some of {', '.join(SYMBOLS)}"
@@ -34,9 +35,9 @@ def problems(
     chosen = _choose(operations, digits, held_out, train, seed)
     random = np.random.default_rng([seed, digits, 1])
     for a, b, operation in chosen[:held_out] if split == "val" else chosen[held_out:]:
-        answer = worked(int(a), int(b), operation)
-        short = split != "val" and random.random() < (bare or {}).get(operation, 0.0)
-        yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": answer.rpartition("\n")[2] if short else answer}
+        guesses = split != "val" and random.random() < (guessed or {}).get(operation, 0.0)
+        answer = f"#### {random.integers(2 * 10**digits)}" if guesses else worked(int(a), int(b), operation)
+        yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": answer}
 
 
 def _choose(operations: Sequence[str], digits: int, held_out: int, train: int, seed: int) -> list[tuple[int, int, str]]:
