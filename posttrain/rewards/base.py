@@ -37,11 +37,12 @@ class Reward(ABC):
     deviation of all answers of a rollout, or of the answers to one prompt. clip: bound of the (normalised) value, both ways; None for
     none. difficulty: lambda in value * (1 + lambda * (1 - share of the group's answers above 0)), which makes rare successes count more.
     isolated: whether `measure` runs in processes of its own, see `Isolated`. compares: whether it compares the answers of a group, so
-    that it must see groups whole.
+    that it must see groups whole. needs_answer: whether it compares with the answer that the data expect.
     """
 
     isolated: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    needs_answer: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -27,6 +27,15 @@ def combine(raw: Tensor, groups: Tensor, components: Sequence[Reward]) -> tuple[
     return (torch.stack(weighted).sum(0) if weighted else torch.zeros_like(parts[0])), parts
 
 
+def plain(raw: Tensor, components: Sequence[Reward]) -> Tensor:
+    """The weighted sum [n] of raw values [K, n]: what is reported, for normalised rewards have the same mean whatever the answers are.
+
+    NaN where a component with a weight failed; zeros where none has one.
+    """
+    weighted = [component.weight * values for component, values in zip(components, raw.double(), strict=True) if component.weight]
+    return torch.stack(weighted).sum(0) if weighted else raw.new_zeros(raw.shape[1:]).double()
+
+
 def part(values: Tensor, groups: Tensor, component: Reward) -> Tensor:
     """One component's values [n], made ready for the sum."""
     made = NORMALISERS[component.normalise](values, groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain.rewards.answers import as_number, choice_letter, final_answer, same_answer
 from posttrain.rewards.base import Reward, Unscored
@@ -16,6 +16,8 @@ NO_ANSWER = "no expected answer: the data has none"
 
 class Matching(Reward):
     """right: the value of an answer that matches. wrong: of one that does not."""
+
+    needs_answer: ClassVar[bool] = True
 
     def __init__(self, *, right: float = 1.0, wrong: float = 0.0, **common: Any) -> None:
         super().__init__(**common)

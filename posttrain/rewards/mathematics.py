@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain.rewards.answers import as_number, final_answer, same_answer
 from posttrain.rewards.base import Isolated, Unscored
@@ -26,6 +26,8 @@ class Math(Isolated):
 
     right: the value of an answer that matches. wrong: of one that does not. symbolic: whether math-verify is asked at all.
     """
+
+    needs_answer: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +13,19 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.rewards.combine import combine
+from posttrain.errors import ConfigError, Problem
+from posttrain.rewards.combine import combine, plain
 from posttrain.rewards.compose import RewardSet
 from posttrain.rollout.base import Generator, Request
 from posttrain.types import Completion, Group, GroupRewards, Rollout, Sample
+
+log = logging.getLogger(__name__)
 
 Gather = Callable[[Any], list[Any]]
 
 
 class Prompts(Protocol):
-    """Tokenised prompts by number, with their lengths [N] and the texts that were kept beside them."""
+    """Tokenised prompts by number, with their lengths [N] and the texts that were kept beside them; which of them have one."""
 
     @property
     def lengths(self) -> np.ndarray: ...
@@ -32,6 +36,8 @@ class Prompts(Protocol):
 
     def value(self, name: str, index: int) -> Any: ...
 
+    def with_value(self, name: str) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -39,6 +45,10 @@ class Answered:
 
     groups: tuple[Group, ...]
     raw: np.ndarray
+
+    def picked(self, places: np.ndarray) -> Answered:
+        """Some of the groups."""
+        return Answered(tuple(self.groups[place] for place in places), self.raw[:, places])
 
 
 @dataclass
@@ -91,8 +101,23 @@ class Collector:
             yield Sample(tuple(facts["prompt"]), text, len(completion.tokens), completion.finish, answer, facts["meta"], number)
 
     def text(self, completion: Completion) -> str:
-        """What was said, without the tokens that end a turn."""
-        return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
+        """What was said, without the tokens that end a turn and without the stop string that ended it."""
+        said = str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
+        ends = [place for stop in self.generator.sampling.stop if (place := said.find(stop)) >= 0]
+        return said[: min(ends)] if ends and completion.finish == "stop" else said
+
+    def check_answers(self) -> None:
+        """Raises ConfigError where a component compares with expected answers and no prompt has one; tells where some have none."""
+        without = len(self.prompts) - len(self.prompts.with_value("answer"))
+        for name, component in self.rewards.components.items():
+            if not component.needs_answer or not without:
+                continue
+            if without == len(self.prompts):
+                message = "compares with the expected answer, and no row of the data has one"
+                raise ConfigError(Problem(f"reward.{name}", message, "give rows a field `answer`, or choose another reward"))
+            log.warning(
+                "reward %s cannot score answers to %d of %d prompts: no expected answer", name, without, len(self.prompts)
+            )
 
     def _everybody(self, groups: Sequence[Group], raw: np.ndarray, count: int) -> Answered:
         """All ranks' groups in the order of the prompts."""
@@ -114,6 +139,10 @@ class Collector:
         weights = torch.tensor([component.weight for component in known], dtype=torch.float64)
         rewards = GroupRewards(total.view(prompts, size), parts.view(components, prompts, size), weights)
         return Rollout(number, answered.groups, rewards, ~np.isnan(rewards.total.numpy()))
+
+    def plain(self, answered: Answered) -> torch.Tensor:
+        """The weighted sum of the components as they were measured, [P, G]."""
+        return plain(torch.from_numpy(answered.raw), list(self.rewards.components.values()))
 
     def timed(self, phase: str) -> _Clock:
         """Counts the seconds inside the block to a phase."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.types import Group, GroupRewards
+from torch import Tensor
+
+from posttrain.types import Group
 
 FORGOTTEN = 2  # passes over the data after which a measurement no longer counts
 
@@ -38,14 +40,14 @@ class Curriculum:
         rate, measured = self.known.get(number, (self.low, place))
         return self.low <= rate <= self.high or place - measured > FORGOTTEN * self.size
 
-    def learn(self, groups: tuple[Group, ...], rewards: GroupRewards, places: dict[int, int]) -> None:
-        """Take in what a rollout showed. places: of its prompts by number."""
+    def learn(self, groups: Sequence[Group], rewards: Tensor, places: Sequence[int]) -> None:
+        """Take in rewards [P, G] of the answers to P prompts, before they are normalised. places: of the prompts in the run's order."""
         if (self.low, self.high) == (0.0, 1.0):
             return
-        for group, total in zip(groups, rewards.total, strict=True):
-            scored = total[~total.isnan()]
+        for group, answers, place in zip(groups, rewards, places, strict=True):
+            scored = answers[~answers.isnan()]
             if len(scored):
-                self.known[group.example] = (float((scored > 0).double().mean()), places[group.example])
+                self.known[group.example] = (float((scored > 0).double().mean()), place)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, as numbers."""

@@ -68,7 +68,8 @@ class ExperienceLoader:
         self.forward_passes = forward_passes
         self.curriculum = Curriculum(len(plan.order(0)), selection.low, selection.high)
         self.given = self.cursor = 0
-        self._places: dict[int, int] = {}
+        self._sampled: list[tuple[int, list[int]]] = []
+        collector.check_answers()
         self.held: Held | None = None
         self.seconds: dict[str, float] = {}
         self.rows: list[dict[str, Any]] = []
@@ -120,12 +121,14 @@ class ExperienceLoader:
     def _collect(self, number: int) -> Held:
         answered, asked = self._answered()
         rollout = self.collector.judged(answered, number)
-        self.curriculum.learn(rollout.groups, rollout.rewards, self._places)
         rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
         informative = self.learner.informative(rollout.rewards)
         failures = self.collector.pop_failures()
         measures = self.collector.generator.measures()
-        metrics = rollout_metrics(rollout, informative, asked=asked, names=list(self.collector.rewards.components), failures=failures)
+        metrics = rollout_metrics(
+            rollout, informative, self.collector.plain(answered), answered.raw, asked=asked,
+            names=list(self.collector.rewards.components), failures=failures,
+        )  # fmt: skip
         if self.selection.kind != "keep":
             rollout = replace(rollout, kept=rollout.kept & informative[:, None])
         self.rows = sample_rows(self.collector, rollout)
@@ -137,11 +140,11 @@ class ExperienceLoader:
         self.seconds |= self.collector.pop_seconds()
         parts = [replace(part, tree=tree) for part, tree in zip(cut, trees, strict=True)]
         spare = parts[0].tree if parts else self.collector.prompts[rollout.groups[0].example]
-        return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward(rollout, parts))
+        return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward(parts))
 
     def _answered(self) -> tuple[Answered, int]:
         """Answers to a rollout's prompts, and how many prompts were gone through for it."""
-        asked, self._places = self.cursor, {}
+        asked, self._sampled = self.cursor, []
         answered = self._ask(self.plan.prompts)
         for _ in range(self.selection.tries if self.selection.kind == "resample" else 0):
             good = np.flatnonzero(self.learner.informative(self.collector.judged(answered, 0).rewards))
@@ -150,19 +153,21 @@ class ExperienceLoader:
             # those without information stay last, and count only where there are not enough others
             idle = np.setdiff1d(np.arange(len(answered.groups)), good)
             more = self._ask(self.plan.prompts - len(good))
-            answered = joined(picked(answered, good), more, picked(answered, idle))
-        return picked(answered, np.arange(self.plan.prompts)), self.cursor - asked
+            answered = joined(answered.picked(good), more, answered.picked(idle))
+        return answered.picked(np.arange(self.plan.prompts)), self.cursor - asked
 
     def _ask(self, count: int) -> Answered:
         places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))
         self.cursor = places[-1] + 1 if places else self.cursor
         numbers = [self.plan.prompt_at(place) for place in places]
-        self._places |= dict(zip(numbers, places, strict=True))
-        return self.collector.answer(numbers, places)
+        answered = self.collector.answer(numbers, places)
+        self._sampled += [(len(group.prompt), [len(c.tokens) for c in group.completions]) for group in answered.groups]
+        self.curriculum.learn(answered.groups, self.collector.plain(answered), places)
+        return answered
 
-    def _forward(self, rollout: Rollout, parts: Sequence[Part]) -> Work:
-        """Sampling, and the passes that annotate."""
-        sampled = [(len(group.prompt), [len(c.tokens) for c in group.completions]) for group in rollout.groups]
+    def _forward(self, parts: Sequence[Part]) -> Work:
+        """Sampling, that of groups which were replaced included, and the passes that annotate."""
+        sampled = self._sampled
         generated = sum(sum(lengths) for _, lengths in sampled)
         passes = self.forward_passes()
         return Work(
@@ -216,11 +221,6 @@ class ExperienceLoader:
 def _pairs(part: Part) -> float:
     prompt, *answers = part.tree.segment_lengths.tolist()
     return pairs_in(prompt, answers)
-
-
-def picked(answered: Answered, places: np.ndarray) -> Answered:
-    """Some of the groups."""
-    return Answered(tuple(answered.groups[place] for place in places), answered.raw[:, places])
 
 
 def joined(*several: Answered) -> Answered:

@@ -10,26 +10,35 @@ import numpy as np
 from posttrain.types import Rollout
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from posttrain.rollout.collect import Collector
 
 ROWS = 8  # groups of which a table shows an answer or two
 
 
 def rollout_metrics(
-    rollout: Rollout, informative: np.ndarray, *, asked: int, names: Sequence[str], failures: Mapping[str, int]
+    rollout: Rollout,
+    informative: np.ndarray,
+    plain: Tensor,
+    raw: np.ndarray,
+    *,
+    asked: int,
+    names: Sequence[str],
+    failures: Mapping[str, int],
 ) -> dict[str, float]:
     """Means over a rollout's answers: the reward and its components, lengths, how many were cut off, groups with and without variance.
 
-    informative: bool [P]. asked: prompts gone through for it. names: of the components. failures: answers not scored.
+    informative: bool [P]. plain: [P, G] the reward, raw: [K, P, G] its components, as measured, before anything is normalised. asked:
+    prompts gone through for it. names: of the components. failures: answers not scored.
     """
-    total = rollout.rewards.total.numpy()
-    parts = rollout.rewards.parts.numpy()
+    total = plain.numpy()
     lengths = np.array([[len(c.tokens) for c in group.completions] for group in rollout.groups], np.float64)
     cut = np.array([[c.finish == "length" for c in group.completions] for group in rollout.groups])
     return {
         "reward/mean": mean(total),
         "reward/std": float(np.nanstd(total)) if not np.isnan(total).all() else float("nan"),
-        **{f"reward/{name}": mean(part) for name, part in zip(names, parts, strict=True)},
+        **{f"reward/{name}": mean(part) for name, part in zip(names, raw, strict=True)},
         **{f"reward/failed/{name}": float(count) for name, count in failures.items() if count},
         "answers/length": float(lengths.mean()),
         "answers/longest": float(lengths.max()),

@@ -23,7 +23,7 @@ from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.online import Online
 from posttrain.rewards.base import Reward
-from posttrain.rewards.combine import combine
+from posttrain.rewards.combine import plain
 from posttrain.rewards.compose import RewardSet
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.collect import Collector
@@ -179,8 +179,7 @@ class OnlineMeasures(Measures):
         scored = {f"val/reward/{name}": mean(values) for name, values in zip(rewards.components, whole.numpy(), strict=True)}
         if any(component.weight for component in held_out.rewards.comparing().components.values()):
             return scored
-        total, _ = combine(whole, torch.zeros(whole.shape[1]), list(rewards.components.values()))
-        return {"val/reward": mean(total.numpy()), **scored}
+        return {"val/reward": mean(plain(whole, list(rewards.components.values())).numpy()), **scored}
 
     def _right(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
         if self.config["evaluation"]["exact_match"] is None or not self.prepared.val_checkable:

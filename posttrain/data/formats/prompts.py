@@ -12,7 +12,8 @@ from posttrain.types import Example
 
 EXPECTED = ("answer", "final_answer", "ground_truth", "target", "solution")
 ANSWERED = (
-    "completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score", "messages", "conversations"
+    "completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score",
+    "messages", "conversations",
 )  # fmt: skip
 OWN = ("prompt", "system", "tools", "data_source", "meta", *EXPECTED)
 
