@@ -38,7 +38,7 @@ class PolicyGradient(Surrogate):
         rewards = self._penalised(rollout.rewards, parts, columns) if self.referenced and self.kl.place == "reward" else rollout.rewards
         kept = torch.from_numpy(rollout.kept)
         advantages = self.advantage(replace(rewards, total=rewards.total.masked_fill(~kept, float("nan"))))
-        known = [{**some, "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
+        known = [{**self.for_loss(some), "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
         return with_columns(parts, known)
 
     def _penalised(self, rewards: GroupRewards, parts: Sequence[Part], columns: Sequence[Columns]) -> GroupRewards:

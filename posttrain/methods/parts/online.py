@@ -143,7 +143,15 @@ class Online(Referenced, ABC):
     @property
     def keeps_old(self) -> bool:
         """Whether the policy that sampled must be read: with one step a rollout, that step's own log-probabilities are the old ones."""
-        return self.minibatches * self.rollout_epochs > 1 or (self.referenced and self.kl.place == "reward")
+        return self.steps_per_rollout > 1 or (self.referenced and self.kl.place == "reward")
+
+    @property
+    def steps_per_rollout(self) -> int:
+        return self.minibatches * self.rollout_epochs
+
+    def for_loss(self, columns: Columns) -> Columns:
+        """Those that the loss reads: with one step a rollout its ratio is 1, which `old` from another pass would miss by rounding."""
+        return {name: value for name, value in columns.items() if name != "old" or self.steps_per_rollout > 1}
 
     @property
     def passes_between(self) -> float:
