@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.models.policy import PolicyModel
 from posttrain.types import TokenTree
@@ -122,6 +123,14 @@ class ReferencePolicy(nn.Module):
 def drops_out(policy: PolicyModel) -> bool:
     """Whether the policy in training leaves out some activations at random."""
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in policy.modules())
+
+
+def without_dropout(policy: PolicyModel) -> None:
+    """Put the policy into evaluation mode for training. Checkpointed layers keep their own mode, which is what switches checkpoints on."""
+    policy.eval()
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
 
 
 @contextmanager
