@@ -1,0 +1,49 @@
+"""Rules over the keys of methods that learn from their own answers; see `posttrain.runs.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from posttrain.errors import Problem
+from posttrain.runs.source import class_constant
+
+Config = dict[str, Any]
+
+
+def sampling_fits_method(config: Config) -> Iterator[Problem]:
+    """Methods that learn from their own answers need a generator and a reward; the others have no use for them."""
+    name = config["method"].get("name")
+    online = class_constant(config["method"].get("_target_", ""), "online") is True
+    for key, what in (("rollout", "how answers are sampled"), ("reward", "what they are worth")):
+        if online and not config[key]:
+            yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
+        if not online and config[key]:
+            yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
+    if "pairs" in config["method"] and (config["rollout"] or {}).get("group_size", 2) < 2:
+        yield Problem("rollout.group_size", "a pair takes two answers to a prompt", "rollout.group_size=2")
+    if online and config["rollout"] and not config["rollout"].get("temperature"):
+        yield Problem(
+            "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"
+        )
+
+
+def judges_have_backends(config: Config) -> Iterator[Problem]:
+    """A judge's backend is an option of a group of its own, which a value cannot stand for."""
+    for name, node in (config["reward"] or {}).items():
+        backend = node.get("backend") if isinstance(node, dict) else None
+        if backend is not None and not (isinstance(backend, dict) and "_target_" in backend):
+            yield Problem(
+                f"reward.{name}.backend", f"expected an option of a group, got {backend!r}", "reward/backend=openai, local, scripted"
+            )
+
+
+def advantages_have_groups(config: Config) -> Iterator[Problem]:
+    """An advantage of sets of k answers needs as many answers to a prompt."""
+    advantage, rollout = config["method"].get("advantage"), config["rollout"]
+    if not isinstance(advantage, dict) or not rollout:
+        return
+    size = rollout.get("group_size", 0)
+    if advantage.get("k", 0) > size:
+        message = f"sets of {advantage['k']} answers need as many to a prompt, and rollout.group_size is {size}"
+        yield Problem("method.advantage.k", message, f"method.advantage.k={size}, or rollout.group_size={advantage['k']}")

@@ -1,0 +1,44 @@
+"""Options of online methods that exclude each other: found before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from posttrain.errors import ConfigError
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.online import build_generator
+from posttrain.runs.train import untrained
+
+BASE = ["model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "method=grpo"]
+EXCLUDING = {
+    "a ratio for k2": (["method.kl.estimator=k2", "method.kl.unbiased=true"], "method.kl", "k2"),
+    "dual clip": (["method.loss.dual_clip=1.1"], "method.loss", "dual_clip"),
+    "bounds of a weight": (["method.loss=cispo", "method.loss.lower=6"], "method.loss", "cispo"),
+    "bounds of a correction": (["method.importance=truncate", "method.importance.least=3"], "method.importance", "least"),
+}
+MISTAKES = {
+    "sets larger than groups": (["method.advantage=pass_at_k", "rollout.group_size=2"], "method.advantage.k", "group_size is 2"),
+}
+
+
+@pytest.mark.parametrize("name", EXCLUDING)
+def test_options_that_exclude_each_other_are_found_without_a_model(name: str) -> None:
+    overrides, where, words = EXCLUDING[name]
+    config = compose_and_check([*BASE, *overrides])
+    with pytest.raises(ConfigError, match=words) as found:
+        untrained(config)
+    assert found.value.problems[0].where == where
+
+
+def test_texts_that_cannot_end_an_answer() -> None:
+    with pytest.raises(ConfigError, match="stop"):
+        build_generator(compose_and_check([*BASE, "rollout.stop=['']"]))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    overrides, where, words = MISTAKES[name]
+    with pytest.raises(ConfigError) as found:
+        compose_and_check([*BASE, *overrides])
+    (problem,) = found.value.problems
+    assert (problem.where, words in problem.message) == (where, True)
