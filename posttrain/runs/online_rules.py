@@ -9,6 +9,7 @@ from posttrain.errors import Problem
 from posttrain.runs.source import class_constant
 
 Config = dict[str, Any]
+COMPARING = ("group", "leave_one_out", "decoupled", "pass_at_k")  # of posttrain.functional.advantages
 
 
 def sampling_fits_method(config: Config) -> Iterator[Problem]:
@@ -39,11 +40,21 @@ def judges_have_backends(config: Config) -> Iterator[Problem]:
 
 
 def advantages_have_groups(config: Config) -> Iterator[Problem]:
-    """An advantage of sets of k answers needs as many answers to a prompt."""
+    """An advantage that compares answers needs several to a prompt; one of sets of k, as many."""
     advantage, rollout = config["method"].get("advantage"), config["rollout"]
     if not isinstance(advantage, dict) or not rollout:
         return
     size = rollout.get("group_size", 0)
+    if size == 1 and _compares(advantage):
+        message = "with one answer to a prompt there is nothing that this advantage could compare, and nothing is learnt"
+        yield Problem("rollout.group_size", message, "rollout.group_size=8, or method=reinforce, or method.advantage=raw")
+        return
     if advantage.get("k", 0) > size:
         message = f"sets of {advantage['k']} answers need as many to a prompt, and rollout.group_size is {size}"
         yield Problem("method.advantage.k", message, f"method.advantage.k={size}, or rollout.group_size={advantage['k']}")
+
+
+def _compares(advantage: Config) -> bool:
+    """Whether it is 0 for the only answer of a group."""
+    package, _, name = str(advantage.get("_target_")).rpartition(".")
+    return package == "posttrain.functional.advantages" and (name in COMPARING or bool(advantage.get("baseline")))

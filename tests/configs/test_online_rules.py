@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from posttrain.errors import ConfigError
+from posttrain.functional import advantages
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.online import build_generator
+from posttrain.runs.online_rules import COMPARING
 from posttrain.runs.train import untrained
+from posttrain.types import GroupRewards
 
 BASE = ["model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "method=grpo"]
 EXCLUDING = {
@@ -18,6 +22,12 @@ EXCLUDING = {
 }
 MISTAKES = {
     "sets larger than groups": (["method.advantage=pass_at_k", "rollout.group_size=2"], "method.advantage.k", "group_size is 2"),
+    "no group": (["rollout.group_size=1"], "rollout.group_size", "one answer"),
+    "no group for a baseline": (
+        ["method=reinforce", "method.advantage.baseline=true", "rollout.group_size=1"],
+        "rollout.group_size",
+        "one answer",
+    ),
 }
 
 
@@ -42,3 +52,16 @@ def test_mistakes(name: str) -> None:
         compose_and_check([*BASE, *overrides])
     (problem,) = found.value.problems
     assert (problem.where, words in problem.message) == (where, True)
+
+
+@pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
+def test_single_answers_are_enough_where_none_are_compared(method: list[str]) -> None:
+    compose_and_check([*BASE, *method, "rollout.group_size=1"])
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_those_that_compare_are_0_for_an_only_answer(name: str) -> None:
+    rewards = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
+    known = GroupRewards(rewards, rewards[None], torch.ones(1))
+    options = {"k": 1} if name == "pass_at_k" else {}
+    assert not vars(advantages)[name](known, **options).any()
