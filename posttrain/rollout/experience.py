@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from posttrain.functional.advantages import only
 from posttrain.rollout.collect import Answered, Collector
 from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
@@ -28,7 +30,7 @@ class Learner(Protocol):
         ...
 
     def informative(self, rewards: GroupRewards) -> np.ndarray:
-        """bool [P]: the groups that something can be learnt from."""
+        """bool [P]: the groups that something can be learnt from. Rewards of answers that are left out are NaN."""
         ...
 
     def arrange(self, rollout: Rollout) -> Arrangement:
@@ -119,10 +121,8 @@ class ExperienceLoader:
 
     def _collect(self, number: int) -> Held:
         answered, asked = self._answered()
-        rollout = self.collector.judged(answered, number)
+        rollout, informative = self._judged(answered, number)
         self.curriculum.learn(rollout.groups, rollout.rewards, self._places)
-        rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
-        informative = self.learner.informative(rollout.rewards)
         failures = self.collector.pop_failures()
         measures = self.collector.generator.measures()
         metrics = rollout_metrics(rollout, informative, asked=asked, names=list(self.collector.rewards.components), failures=failures)
@@ -144,7 +144,7 @@ class ExperienceLoader:
         asked, self._places = self.cursor, {}
         answered = self._ask(self.plan.prompts)
         for _ in range(self.selection.tries if self.selection.kind == "resample" else 0):
-            good = np.flatnonzero(self.learner.informative(self.collector.judged(answered, 0).rewards))
+            good = np.flatnonzero(self._judged(answered, 0)[1])
             if len(good) >= self.plan.prompts:
                 break
             # those without information stay last, and count only where there are not enough others
@@ -152,6 +152,12 @@ class ExperienceLoader:
             more = self._ask(self.plan.prompts - len(good))
             answered = joined(picked(answered, good), more, picked(answered, idle))
         return picked(answered, np.arange(self.plan.prompts)), self.cursor - asked
+
+    def _judged(self, answered: Answered, number: int) -> tuple[Rollout, np.ndarray]:
+        """The rollout with the answers that are to be learnt from, and which of its groups these teach something, bool [P]."""
+        rollout = self.collector.judged(answered, number)
+        rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
+        return rollout, self.learner.informative(only(rollout.rewards, torch.from_numpy(rollout.kept)))
 
     def _ask(self, count: int) -> Answered:
         places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))

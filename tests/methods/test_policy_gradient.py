@@ -61,6 +61,60 @@ def test_with_one_step_a_rollout_the_ratio_is_that_steps_own(monkeypatch: Any, k
     assert [("old" in tree.columns) for tree in method.annotate(rollout, parts)] == [epochs > 1] * len(parts)
 
 
+def informative(advantage: Any, rewards: GroupRewards) -> list[bool]:
+    return list(PolicyGradient(RECIPE, loss=clipped, advantage=advantage).informative(rewards))
+
+
+def test_a_group_informs_where_its_advantages_are_not_zero() -> None:
+    singles = rollout_of([[1.0], [0.0], [3.0]]).rewards
+    assert informative(advantages.reinforce_plus_plus, singles) == [True] * 3
+    assert informative(advantages.group, singles) == [False] * 3
+    assert informative(advantages.raw, singles) == [True, False, True]
+    # equal totals of components that differ, and a group that is all alike
+    opposite = rollout_of([[1.0, 0.0], [0.1, 0.1]], [[0.0, 1.0], [0.1, 0.1]], weights=(1.0, 2.0)).rewards
+    level = replace(opposite, total=torch.ones(2, 2, dtype=torch.float64))
+    assert informative(advantages.decoupled, level) == [True, False]
+    assert informative(advantages.group, level) == [False, False]
+    alike = rollout_of([[0.1, 0.1, 0.1], [0.7, 0.7, 0.7]]).rewards  # whose means are not exact
+    assert informative(advantages.group, alike) == informative(advantages.leave_one_out, alike) == [False, False]
+
+
+def test_answers_that_are_left_out_have_neither_total_nor_components() -> None:
+    rewards = rollout_of([[1.0, 0.0, 0.0]]).rewards
+    known = advantages.only(rewards, torch.tensor([[False, True, True]]))
+    assert known.total.isnan().tolist() == [[True, False, False]]
+    assert known.parts.isnan().tolist() == [[[True, False, False]]]
+    for advantage in (advantages.group, advantages.decoupled):
+        assert (informative(advantage, rewards), informative(advantage, known)) == ([True], [False])
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_the_pull_is_a_component_of_the_reward(monkeypatch: Any, left_out: bool) -> None:
+    seen = []
+
+    def advantage(rewards: GroupRewards) -> torch.Tensor:
+        seen.append(rewards)
+        return advantages.decoupled(rewards)
+
+    rollout = rollout_of([[1.0, 0.0, 0.5]], weights=(2.0,))
+    if left_out:
+        rollout = replace(rollout, kept=np.array([[True, True, False]]))
+    parts = parts_of(rollout, 64)
+    columns = columns_of(parts)
+    method = PolicyGradient(RECIPE, loss=clipped, advantage=advantage, kl=PULLED)
+    monkeypatch.setattr(method, "read", lambda _: columns)
+    (tree,) = method.annotate(rollout, parts)
+    (rewards,) = seen
+    answers = 2 if left_out else 3
+    d = (columns[0]["old"] - columns[0]["reference"])[3:].reshape(answers, 2).astype(float).sum(1)
+    np.testing.assert_allclose(rewards.parts[1, 0, :answers].numpy(), d, rtol=1e-6)
+    np.testing.assert_allclose(rewards.total[0, :answers], np.array([2.0, 0.0, 1.0])[:answers] - 0.5 * d, rtol=1e-6)
+    assert rewards.weights.tolist() == [2.0, -0.5]
+    assert bool(rewards.parts[:, 0, 2].isnan().all()) is left_out
+    plain = advantages.decoupled(advantages.only(rollout.rewards, torch.from_numpy(rollout.kept)))[0, :answers]
+    assert not np.allclose(tree.columns["advantage"][3::2], plain)
+
+
 def test_training_leaves_dropout_out_whatever_the_mode(caplog: Any) -> None:
     model = compose(["model=nano", "model/peft=lora", "model.peft.dropout=0.5", "model.gradient_checkpointing=true"])["model"]
 
