@@ -117,7 +117,8 @@ class ReferencePolicy(nn.Module):
 
     def moving_names(self, trained: set[str]) -> set[str]:
         """Names of this module's weights that move, for checkpoints. trained: names within the policy."""
-        return {f"source.policy.{name}" for name in trained} if self.update_every else set()
+        moves = self.update_every is not None and isinstance(self.source, FrozenCopy)
+        return {f"source.policy.{name}" for name in trained} if moves else set()
 
 
 def drops_out(policy: PolicyModel) -> bool:

@@ -39,6 +39,15 @@ def judges_have_backends(config: Config) -> Iterator[Problem]:
             )
 
 
+def references_are_asked(config: Config) -> Iterator[Problem]:
+    """Without a pull nothing asks the reference that is to move."""
+    method = config["method"]
+    kl = method.get("kl")
+    if isinstance(kl, dict) and not kl.get("coef") and method.get("reference_update_every") is not None:
+        message = "there is no pull towards a reference, so there is none to move"
+        yield Problem("method.reference_update_every", message, "method.kl.coef=0.05, or leave it out")
+
+
 def advantages_have_groups(config: Config) -> Iterator[Problem]:
     """An advantage that compares answers needs several to a prompt; one of sets of k, as many."""
     advantage, rollout = config["method"].get("advantage"), config["rollout"]

@@ -22,6 +22,7 @@ EXCLUDING = {
 }
 MISTAKES = {
     "sets larger than groups": (["method.advantage=pass_at_k", "rollout.group_size=2"], "method.advantage.k", "group_size is 2"),
+    "a reference that nothing asks": (["method.reference_update_every=2"], "method.reference_update_every", "no pull"),
     "no group": (["rollout.group_size=1"], "rollout.group_size", "one answer"),
     "no group for a baseline": (
         ["method=reinforce", "method.advantage.baseline=true", "rollout.group_size=1"],

@@ -115,13 +115,27 @@ def test_the_pull_is_a_component_of_the_reward(monkeypatch: Any, left_out: bool)
     assert not np.allclose(tree.columns["advantage"][3::2], plain)
 
 
-def test_training_leaves_dropout_out_whatever_the_mode(caplog: Any) -> None:
-    model = compose(["model=nano", "model/peft=lora", "model.peft.dropout=0.5", "model.gradient_checkpointing=true"])["model"]
-
+def recipe_of(model: Any) -> Recipe:
     def policy() -> PolicyModel:
         return build_policy(model, load_tokenizer(model), precision="float32", seed=0, device=torch.device("cpu"))
 
-    method = PolicyGradient(replace(RECIPE, policy=policy), loss=clipped, advantage=advantages.group)
+    return replace(RECIPE, policy=policy)
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.1])
+def test_a_reference_that_is_not_there_is_not_in_checkpoints(coef: float) -> None:
+    method = PolicyGradient(
+        recipe_of(compose(["model=nano"])["model"]), loss=clipped, advantage=advantages.group, kl=KL(coef=coef), reference_update_every=2
+    )
+    method.configure_model()
+    assert method.saved_names() <= method.state_dict().keys()
+    assert any(name.startswith("reference.") for name in method.saved_names()) is bool(coef)
+
+
+def test_training_leaves_dropout_out_whatever_the_mode(caplog: Any) -> None:
+    model = compose(["model=nano", "model/peft=lora", "model.peft.dropout=0.5", "model.gradient_checkpointing=true"])["model"]
+
+    method = PolicyGradient(recipe_of(model), loss=clipped, advantage=advantages.group)
     with caplog.at_level(logging.WARNING):
         method.configure_model()
     assert "dropout" in caplog.text
