@@ -39,6 +39,15 @@ def judges_have_backends(config: Config) -> Iterator[Problem]:
             )
 
 
+def rollout_is_known(config: Config) -> Iterator[Problem]:
+    """What the loss must know of the rollout follows it; a value of its own would be another policy's, or another length's."""
+    for key, source in (("temperature", "temperature"), ("longest", "max_new_tokens")):
+        known, true = config["method"].get(key), (config["rollout"] or {}).get(source)
+        if known is not None and true is not None and known != true:
+            message = f"is {known}, and answers are sampled with rollout.{source}={true}, which it follows"
+            yield Problem(f"method.{key}", message, f"leave it out; set rollout.{source}")
+
+
 def references_are_asked(config: Config) -> Iterator[Problem]:
     """Without a pull nothing asks the reference that is to move."""
     method = config["method"]

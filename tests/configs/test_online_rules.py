@@ -23,6 +23,8 @@ EXCLUDING = {
 MISTAKES = {
     "sets larger than groups": (["method.advantage=pass_at_k", "rollout.group_size=2"], "method.advantage.k", "group_size is 2"),
     "a reference that nothing asks": (["method.reference_update_every=2"], "method.reference_update_every", "no pull"),
+    "a temperature of its own": (["method.temperature=0.5"], "method.temperature", "rollout.temperature=1.0"),
+    "a length of its own": (["method.longest=64"], "method.longest", "rollout.max_new_tokens=256"),
     "no group": (["rollout.group_size=1"], "rollout.group_size", "one answer"),
     "no group for a baseline": (
         ["method=reinforce", "method.advantage.baseline=true", "rollout.group_size=1"],
