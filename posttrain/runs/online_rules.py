@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.errors import Problem
@@ -76,3 +76,12 @@ def _compares(advantage: Config) -> bool:
     """Whether it is 0 for the only answer of a group."""
     package, _, name = str(advantage.get("_target_")).rpartition(".")
     return package == "posttrain.functional.advantages" and (name in COMPARING or bool(advantage.get("baseline")))
+
+
+RULES: dict[Callable[[Config], Iterator[Problem]], tuple[str, ...]] = {  # with the keys that each relies on
+    sampling_fits_method: ("method", "rollout", "reward"),
+    rollout_is_known: ("method", "rollout"),
+    references_are_asked: ("method",),
+    advantages_have_groups: ("method", "rollout"),
+    judges_have_backends: ("reward",),
+}

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine, suggest
-from posttrain.runs.online_rules import (
-    advantages_have_groups,
-    judges_have_backends,
-    references_are_asked,
-    rollout_is_known,
-    sampling_fits_method,
-)
+from posttrain.runs import machine, online_rules, suggest
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -281,11 +274,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
-    Rule(sampling_fits_method, ("method", "rollout", "reward")),
-    Rule(rollout_is_known, ("method", "rollout")),
-    Rule(references_are_asked, ("method",)),
-    Rule(advantages_have_groups, ("method", "rollout")),
-    Rule(judges_have_backends, ("reward",)),
+    *(Rule(find, reads) for find, reads in online_rules.RULES.items()),
     Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (
