@@ -7,6 +7,7 @@ nothing to compare it with: its advantage is 0, except from `raw` and `reinforce
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 from typing import Literal
 
@@ -92,6 +93,11 @@ def informative(rewards: GroupRewards) -> Tensor:
     arXiv:2503.14476, section 3.2)."""
     total, missing = rewards.total, rewards.total.isnan()
     return total.masked_fill(missing, float("-inf")).amax(1) > total.masked_fill(missing, float("inf")).amin(1)
+
+
+def only(rewards: GroupRewards, kept: Tensor) -> GroupRewards:
+    """The rewards with all answers but those `kept`, bool [P, G], as if they had not been scored."""
+    return replace(rewards, total=rewards.total.masked_fill(~kept, float("nan")), parts=rewards.parts.masked_fill(~kept, float("nan")))
 
 
 def nanstd(values: Tensor, dim: int | None = None) -> Tensor:

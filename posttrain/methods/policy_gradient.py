@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.functional.advantages import only
 from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
 from posttrain.methods.parts.surrogate import Surrogate
 from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree
+
+ROUNDING = 1e-6  # an advantage up to this is a difference of equal rewards
 
 
 @final
@@ -33,22 +36,28 @@ class PolicyGradient(Surrogate):
         super().__init__(recipe, **common)
         self.advantage = advantage
 
+    def informative(self, rewards: GroupRewards) -> np.ndarray:
+        """bool [P]: groups in which an answer has an advantage of more than rounding; a pull in the reward is not looked at."""
+        return np.asarray((self.advantage(rewards).abs() > ROUNDING).any(1).numpy())
+
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         columns = self.read(parts)
-        rewards = self._penalised(rollout.rewards, parts, columns) if self.referenced and self.kl.place == "reward" else rollout.rewards
-        kept = torch.from_numpy(rollout.kept)
-        advantages = self.advantage(replace(rewards, total=rewards.total.masked_fill(~kept, float("nan"))))
-        known = [{**some, "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
+        rewards = only(rollout.rewards, torch.from_numpy(rollout.kept))
+        if self.referenced and self.kl.place == "reward":
+            rewards = self._penalised(rewards, parts, columns)
+        advantages = self.advantage(rewards)
+        known = [{**self.for_loss(some), "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
         return with_columns(parts, known)
 
     def _penalised(self, rewards: GroupRewards, parts: Sequence[Part], columns: Sequence[Columns]) -> GroupRewards:
-        """Rewards less coef * the sum of each answer's divergence from the reference."""
-        total = rewards.total.clone()
+        """Rewards less coef * the sum of each answer's divergence from the reference, which is a component of weight -coef."""
+        pull = torch.full_like(rewards.total, float("nan"))
         for part, known in zip(parts, columns, strict=True):
             old, reference = (per_answer(part.tree, known[name]) for name in ("old", "reference"))
             for answer, ours, theirs in zip(part.answers, old, reference, strict=True):
-                total[part.group, answer] -= self.kl.coef * self.kl.of(torch.from_numpy(ours), torch.from_numpy(theirs)).double().sum()
-        return replace(rewards, total=total)
+                pull[part.group, answer] = self.kl.of(torch.from_numpy(ours), torch.from_numpy(theirs)).double().sum()
+        weights = torch.cat([rewards.weights, rewards.weights.new_tensor([-self.kl.coef])])
+        return GroupRewards(rewards.total - self.kl.coef * pull, torch.cat([rewards.parts, pull[None]]), weights)
 
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         stats, aux = self.model(tree, temperature=self.temperature, entropy=True)

@@ -145,7 +145,7 @@ class PPO(Surrogate):
         }
         self._follow(answers)
         found = zip(columns, as_columns(parts, whiten(advantages, unit, sums)), as_columns(parts, returns), strict=True)
-        return with_columns(parts, [{**known, "advantage": advantage, "returns": value} for known, advantage, value in found])
+        return with_columns(parts, [{**self.for_loss(known), "advantage": some, "returns": value} for known, some, value in found])
 
     def _rewards(self, answers: Answers) -> Tensor:
         """The reward of each token, [N]."""
@@ -179,7 +179,7 @@ class PPO(Surrogate):
 
     def before_step(self, step: int) -> None:
         super().before_step(step)
-        if step % (self.minibatches * self.rollout_epochs) == 0:
+        if step % self.steps_per_rollout == 0:
             self.stopped.fill_(False)
 
     def after_step(self, sums: Mapping[str, float]) -> None:

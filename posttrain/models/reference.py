@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.models.policy import PolicyModel
 from posttrain.types import TokenTree
@@ -116,12 +117,21 @@ class ReferencePolicy(nn.Module):
 
     def moving_names(self, trained: set[str]) -> set[str]:
         """Names of this module's weights that move, for checkpoints. trained: names within the policy."""
-        return {f"source.policy.{name}" for name in trained} if self.update_every else set()
+        moves = self.update_every is not None and isinstance(self.source, FrozenCopy)
+        return {f"source.policy.{name}" for name in trained} if moves else set()
 
 
 def drops_out(policy: PolicyModel) -> bool:
     """Whether the policy in training leaves out some activations at random."""
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in policy.modules())
+
+
+def without_dropout(policy: PolicyModel) -> None:
+    """Put the policy into evaluation mode for training. Checkpointed layers keep their own mode, which is what switches checkpoints on."""
+    policy.eval()
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
 
 
 @contextmanager

@@ -115,9 +115,7 @@ class Collector:
             if without == len(self.prompts):
                 message = "compares with the expected answer, and no row of the data has one"
                 raise ConfigError(Problem(f"reward.{name}", message, "give rows a field `answer`, or choose another reward"))
-            log.warning(
-                "reward %s cannot score answers to %d of %d prompts: no expected answer", name, without, len(self.prompts)
-            )
+            log.warning("reward %s cannot score answers to %d of %d prompts: no expected answer", name, without, len(self.prompts))
 
     def _everybody(self, groups: Sequence[Group], raw: np.ndarray, count: int) -> Answered:
         """All ranks' groups in the order of the prompts."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from posttrain.functional.advantages import only
 from posttrain.rollout.collect import Answered, Collector
 from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
@@ -28,7 +30,7 @@ class Learner(Protocol):
         ...
 
     def informative(self, rewards: GroupRewards) -> np.ndarray:
-        """bool [P]: the groups that something can be learnt from."""
+        """bool [P]: the groups that something can be learnt from. Rewards of answers that are left out are NaN."""
         ...
 
     def arrange(self, rollout: Rollout) -> Arrangement:
@@ -120,9 +122,7 @@ class ExperienceLoader:
 
     def _collect(self, number: int) -> Held:
         answered, asked = self._answered()
-        rollout = self.collector.judged(answered, number)
-        rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
-        informative = self.learner.informative(rollout.rewards)
+        rollout, informative = self._judged(answered, number)
         failures = self.collector.pop_failures()
         measures = self.collector.generator.measures()
         metrics = rollout_metrics(
@@ -147,7 +147,7 @@ class ExperienceLoader:
         asked, self._sampled = self.cursor, []
         answered = self._ask(self.plan.prompts)
         for _ in range(self.selection.tries if self.selection.kind == "resample" else 0):
-            good = np.flatnonzero(self.learner.informative(self.collector.judged(answered, 0).rewards))
+            good = np.flatnonzero(self._judged(answered, 0)[1])
             if len(good) >= self.plan.prompts:
                 break
             # those without information stay last, and count only where there are not enough others
@@ -155,6 +155,12 @@ class ExperienceLoader:
             more = self._ask(self.plan.prompts - len(good))
             answered = joined(answered.picked(good), more, answered.picked(idle))
         return answered.picked(np.arange(self.plan.prompts)), self.cursor - asked
+
+    def _judged(self, answered: Answered, number: int) -> tuple[Rollout, np.ndarray]:
+        """The rollout with the answers that are to be learnt from, and which of its groups these teach something, bool [P]."""
+        rollout = self.collector.judged(answered, number)
+        rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
+        return rollout, self.learner.informative(only(rollout.rewards, torch.from_numpy(rollout.kept)))
 
     def _ask(self, count: int) -> Answered:
         places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))

@@ -75,14 +75,29 @@ def loader_of(
     allow: Collection[str] = (),
 ) -> ExperienceLoader:
     """The loader of an online run; its generator gets the policy when training begins."""
-    generator = targets.build(config["rollout"], allow=allow)
-    assert isinstance(generator, Generator)
     collector = Collector(
-        prepared.train, generator, build_rewards(config, allow=allow), tokenizer, config["seed"], ranks.rank, ranks.world, gather
+        prepared.train,
+        build_generator(config, allow=allow),
+        build_rewards(config, allow=allow),
+        tokenizer,
+        config["seed"],
+        ranks.rank,
+        ranks.world,
+        gather,
     )
     method.max_tokens = plan.max_tokens
     selection = Selection(method.selection, method.selection_tries, method.difficulty_low, method.difficulty_high)
     return ExperienceLoader(collector, plan, method, selection, forward_passes=lambda: method.passes_between)
+
+
+def build_generator(config: Config, *, allow: Collection[str] = ()) -> Generator:
+    """What samples. Raises ConfigError for numbers or texts that no answer can be sampled with."""
+    try:
+        generator = targets.build(config["rollout"], allow=allow)
+    except ValueError as error:
+        raise ConfigError(Problem("rollout", str(error))) from error
+    assert isinstance(generator, Generator)
+    return generator
 
 
 def build_rewards(config: Config, *, allow: Collection[str] = ()) -> RewardSet:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine, suggest
+from posttrain.runs import machine, online_rules, suggest
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -240,23 +240,6 @@ def attributes_agree(config: Config) -> Iterator[Problem]:
         yield Problem("method.attributes", f"{learnt} are not those of the data, {there}", "set data.attributes, which it follows")
 
 
-def sampling_fits_method(config: Config) -> Iterator[Problem]:
-    """Methods that learn from their own answers need a generator and a reward; the others have no use for them."""
-    name = config["method"].get("name")
-    online = class_constant(config["method"].get("_target_", ""), "online") is True
-    for key, what in (("rollout", "how answers are sampled"), ("reward", "what they are worth")):
-        if online and not config[key]:
-            yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
-        if not online and config[key]:
-            yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
-    if "pairs" in config["method"] and (config["rollout"] or {}).get("group_size", 2) < 2:
-        yield Problem("rollout.group_size", "a pair takes two answers to a prompt", "rollout.group_size=2")
-    if online and config["rollout"] and not config["rollout"].get("temperature"):
-        yield Problem(
-            "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"
-        )
-
-
 def critic_is_sound(config: Config) -> Iterator[Problem]:
     """What a method with a critic is told to adapt, to stop or to start from must be there."""
     method = config["method"]
@@ -268,16 +251,6 @@ def critic_is_sound(config: Config) -> Iterator[Problem]:
         yield Problem("method.missing_end", "answers that were cut off are left out, so none is lowered", "method.mask_truncated=false")
     if method.get("value_from") is not None and not exists(method["value_from"]):
         yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
-
-
-def judges_have_backends(config: Config) -> Iterator[Problem]:
-    """A judge's backend is an option of a group of its own, which a value cannot stand for."""
-    for name, node in (config["reward"] or {}).items():
-        backend = node.get("backend") if isinstance(node, dict) else None
-        if backend is not None and not (isinstance(backend, dict) and "_target_" in backend):
-            yield Problem(
-                f"reward.{name}.backend", f"expected an option of a group, got {backend!r}", "reward/backend=openai, local, scripted"
-            )
 
 
 def entering_is_sound(config: Config) -> Iterator[Problem]:
@@ -301,8 +274,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
-    Rule(sampling_fits_method, ("method", "rollout", "reward")),
-    Rule(judges_have_backends, ("reward",)),
+    *(Rule(find, reads) for find, reads in online_rules.RULES.items()),
     Rule(critic_is_sound, ("method",)),
 )
 ELSEWHERE: tuple[Rule, ...] = (

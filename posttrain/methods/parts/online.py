@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from posttrain.functional.kl import penalty
 from posttrain.methods.base import Recipe
 from posttrain.methods.parts.passes import Columns, columns_of
 from posttrain.methods.parts.referenced import Referenced
-from posttrain.models.reference import ReferencePolicy, inference
+from posttrain.models.reference import ReferencePolicy, drops_out, inference, without_dropout
 from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Online(Referenced, ABC):
     difficulty_high: prompts whose share of answers with a reward above 0 was outside these when they were last asked are passed over, see
     `posttrain.rollout.curriculum`. mask_truncated: leave answers that were cut off out of the loss (section 3.4). reference,
     reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`; there is one only where kl.coef is
-    above 0.
+    above 0. The policy trains without dropout: its ratios are to be its own and not those of the activations left out.
     """
 
     online: ClassVar[bool] = True
@@ -94,10 +97,21 @@ class Online(Referenced, ABC):
         return self.kl.coef > 0
 
     def configure_model(self) -> None:
+        new = self.policy is None
         if self.referenced:
             super().configure_model()
-        elif self.policy is None:
+        elif new:
             self.policy = self.recipe.policy()
+        if new:
+            without_dropout(self.model)
+        if new and drops_out(self.model) and self.global_rank == 0:
+            log.warning("the model has dropout, which online methods leave out: ratios and divergences are those of the whole policy")
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode and self.policy is not None:
+            without_dropout(self.policy)
+        return self
 
     def arrange(self, rollout: Rollout) -> Arrangement:
         """Which of the kept answers the loss reads together: here each is read by itself."""
@@ -143,7 +157,15 @@ class Online(Referenced, ABC):
     @property
     def keeps_old(self) -> bool:
         """Whether the policy that sampled must be read: with one step a rollout, that step's own log-probabilities are the old ones."""
-        return self.minibatches * self.rollout_epochs > 1 or (self.referenced and self.kl.place == "reward")
+        return self.steps_per_rollout > 1 or (self.referenced and self.kl.place == "reward")
+
+    @property
+    def steps_per_rollout(self) -> int:
+        return self.minibatches * self.rollout_epochs
+
+    def for_loss(self, columns: Columns) -> Columns:
+        """Those that the loss reads: with one step a rollout its ratio is 1, which `old` from another pass would miss by rounding."""
+        return {name: value for name, value in columns.items() if name != "old" or self.steps_per_rollout > 1}
 
     @property
     def passes_between(self) -> float:

@@ -9,8 +9,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from posttrain.errors import ConfigError, Problem
 from posttrain.functional.importance import correction
 from posttrain.functional.policy import aggregate
 from posttrain.methods.base import Recipe
@@ -42,6 +44,23 @@ class Surrogate(Online, ABC):
         self.loss, self.importance, self.entropy_coef = loss, importance, entropy_coef
         self.aggregation: Any = inspect.signature(loss).parameters["aggregation"].default
         self.watch = RewardWatch()
+        self._try()
+
+    def _try(self) -> None:
+        """Let loss, importance and pull object to their options before a model is built. Raises ConfigError."""
+        two, answers = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+        tokens = PolicyTokens(two, two, two, two + 1, answers, torch.tensor([2]), 2.0, 1, self.longest)
+        compare = self.importance or correction
+        trials: dict[str, Callable[[], object]] = {
+            "method.loss": lambda: self.loss(tokens),
+            "method.importance": lambda: compare(two, two, answers, 1),
+            "method.kl": lambda: self.kl.of(two, two, two + 1),
+        }
+        for where, trial in trials.items():
+            try:
+                trial()
+            except ValueError as error:
+                raise ConfigError(Problem(where, str(error))) from error
 
     @property
     def pull(self) -> float:

@@ -1,0 +1,87 @@
+"""Rules over the keys of methods that learn from their own answers; see `posttrain.runs.rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from posttrain.errors import Problem
+from posttrain.runs.source import class_constant
+
+Config = dict[str, Any]
+COMPARING = ("group", "leave_one_out", "decoupled", "pass_at_k")  # of posttrain.functional.advantages
+
+
+def sampling_fits_method(config: Config) -> Iterator[Problem]:
+    """Methods that learn from their own answers need a generator and a reward; the others have no use for them."""
+    name = config["method"].get("name")
+    online = class_constant(config["method"].get("_target_", ""), "online") is True
+    for key, what in (("rollout", "how answers are sampled"), ("reward", "what they are worth")):
+        if online and not config[key]:
+            yield Problem(key, f"method={name} needs to know {what}", f"posttrain list {key}")
+        if not online and config[key]:
+            yield Problem(key, f"method={name} samples no answers, so it has no use for this", f"leave {key} out, or method=grpo")
+    if "pairs" in config["method"] and (config["rollout"] or {}).get("group_size", 2) < 2:
+        yield Problem("rollout.group_size", "a pair takes two answers to a prompt", "rollout.group_size=2")
+    if online and config["rollout"] and not config["rollout"].get("temperature"):
+        yield Problem(
+            "rollout.temperature", "at 0 all answers to a prompt are the same, and nothing can be learnt", "rollout.temperature=1"
+        )
+
+
+def judges_have_backends(config: Config) -> Iterator[Problem]:
+    """A judge's backend is an option of a group of its own, which a value cannot stand for."""
+    for name, node in (config["reward"] or {}).items():
+        backend = node.get("backend") if isinstance(node, dict) else None
+        if backend is not None and not (isinstance(backend, dict) and "_target_" in backend):
+            yield Problem(
+                f"reward.{name}.backend", f"expected an option of a group, got {backend!r}", "reward/backend=openai, local, scripted"
+            )
+
+
+def rollout_is_known(config: Config) -> Iterator[Problem]:
+    """What the loss must know of the rollout follows it; a value of its own would be another policy's, or another length's."""
+    for key, source in (("temperature", "temperature"), ("longest", "max_new_tokens")):
+        known, true = config["method"].get(key), (config["rollout"] or {}).get(source)
+        if known is not None and true is not None and known != true:
+            message = f"is {known}, and answers are sampled with rollout.{source}={true}, which it follows"
+            yield Problem(f"method.{key}", message, f"leave it out; set rollout.{source}")
+
+
+def references_are_asked(config: Config) -> Iterator[Problem]:
+    """Without a pull nothing asks the reference that is to move."""
+    method = config["method"]
+    kl = method.get("kl")
+    if isinstance(kl, dict) and not kl.get("coef") and method.get("reference_update_every") is not None:
+        message = "there is no pull towards a reference, so there is none to move"
+        yield Problem("method.reference_update_every", message, "method.kl.coef=0.05, or leave it out")
+
+
+def advantages_have_groups(config: Config) -> Iterator[Problem]:
+    """An advantage that compares answers needs several to a prompt; one of sets of k, as many."""
+    advantage, rollout = config["method"].get("advantage"), config["rollout"]
+    if not isinstance(advantage, dict) or not rollout:
+        return
+    size = rollout.get("group_size", 0)
+    if size == 1 and _compares(advantage):
+        message = "with one answer to a prompt there is nothing that this advantage could compare, and nothing is learnt"
+        yield Problem("rollout.group_size", message, "rollout.group_size=8, or method=reinforce, or method.advantage=raw")
+        return
+    if advantage.get("k", 0) > size:
+        message = f"sets of {advantage['k']} answers need as many to a prompt, and rollout.group_size is {size}"
+        yield Problem("method.advantage.k", message, f"method.advantage.k={size}, or rollout.group_size={advantage['k']}")
+
+
+def _compares(advantage: Config) -> bool:
+    """Whether it is 0 for the only answer of a group."""
+    package, _, name = str(advantage.get("_target_")).rpartition(".")
+    return package == "posttrain.functional.advantages" and (name in COMPARING or bool(advantage.get("baseline")))
+
+
+RULES: dict[Callable[[Config], Iterator[Problem]], tuple[str, ...]] = {  # with the keys that each relies on
+    sampling_fits_method: ("method", "rollout", "reward"),
+    rollout_is_known: ("method", "rollout"),
+    references_are_asked: ("method",),
+    advantages_have_groups: ("method", "rollout"),
+    judges_have_backends: ("reward",),
+}

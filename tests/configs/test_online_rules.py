@@ -1,0 +1,70 @@
+"""Options of online methods that exclude each other: found before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from posttrain.errors import ConfigError
+from posttrain.functional import advantages
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.online import build_generator
+from posttrain.runs.online_rules import COMPARING
+from posttrain.runs.train import untrained
+from posttrain.types import GroupRewards
+
+BASE = ["model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "method=grpo"]
+EXCLUDING = {
+    "a ratio for k2": (["method.kl.estimator=k2", "method.kl.unbiased=true"], "method.kl", "k2"),
+    "dual clip": (["method.loss.dual_clip=1.1"], "method.loss", "dual_clip"),
+    "bounds of a weight": (["method.loss=cispo", "method.loss.lower=6"], "method.loss", "cispo"),
+    "bounds of a correction": (["method.importance=truncate", "method.importance.least=3"], "method.importance", "least"),
+}
+MISTAKES = {
+    "sets larger than groups": (["method.advantage=pass_at_k", "rollout.group_size=2"], "method.advantage.k", "group_size is 2"),
+    "a reference that nothing asks": (["method.reference_update_every=2"], "method.reference_update_every", "no pull"),
+    "a temperature of its own": (["method.temperature=0.5"], "method.temperature", "rollout.temperature=1.0"),
+    "a length of its own": (["method.longest=64"], "method.longest", "rollout.max_new_tokens=256"),
+    "no group": (["rollout.group_size=1"], "rollout.group_size", "one answer"),
+    "no group for a baseline": (
+        ["method=reinforce", "method.advantage.baseline=true", "rollout.group_size=1"],
+        "rollout.group_size",
+        "one answer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXCLUDING)
+def test_options_that_exclude_each_other_are_found_without_a_model(name: str) -> None:
+    overrides, where, words = EXCLUDING[name]
+    config = compose_and_check([*BASE, *overrides])
+    with pytest.raises(ConfigError, match=words) as found:
+        untrained(config)
+    assert found.value.problems[0].where == where
+
+
+def test_texts_that_cannot_end_an_answer() -> None:
+    with pytest.raises(ConfigError, match="stop"):
+        build_generator(compose_and_check([*BASE, "rollout.stop=['']"]))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    overrides, where, words = MISTAKES[name]
+    with pytest.raises(ConfigError) as found:
+        compose_and_check([*BASE, *overrides])
+    (problem,) = found.value.problems
+    assert (problem.where, words in problem.message) == (where, True)
+
+
+@pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
+def test_single_answers_are_enough_where_none_are_compared(method: list[str]) -> None:
+    compose_and_check([*BASE, *method, "rollout.group_size=1"])
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_those_that_compare_are_0_for_an_only_answer(name: str) -> None:
+    rewards = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
+    known = GroupRewards(rewards, rewards[None], torch.ones(1))
+    options = {"k": 1} if name == "pass_at_k" else {}
+    assert not vars(advantages)[name](known, **options).any()
