@@ -132,6 +132,7 @@ class PPO(Surrogate):
         return {"old": stats.logps, "values": values}
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
+        self.coefficient.begin()
         columns = self.read(parts)
         answers = answers_of(rollout, parts, columns)
         advantages, returns = gae(self._rewards(answers), answers.values, answers.lengths, gamma=self.gamma, lam=self.lam)

@@ -84,6 +84,7 @@ class ReferencePolicy(nn.Module):
         super().__init__()
         self.kind, self.update_every, self.update_mix = kind, update_every, update_mix
         self.source: Reference | None = None
+        self._advanced = 0  # the step that it was last advanced for
 
     def build(self, policy: PolicyModel, entering: Callable[[], PolicyModel]) -> None:
         """Once the policy is there; entering: builds the model that entered the stage."""
@@ -111,9 +112,11 @@ class ReferencePolicy(nn.Module):
         return 0.0 if self.kind == "cached" else 1.0
 
     def advance(self, step: int, policy: PolicyModel) -> None:
-        """Before optimizer step `step` (from 0): move if it is time."""
-        if self.update_every and step and step % self.update_every == 0 and isinstance(self.source, FrozenCopy):
+        """Before optimizer step `step` (from 0): move if it is time, and not if that is done."""
+        due = self.update_every and step % self.update_every == 0 and step != self._advanced
+        if due and isinstance(self.source, FrozenCopy):
             self.source.follow(policy, self.update_mix)
+        self._advanced = step
 
     def moving_names(self, trained: set[str]) -> set[str]:
         """Names of this module's weights that move, for checkpoints. trained: names within the policy."""

@@ -15,6 +15,7 @@ BASE = [
 KINDS = {
     "one step a rollout": [],
     "four steps a rollout": ["method.minibatches=2", "method.rollout_epochs=2", "method.kl.coef=0.1"],
+    "a moving reference": ["method.minibatches=2", "method.kl.coef=0.1", "method.reference_update_every=2"],
     "asked anew": ["method.selection=resample", "rollout.group_size=2", "method.minibatches=2"],
     "passed over": ["method.difficulty_low=0.1", "limit=8"],
 }

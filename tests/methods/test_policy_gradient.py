@@ -132,6 +132,36 @@ def test_a_reference_that_is_not_there_is_not_in_checkpoints(coef: float) -> Non
     assert any(name.startswith("reference.") for name in method.saved_names()) is bool(coef)
 
 
+def test_a_reference_moves_before_it_reads_the_rollout_and_once_a_step(monkeypatch: Any) -> None:
+    method = PolicyGradient(
+        recipe_of(compose(["model=nano"])["model"]), loss=clipped, advantage=advantages.group, kl=KL(coef=0.1), rollout_epochs=2,
+        reference_update_every=2, reference_update_mix=0.5,
+    )  # fmt: skip
+    method.configure_model()
+    method.max_tokens = 64
+    steps = iter([0, 2])
+    monkeypatch.setattr(PolicyGradient, "global_step", property(lambda _: next(steps)))
+    monkeypatch.setattr(PolicyGradient, "device", torch.device("cpu"))
+    rollout = rollout_of([[1.0, 0.0]])
+    parts = parts_of(rollout, 64)
+    name, weight = next((n, p) for n, p in method.model.named_parameters() if p.requires_grad)
+    theirs = method.reference.get_parameter(f"source.policy.{name}")
+    method.read(parts)
+    method.before_step(0)
+    with torch.no_grad():
+        weight.add_(1.0)
+    method.before_step(1)
+    start = theirs.clone()
+    (columns,) = method.read(parts)
+    torch.testing.assert_close(theirs, start + 0.5)
+    moved = theirs.clone()
+    method.before_step(2)
+    method.before_step(3)
+    assert torch.equal(theirs, moved)
+    (again,) = [{"reference": method.reference(collate([parts[0].tree], StepShare(4.0, 1, 1)))}]
+    np.testing.assert_allclose(columns["reference"][3:], again["reference"].numpy(), rtol=1e-5)
+
+
 def test_training_leaves_dropout_out_whatever_the_mode(caplog: Any) -> None:
     model = compose(["model=nano", "model/peft=lora", "model.peft.dropout=0.5", "model.gradient_checkpointing=true"])["model"]
 

@@ -127,6 +127,17 @@ def test_a_rollout_is_annotated_as_the_definitions_say(monkeypatch, max_tokens):
     assert method.step_metrics({}) == {}  # told once, with the rollout's first step
 
 
+def test_the_pull_of_a_rollout_is_the_same_in_all_its_steps(monkeypatch):
+    rollout = rollout_of([[1.0, -0.5], [0.0, 2.0]])
+    parts = parts_of(rollout, 64)
+    method = method_of(kl=KL(coef=COEF, estimator="k1", place="loss"), kl_target=1e-3)
+    monkeypatch.setattr(method, "read", lambda _: columns_of(parts))
+    method.annotate(rollout, parts)
+    assert (method.step_metrics({})["kl/coef"], method.pull) == (COEF, COEF)
+    method.annotate(rollout, parts)
+    assert method.step_metrics({})["kl/coef"] == method.pull != COEF
+
+
 def test_whitened_rewards_have_a_deviation_of_1_and_keep_their_mean(monkeypatch):
     rollout = rollout_of([[1.0, -0.5], [0.0, 2.0]])
     parts = parts_of(rollout, 64)
@@ -167,9 +178,12 @@ def test_single_answers_inform_unless_all_rewards_are_alike():
 def test_the_coefficient_follows_the_divergence():
     coefficient = Coefficient(0.1, target=2.0, rate=0.5)
     for divergence in (2.0, 100.0, 1.9, 0.0):
+        before = float(coefficient.value)
         coefficient.follow(divergence)
+        assert float(coefficient.value) == before  # stays in force for the rollout
+        coefficient.begin()
     assert float(coefficient.value) == pytest.approx(0.1 * (1 + 0.5 * 0.2) * (1 - 0.5 * 0.05) * (1 - 0.5 * 0.2))
-    assert "value" in coefficient.state_dict()
+    assert coefficient.state_dict().keys() == {"value", "following"}
     still = Coefficient(0.1, target=None, rate=0.5)
     still.follow(100.0)
     assert float(still.value) == 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isnan
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,19 @@ ALARMS = (
     Alarm(
         "no variance",
         ("groups/informative", "reward/mean"),
-        lambda now, _: now["groups/informative"] == 0.0,
+        lambda now, _: now["groups/informative"] == 0.0 and not isnan(now["reward/mean"]),
         3,
         "no variance: all answers to every prompt got the same reward (mean {reward/mean:.3g}) in three rollouts, so there is nothing to "
         "learn from. The task is too hard or too easy for this model, or the reward never fires: look at the samples, start from a "
         "fine-tuned model, sample hotter, or shape the reward",
+    ),
+    Alarm(
+        "nothing scored",
+        ("reward/mean",),
+        lambda now, _: isnan(now["reward/mean"]),
+        1,
+        "the reward could not judge any answer, so nothing is learnt. reward/failed/* in metrics.jsonl counts them by component; a reward "
+        "that compares with a right answer needs rows that have one (the field `answer`)",
     ),
     Alarm(
         "truncated",
@@ -75,7 +84,7 @@ ALARMS = (
     Alarm(
         "unscored",
         (),
-        lambda now, _: any(name.startswith("reward/failed/") and value > 0 for name, value in now.items()),
+        lambda now, _: not isnan(now.get("reward/mean", 0.0)) and any(n.startswith("reward/failed/") and v > 0 for n, v in now.items()),
         1,
         "some answers could not be scored and are left out; reward/failed/* in metrics.jsonl counts them",
     ),

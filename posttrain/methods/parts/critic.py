@@ -76,20 +76,27 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 class Coefficient(nn.Module):
     """The coefficient of the pull towards the reference; with a target it follows the divergence that is measured, and is in checkpoints.
 
+    value: in force for the present rollout. following: for the next one.
     target: nats an answer; None leaves it alone. rate: see `posttrain.functional.gae.adapted`.
     """
 
     value: Tensor
+    following: Tensor
 
     def __init__(self, start: float, *, target: float | None, rate: float) -> None:
         super().__init__()
         self.target, self.rate = target, rate
-        self.register_buffer("value", torch.tensor(start, dtype=torch.float64), persistent=target is not None)
+        for name in ("value", "following"):
+            self.register_buffer(name, torch.tensor(start, dtype=torch.float64), persistent=target is not None)
+
+    def begin(self) -> None:
+        """A rollout begins: what the last one set comes into force."""
+        self.value.copy_(self.following)
 
     def follow(self, divergence: float) -> None:
-        """Take in what a rollout's answers were away from the reference, nats an answer."""
+        """Take in what a rollout's answers are away from the reference, nats an answer."""
         if self.target is not None:
-            self.value.fill_(adapted(float(self.value), divergence, target=self.target, rate=self.rate))
+            self.following.fill_(adapted(float(self.value), divergence, target=self.target, rate=self.rate))
 
 
 def with_own_rate(make: Callable[[NamedParameters], Optimizer], named: NamedParameters, *, prefix: str, lr: float) -> Optimizer:

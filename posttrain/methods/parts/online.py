@@ -140,14 +140,18 @@ class Online(Referenced, ABC):
             yield
 
     def read(self, parts: Sequence[Part]) -> list[Columns]:
-        """The policy's log-probabilities of the sampled tokens as `old`, and the reference's as `reference`, as far as they are needed."""
+        """The policy's log-probabilities of the sampled tokens as `old`, and the reference's as `reference`, as far as they are needed.
+
+        A rollout begins here, before its first step does: a reference that is to move before that step moves now.
+        """
 
         def passes(tree: TokenTree) -> Mapping[str, Tensor]:
             found = {"reference": self.reference(tree, temperature=self.temperature)} if self.referenced else {}
             return {**self.read_policy(tree), **found}
 
-        if not self.passes_between:
+        if not (parts and self.passes_between):
             return [{} for _ in parts]
+        self.reference.advance(self.global_step, self.model)
         return columns_of([part.tree for part in parts], passes, max_tokens=self.max_tokens, device=self.device)
 
     def read_policy(self, tree: TokenTree) -> Mapping[str, Tensor]:
