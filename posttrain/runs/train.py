@@ -195,7 +195,7 @@ def callbacks_of(
 
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
-    sampled = [online.Sampler(loader, reporter, config, job.tokenizer)] if isinstance(loader, ExperienceLoader) else []
+    sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
     return [*sampled, recorder, evaluator, writer]
 
 
