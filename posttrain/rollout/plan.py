@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -111,6 +111,7 @@ def make_experience_plan(
         raise ValueError(
             f"a prompt has up to {longest_prompt} tokens and {what} up to {together}, which is more than max_tokens={max_tokens}"
         )
+    order = lru_cache(maxsize=2)(order)  # prompts are asked for one by one
     if not len(order(0)):
         raise ValueError("there are no prompts")
     if max_steps is None and epochs is None:
