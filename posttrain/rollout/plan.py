@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
 from posttrain.data.plan import EpochOrder, balance, first_fit, take
 from posttrain.data.tree import answered, collate, ghost, nothing
+from posttrain.errors import ConfigError, Problem
 from posttrain.types import Group, Part, Rollout, StepShare, TokenizedExample, TokenTree
 
 
@@ -63,9 +64,15 @@ class ExperiencePlan:
         return sorted(np.array_split(shuffled, self.minibatches)[minibatch].tolist())
 
     def split(self, parts: Sequence[Part], rank: int, spare: TokenizedExample) -> list[TokenTree]:
-        """A rank's micro-batches of a step that sees `parts`, the empty ones first. spare: what a rank without work runs."""
+        """A rank's micro-batches of a step that sees `parts`, the empty ones first. spare: what a rank without work runs.
+
+        Raises ConfigError where the parts were cut for another plan, and do not fit into this one.
+        """
         lengths = np.array([len(part.tree.ids) for part in parts], np.int64)
         filled = max(1, math.ceil(first_fit(lengths, self.max_tokens) / self.ranks)) * self.ranks
+        if lengths.max(initial=0) > self.max_tokens or filled > self.ranks * self.micro_batches:
+            message = f"the checkpoint is in the middle of a rollout, whose parts do not fit into {self.max_tokens} tokens"
+            raise ConfigError(Problem("max_tokens", message, "continue with the max_tokens it had, at least to the rollout's end"))
         share = StepShare(
             weight=float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts)),
             examples=len({part.group for part in parts}),
@@ -104,6 +111,7 @@ def make_experience_plan(
         raise ValueError(
             f"a prompt has up to {longest_prompt} tokens and {what} up to {together}, which is more than max_tokens={max_tokens}"
         )
+    order = lru_cache(maxsize=2)(order)  # prompts are asked for one by one
     if not len(order(0)):
         raise ValueError("there are no prompts")
     if max_steps is None and epochs is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Collection
@@ -83,7 +82,7 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
 
 
 def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
-    """One rank of a run whose folder is ready; returns the exit code. Only the leading rank tells of a user's error."""
+    """One rank of a run whose folder is ready; returns the exit code. Other ranks than the leading one say which they are."""
     quiet_libraries()
     from posttrain.runs.ranks import from_environment
     from posttrain.runs.session import train
@@ -93,9 +92,11 @@ def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -
     def action() -> int:
         try:
             return train(entering.applied(config), ranks, allow_targets=allow_targets)
-        except UserError:
+        except UserError as error:
             if ranks.leads:
                 raise
+            for line in report.lines(error.problems):
+                print(f"rank {ranks.rank}: {line}", file=sys.stderr)
             return WRONG
 
     return exit_code(action)
@@ -108,11 +109,12 @@ def run_isolated(config: dict[str, Any], *, allow_targets: Collection[str] = ())
     import yaml
 
     from posttrain.runs.files import write_atomic
+    from posttrain.runs.processes import run_child
 
     wanted = folder / "job.yaml"
     write_atomic(wanted, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     allowed = [f"--allow-target={name}" for name in allow_targets]
-    return subprocess.run([sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed], check=False).returncode
+    return run_child([sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed])
 
 
 def output_folder(config: dict[str, Any]) -> Path:

@@ -34,6 +34,9 @@ class Measures:
     say: Callable[[str], None]
     samples: list[dict[str, Any]] = field(default_factory=list)
 
+    def ready(self, method: Method) -> None:
+        """Called before anything is measured or sampled, when the model is on its device; may be called again."""
+
     def loss(self, method: Method) -> dict[str, float]:
         """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:

@@ -107,18 +107,16 @@ def build_rewards(config: Config, *, allow: Collection[str] = ()) -> RewardSet:
 
 
 class Sampler(StepCallback):
-    """Gives the generator its policy, and shows answers of every so many steps: a file, the tracker's table, two lines on the terminal."""
+    """Has all that samples made ready, and shows answers of every so many steps: a file, the tracker's table, lines on the terminal."""
 
-    def __init__(self, loader: ExperienceLoader, reporter: Reporter, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.loader, self.reporter, self.tokenizer = loader, reporter, tokenizer
+    def __init__(self, loader: ExperienceLoader, reporter: Reporter, config: Config, measures: Measures) -> None:
+        self.loader, self.reporter, self.measures = loader, reporter, measures
         self.every = config["log"]["samples_every"]
         self.folder = Path(config["output_dir"]) / "rollouts"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        check_context(self.loader, pl_module)
-        self.loader.collector.generator.attach(pl_module.model, self.tokenizer)
-        self.loader.collector.rewards.start(str(pl_module.device))
+        self.measures.ready(pl_module)
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
         rows, self.loader.rows = self.loader.rows, self.loader.rows if self.every is None else []
@@ -137,10 +135,10 @@ class Sampler(StepCallback):
             self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
 
 
-def check_context(loader: ExperienceLoader, method: Method) -> None:
+def check_context(collector: Collector, method: Method) -> None:
     """Raises ConfigError where a prompt and its answer may be longer than the model's positions."""
     most = getattr(method.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-    asked = loader.longest_prompt + loader.collector.generator.sampling.max_new_tokens
+    asked = int(collector.prompts.lengths.max()) + collector.generator.sampling.max_new_tokens
     if most is not None and asked > most:
         message = f"a prompt and its answer may have {asked} tokens, the model has positions for {most}"
         raise ConfigError(Problem("rollout.max_new_tokens", message, "lower it, or max_length"))
@@ -156,6 +154,17 @@ class OnlineMeasures(Measures):
     """Held-out prompts answered greedily: the reward of the answers, and whether they are right where that can be checked."""
 
     collector: Collector | None = None
+    is_ready: bool = False
+
+    def ready(self, method: Method) -> None:
+        """Give the generator its policy and start the rewards: when training begins, or at the end where no step was left to do."""
+        if self.is_ready:
+            return
+        assert self.collector is not None
+        check_context(self.collector, method)
+        self.collector.generator.attach(method.model, self.tokenizer)
+        self.collector.rewards.start(str(method.device))
+        self.is_ready = True
 
     def loss(self, method: Method) -> dict[str, float]:
         """`val/reward`, its components, `val/win_rate` and `eval/exact_match`; nothing without held-out prompts."""

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2
+WITH_PARENT = "POSTTRAIN_WITH_PARENT"  # in the environment of a process that is to end when its standard input does
 
 
 def free_port() -> int:
@@ -44,18 +47,35 @@ def run_ranks(command: Sequence[str], world: int) -> int:
         for rank in range(world)
     ]
 
+    with _ending_with_us(ranks):
+        return _wait(ranks)
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run `command` in a process that ends with this one; SIGINT and SIGTERM go to it, and it is waited for. Returns its exit code."""
+    environment = {**os.environ, WITH_PARENT: "1"}
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    with _ending_with_us([child]):
+        return _exit_code(child.wait())
+
+
+@contextmanager
+def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Inside the block stop signals go to the processes; at its end none of them is left. Only the main thread may handle signals."""
+
     def forward(number: int, _frame: FrameType | None) -> None:
-        for process in ranks:
+        for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, forward) for number in handled}
     try:
-        return _wait(ranks)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in ranks:
+        for process in processes:
             if process.poll() is None:
                 process.kill()
             process.communicate()

@@ -40,7 +40,7 @@ class Checkpoint(Group):
     every_minutes: Positive | None = Field(30, description="minutes between checkpoints; null = not by time")
     keep_last: Count = Field(2, description="newest checkpoints kept")
     keep_best: Natural = Field(1, description="best checkpoints kept, by `monitor`")
-    monitor: str = Field("val/loss", description="metric of `keep_best`, lower is better")
+    monitor: str = Field("val/loss", description="metric of `keep_best`, lower is better; higher with a leading minus")
 
 
 class Log(Group):

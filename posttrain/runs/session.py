@@ -105,6 +105,7 @@ class Session:
         """Final evaluation and artifact; the strategy has let go of the model, so it is put back on the device."""
         job, method = self.job, self.method
         method.to(job.device).eval()
+        self.measures.ready(method)  # training has not begun where the checkpoint is of the last step
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
         self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
         artifact = save_run_artifact(job, method, self.reporter.latest) if job.ranks.leads else None

@@ -31,6 +31,7 @@ from posttrain.rollout.plan import ExperiencePlan
 from posttrain.runs import online, targets
 from posttrain.runs.callbacks.evaluate import Evaluator
 from posttrain.runs.callbacks.record import StepRecorder
+from posttrain.runs.callbacks.replan import Replanner
 from posttrain.runs.callbacks.save import CheckpointWriter
 from posttrain.runs.checkpoint_io import StreamingCheckpointIO
 from posttrain.runs.measure import Measures
@@ -195,8 +196,8 @@ def callbacks_of(
 
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
-    sampled = [online.Sampler(loader, reporter, config, job.tokenizer)] if isinstance(loader, ExperienceLoader) else []
-    return [*sampled, recorder, evaluator, writer]
+    sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
+    return [Replanner(), *sampled, recorder, evaluator, writer]
 
 
 def fit(job: Job, method: Method, trainer: Trainer, loader: TreeLoader | ExperienceLoader) -> None:

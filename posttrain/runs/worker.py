@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> int:
     from posttrain.runs import report
     from posttrain.runs.check import check
     from posttrain.runs.job import run_job, train_rank
+    from posttrain.runs.processes import WITH_PARENT
 
     path, *options = arguments
     allowed = [option.removeprefix("--allow-target=") for option in options]
@@ -26,14 +27,15 @@ def main(arguments: list[str]) -> int:
     if problems := check(config, allow_targets=allowed):
         report.show(UserError(problems).problems)
         return 2
-    if "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ or os.environ.pop(WITH_PARENT, None):
         threading.Thread(target=_die_with_parent, daemon=True).start()
+    if "LOCAL_RANK" in os.environ:
         return train_rank(config, allow_targets=allowed)
     return run_job(config, allow_targets=allowed)
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of standard input; end of file means that it is gone, and a rank alone would wait for ever."""
+    """The parent holds the other end of standard input; end of file means that it is gone, and nobody would stop this one."""
     while os.read(0, 1):  # the file itself: a reader object would be locked at interpreter shutdown
         pass
     os._exit(1)

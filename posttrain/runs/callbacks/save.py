@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -14,6 +15,8 @@ from posttrain.runs.files import prepare_folder, writing
 from posttrain.runs.ranks import Ranks, barrier, sum_over_ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.signals import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointWriter(StepCallback):
@@ -42,6 +45,7 @@ class CheckpointWriter(StepCallback):
         self.every_minutes = every_minutes
         self.keep_last, self.keep_best, self.monitor = keep_last, keep_best, monitor
         self._saved_at = time.monotonic()
+        self._told = not keep_best
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop.install()  # Lightning has put its SIGTERM handler in front
@@ -79,6 +83,15 @@ class CheckpointWriter(StepCallback):
         except OSError:
             checkpoint.clear_partial(self.folder)  # give back the space that the attempt took
             raise
+        self._tell_if_unknown()
         if self.ranks.leads:
             checkpoint.prune(self.folder, last=self.keep_last, best=self.keep_best)
         self._saved_at = time.monotonic()
+
+    def _tell_if_unknown(self) -> None:
+        """Once, where something was measured on held-out data, but not what the best checkpoints are chosen by."""
+        name, known = self.monitor.removeprefix("-"), self.reporter.latest
+        measured = sorted(other for other in known if other.startswith(("val/", "eval/")))
+        if measured and name not in known and not self._told:
+            self._told = True
+            log.warning("checkpoint.monitor=%s is never measured, so keep_best keeps nothing; there are %s", name, ", ".join(measured))
