@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if problems := check(config, allow_targets=allowed):
         report.show(UserError(problems).problems)
         return 2
-    if "LOCAL_RANK" in os.environ or os.environ.pop(WITH_PARENT, None):
+    if "LOCAL_RANK" in os.environ or os.environ.pop(WITH_PARENT, ""):
         threading.Thread(target=_die_with_parent, daemon=True).start()
     if "LOCAL_RANK" in os.environ:
         return train_rank(config, allow_targets=allowed)
