@@ -21,7 +21,7 @@ def check(config: dict[str, Any], *, allow_targets: Collection[str] = (), rules:
     problems = validate(config, allow=allow_targets)
     broken = {problem.where for problem in problems}
     sound = [rule for rule in rules if not any(_overlap(key, place) for key in rule.reads for place in broken)]
-    return problems + [problem for rule in sound for problem in rule.find(config)]
+    return problems + [problem for rule in sound for problem in rule.problems(config, allow_targets)]
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -135,10 +135,10 @@ class Sampler(StepCallback):
             self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
 
 
-def check_context(collector: Collector, method: Method) -> None:
+def check_context(longest_prompt: int, longest_answer: int, method: Method) -> None:
     """Raises ConfigError where a prompt and its answer may be longer than the model's positions."""
     most = getattr(method.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-    asked = int(collector.prompts.lengths.max()) + collector.generator.sampling.max_new_tokens
+    asked = longest_prompt + longest_answer
     if most is not None and asked > most:
         message = f"a prompt and its answer may have {asked} tokens, the model has positions for {most}"
         raise ConfigError(Problem("rollout.max_new_tokens", message, "lower it, or max_length"))
@@ -161,7 +161,8 @@ class OnlineMeasures(Measures):
         if self.is_ready:
             return
         assert self.collector is not None
-        check_context(self.collector, method)
+        held_out = 0 if self.prepared.val is None else int(self.prepared.val.lengths.max())
+        check_context(max(held_out, int(self.collector.prompts.lengths.max())), self.collector.generator.sampling.max_new_tokens, method)
         self.collector.generator.attach(method.model, self.tokenizer)
         self.collector.rewards.start(str(method.device))
         self.is_ready = True

@@ -6,7 +6,7 @@ PLAN holds for any config, ELSEWHERE for one that is to run on a machine that sh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,18 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """find: config -> problems. reads: the keys it relies on; it runs only if their own types are right."""
+    """find: config -> problems. reads: the keys it relies on; it runs only if their own types are right.
 
-    find: Callable[[Config], Iterator[Problem]]
+    targets: whether `find` also takes the packages that configs may name, as `allow_targets`.
+    """
+
+    find: Callable[..., Iterator[Problem]]
     reads: tuple[str, ...]
+    targets: bool = False
+
+    def problems(self, config: Config, allow_targets: Collection[str]) -> Iterator[Problem]:
+        """What it finds."""
+        return self.find(config, allow_targets=allow_targets) if self.targets else self.find(config)
 
 
 LONGEST_NAME = 255  # of a file or folder, bytes; on every common file system
@@ -253,14 +261,14 @@ def critic_is_sound(config: Config) -> Iterator[Problem]:
         yield Problem("method.value_from", f"no such folder: {method['value_from']}", near_file(method["value_from"]))
 
 
-def entering_is_sound(config: Config) -> Iterator[Problem]:
+def entering_is_sound(config: Config, *, allow_targets: Collection[str] = ()) -> Iterator[Problem]:
     """The run that is made first must be one that could be made by itself."""
     if not config["entering"]:
         return
     from posttrain.runs.entering import config_of
 
     try:
-        config_of(config["entering"], config)
+        config_of(config["entering"], config, allow_targets=allow_targets)
     except UserError as error:
         yield from error.problems
 
@@ -284,9 +292,9 @@ ELSEWHERE: tuple[Rule, ...] = (
     Rule(output_is_writable, ("output_dir",)),
     Rule(strategy_is_there, ("hardware",)),
     Rule(machines_are_one, ("hardware",)),
+    Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
 )
 HERE: tuple[Rule, ...] = (
     *ELSEWHERE,
     Rule(devices_are_there, ("hardware",)),
-    Rule(entering_is_sound, ("entering", "seed", "hardware")),
 )
