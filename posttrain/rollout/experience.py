@@ -88,11 +88,6 @@ class ExperienceLoader:
             skip = 0
 
     @property
-    def longest_prompt(self) -> int:
-        """Tokens."""
-        return int(self.collector.prompts.lengths.max())
-
-    @property
     def micro_batches(self) -> int:
         """Of this rank, in each optimizer step, the empty ones included."""
         return self.plan.micro_batches
