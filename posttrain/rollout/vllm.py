@@ -61,14 +61,6 @@ class VLLMGenerator(Generator):
     def __init__(
         self,
         *,
-        group_size: int = 8,
-        max_new_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
         url: str = "http://localhost:8000",
         model: str | None = None,
         folder: str = "outputs/handover",
@@ -80,11 +72,9 @@ class VLLMGenerator(Generator):
         pause: float = 1.0,
         checksum: bool = True,
         tolerance: float = 0.1,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            group_size=group_size, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop,
-        )  # fmt: skip
+        super().__init__(**common)
         require(_wrong_values(url, concurrency=concurrency, timeout=timeout, tolerance=tolerance))
         self.server = Server(url, key_variable=key_variable, timeout=timeout, retries=retries, pause=pause)
         self.model, self.folder, self.wait = model, Path(folder).absolute(), wait

@@ -12,6 +12,7 @@ import yaml
 from reward_helpers import built, sample
 
 from posttrain.errors import ConfigError
+from posttrain.rewards.backends.base import Backend
 from posttrain.rewards.base import Reward
 from posttrain.runs import options, targets
 from posttrain.runs.signatures import read_signature
@@ -54,7 +55,7 @@ def test_every_option_builds_and_writes_out_its_keys(file: Any, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["openai", "local"])
 def test_backends_build(name: str) -> None:
     text = (options.config_dir() / "reward" / "backend" / f"{name}.yaml").read_text().replace("url: ???", "url: http://x/v1")
-    targets.build(yaml.safe_load(text))
+    assert isinstance(targets.build(yaml.safe_load(text)), Backend)
 
 
 def test_matching() -> None:
