@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+VERDICTS = ("Verdict: [[A]]", "Verdict: [[B]]", "Verdict: [[C]]")
+
 
 @dataclass(frozen=True)
 class Question:
     """What a judge is asked.
 
-    messages: as a language model is asked. answers: what is judged, one (rated) or two (compared), for backends that follow rules.
+    messages: as a language model is asked. Further, for backends that follow rules: answers: what is judged, one (rated) or two (compared).
+    verdicts: what a comparison says where the first is better, the second, or neither.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     answers: tuple[str, ...]
+    verdicts: tuple[str, str, str] = VERDICTS
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ class Scripted(Backend):
         self.prefer, self.text = prefer, text
 
     def ask(self, questions: Sequence[Question]) -> list[str | Silence]:
-        """As a model would write it: `Rating: [[7]]`, or `Verdict: [[A]]`."""
-        return [self._rate(*question.answers) if len(question.answers) == 1 else self._compare(*question.answers) for question in questions]
+        """As a model would write it: `Rating: [[7]]`, or the question's verdict."""
+        return [self._rate(*question.answers) if len(question.answers) == 1 else self._compare(question) for question in questions]
 
     def _rate(self, answer: str) -> str:
         return f"Rating: [[{1 + round(9 * RULES[self.prefer](answer, self.text))}]]"
 
-    def _compare(self, first: str, second: str) -> str:
-        a, b = (KEYS[self.prefer](answer, self.text) for answer in (first, second))
-        return f"Verdict: [[{'C' if a == b else 'A' if a > b else 'B'}]]"
+    def _compare(self, question: Question) -> str:
+        a, b = (KEYS[self.prefer](answer, self.text) for answer in question.answers)
+        return question.verdicts[2 if a == b else 0 if a > b else 1]
