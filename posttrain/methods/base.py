@@ -24,6 +24,7 @@ from posttrain.models.policy import PolicyModel
 from posttrain.types import Rendering, TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
+KEPT = "kept"  # in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,22 @@ class Steps(Protocol):
         ...
 
 
+class Stateful(Protocol):
+    """What is told in numbers and texts, and can be put back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 class Method(LightningModule, ABC):
     """Base of the methods. A leaf states its loss in `loss_of`; the loop is Lightning's automatic optimisation.
 
     loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on. language_model:
     whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
     (a name in posttrain.runs.reports); None for none. online: whether it learns from answers that it samples itself.
-    steps: set when training begins. place: of the present micro-batch among this rank's in the step. examples: of the present step.
+    kept: what checkpoints hold beside tensors, by name. steps: set when training begins. place: of the present micro-batch among this
+    rank's in the step. examples: of the present step.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]]
@@ -95,6 +105,7 @@ class Method(LightningModule, ABC):
         self.recipe = recipe
         self.policy: PolicyModel | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; on_load_checkpoint checks the others
+        self.kept: dict[str, Stateful] = {}
         self.grad_norm = float("nan")
         self.steps: Steps | None = None
         self.place = self.examples = 0
@@ -242,13 +253,11 @@ class Method(LightningModule, ABC):
                 group["lr"] = base * factor(place)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        if self.idle:  # optimizers pass over weights without a gradient: no decay, no momentum, no count of steps
-            self.zero_grad(set_to_none=True)
-            self.grad_norm = 0.0
-            return
         limit = float("inf") if self.recipe.gradient_clip is None else self.recipe.gradient_clip
         parameters: Iterable[nn.Parameter] = (p for _, p in self.trained_parameters())
-        self.grad_norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        self.grad_norm = 0.0 if self.idle else float(nn.utils.clip_grad_norm_(parameters, limit))
+        if self.grad_norm == 0.0:  # nothing was learnt. Optimizers pass over weights without a gradient: no decay, no momentum, no count
+            self.zero_grad(set_to_none=True)
 
     def saved_names(self) -> set[str]:
         """Of what a checkpoint must hold: the trained parameters, and what a method learns beside its policy."""
@@ -257,6 +266,7 @@ class Method(LightningModule, ABC):
         return {name for name, _ in self.trained_parameters()} | own
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEPT] = {name: part.state_dict() for name, part in self.kept.items()}
         if any(not parameter.requires_grad for parameter in self.parameters()):
             saved = self.saved_names()
             checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in saved}
@@ -265,3 +275,8 @@ class Method(LightningModule, ABC):
         missing = self.saved_names() - set(checkpoint["state_dict"])
         if missing:
             raise RuntimeError(f"the checkpoint lacks {len(missing)} of the method's weights, such as {sorted(missing)[0]}")
+        kept = checkpoint.get(KEPT, {})
+        if lacking := self.kept.keys() - kept.keys():
+            raise RuntimeError(f"the checkpoint lacks what the method keeps beside its weights: {', '.join(sorted(lacking))}")
+        for name, part in self.kept.items():
+            part.load_state_dict(kept[name])

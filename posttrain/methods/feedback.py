@@ -53,7 +53,7 @@ class Feedback(Referenced):
         self.mismatch = function_of(loss) in MISMATCH
         self.running = RunningMean() if function_of(loss) in RUNNING_MEAN else None
         self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
-        self.watch = DriftWatch()
+        self.watch = self.kept["drift"] = DriftWatch()
         self.baseline: Tensor
         self.register_buffer("baseline", torch.zeros((), dtype=torch.float64))
         if self.mismatch and reference == "cached":

@@ -14,7 +14,6 @@ from posttrain.functional.coefficients import constant
 from posttrain.functional.kl import penalty
 from posttrain.functional.pairing import paired
 from posttrain.methods.base import Recipe
-from posttrain.methods.parts.alarms import RewardWatch
 from posttrain.methods.parts.online import Online, with_columns
 from posttrain.methods.parts.paired import PairLoss, Preference
 from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree
@@ -63,7 +62,6 @@ class OnlineDPO(Online, Preference):
             loss=loss, beta_schedule=beta_schedule, sft_weight=sft_weight, tail_weight=tail_weight, wpo=wpo,
         )  # fmt: skip
         self.pairs, self.margin = pairs, margin
-        self.alarms = RewardWatch()
         if pairs == "all" and tail_weight != 1.0:
             message = "what lies behind the shorter answer differs between the pairs that an answer is in"
             raise ConfigError(Problem("method.tail_weight", message, "method.pairs=best_worst, or method.tail_weight=1"))
@@ -118,7 +116,5 @@ class OnlineDPO(Online, Preference):
     def after_step(self, sums: Mapping[str, float]) -> None:
         if self.running is not None and sums["pairs"]:
             self.running.add(sums["ratio"], count=2 * int(sums["pairs"]))
-        leads = self.global_rank == 0
-        self.watch.look(self.global_step, sums, leads=leads)
-        notes = {} if self.steps is None else self.steps.notes(self.global_step - 1)
-        self.alarms.look(self.global_step, {**notes, **sums}, leads=leads)
+        self.watch.look(self.global_step, sums, leads=self.global_rank == 0)
+        self.look_for_alarms(sums)

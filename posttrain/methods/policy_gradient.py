@@ -23,7 +23,8 @@ ROUNDING = 1e-6  # an advantage up to this is a difference of equal rewards
 class PolicyGradient(Surrogate):
     """A policy loss on the tokens of sampled answers, weighted by advantages that come from comparing the answers to a prompt.
 
-    advantage: from posttrain.functional.advantages. Further keys: see `posttrain.methods.parts.surrogate.Surrogate`.
+    advantage: from posttrain.functional.advantages; one up to ROUNDING counts as 0. A step whose advantages are all 0, without a pull or a
+    bonus in its loss, leaves weights and optimizer as they are. Further keys: see `posttrain.methods.parts.surrogate.Surrogate`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class PolicyGradient(Surrogate):
         if self.referenced and self.kl.place == "reward":
             rewards = self._penalised(rewards, parts, columns)
         advantages = self.advantage(rewards)
+        advantages = advantages.masked_fill(advantages.abs() <= ROUNDING, 0.0)  # which an optimizer of ratios would make steps of
         known = [{**self.for_loss(some), "advantage": spread(part, advantages)} for part, some in zip(parts, columns, strict=True)]
         return with_columns(parts, known)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +93,22 @@ ALARMS = (
 
 
 class RewardWatch:
-    """Reads what is logged of each step: rewards, lengths, entropy, divergences."""
+    """Reads what is logged of each step: rewards, lengths, entropy, divergences.
+
+    told: names of the alarms that were told. runs: of each alarm, for how many steps in a row its sign was there. start: each value when
+    it was first there. All three are in checkpoints, so that a run which goes on tells what an undisturbed one would have told.
+    """
 
     def __init__(self) -> None:
         self.told: set[str] = set()
         self.runs: dict[str, int] = {}
         self.start: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": sorted(self.told), "runs": dict(self.runs), "start": dict(self.start)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.told, self.runs, self.start = set(state["told"]), dict(state["runs"]), dict(state["start"])
 
     def look(self, step: int, values: Values, *, leads: bool) -> None:
         """step: counted from 1. values: of this step; what a rollout shows comes with its first step. leads: whether to speak."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -12,10 +13,19 @@ COLLAPSE = -0.5  # nats a token
 
 
 class DriftWatch:
-    """Reads the step's means `drift/kl` and `drift/chosen` (nats a token, against the reference)."""
+    """Reads the step's means `drift/kl` and `drift/chosen` (nats a token, against the reference).
+
+    told: what was told; in checkpoints, so that a run which goes on does not say it again.
+    """
 
     def __init__(self) -> None:
         self.told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": sorted(self.told)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.told = set(state["told"])
 
     def look(self, step: int, sums: Mapping[str, float], *, leads: bool) -> None:
         """step: the optimizer step that `sums` are of, from 1. leads: whether this process speaks."""

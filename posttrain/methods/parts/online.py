@@ -17,6 +17,7 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional.advantages import informative
 from posttrain.functional.kl import penalty
 from posttrain.methods.base import Recipe
+from posttrain.methods.parts.alarms import RewardWatch
 from posttrain.methods.parts.passes import Columns, columns_of
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy, drops_out, inference, without_dropout
@@ -90,6 +91,7 @@ class Online(Referenced, ABC):
             raise ConfigError(Problem("method.difficulty_low", "is above difficulty_high, so no prompt would be asked twice", "swap them"))
         self.reference = ReferencePolicy(reference, update_every=reference_update_every, update_mix=reference_update_mix)
         self.max_tokens = 0  # of a pass between steps; set with `steps`
+        self.alarms = self.kept["alarms"] = RewardWatch()
 
     @property
     def referenced(self) -> bool:
@@ -179,6 +181,11 @@ class Online(Referenced, ABC):
     @property
     def forward_passes(self) -> float:
         return 0.0  # those between steps are counted with the rollout
+
+    def look_for_alarms(self, sums: Mapping[str, float]) -> None:
+        """Tell what goes wrong. sums: the step's metrics; with the first step of a rollout what that showed is looked at too."""
+        notes = {} if self.steps is None else self.steps.notes(self.global_step - 1)
+        self.alarms.look(self.global_step, {**notes, **sums}, leads=self.global_rank == 0)
 
     def policy_tokens(self, tree: TokenTree, logps: Tensor) -> PolicyTokens:
         """What a policy loss reads of a tree. logps: [N], with a gradient."""

@@ -53,7 +53,7 @@ class Preference(Method, ABC):
         self.beta = float(inspect.signature(loss).parameters["beta"].default)
         self.whole_step = bool(parts_of(loss) & WHOLE_STEP)
         self.running = RunningMean() if parts_of(loss) & BASELINE else None
-        self.watch = DriftWatch()
+        self.watch = self.kept["drift"] = DriftWatch()
         self._gradients: StepGradients | None = None
         self._known: list[Tensor | None] = []
         _try(loss, reference=self.has_reference)

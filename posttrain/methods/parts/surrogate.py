@@ -16,7 +16,6 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional.importance import correction
 from posttrain.functional.policy import aggregate
 from posttrain.methods.base import Recipe
-from posttrain.methods.parts.alarms import RewardWatch
 from posttrain.methods.parts.online import Online, column
 from posttrain.types import PolicyTokens, TokenStats, TokenTree
 
@@ -43,7 +42,6 @@ class Surrogate(Online, ABC):
         super().__init__(recipe, **common)
         self.loss, self.importance, self.entropy_coef = loss, importance, entropy_coef
         self.aggregation: Any = inspect.signature(loss).parameters["aggregation"].default
-        self.watch = RewardWatch()
         self._try()
 
     def _try(self) -> None:
@@ -94,8 +92,7 @@ class Surrogate(Online, ABC):
         return tokens if self.importance is None else replace(tokens, correction=weights), parts
 
     def after_step(self, sums: Mapping[str, float]) -> None:
-        notes = {} if self.steps is None else self.steps.notes(self.global_step - 1)
-        self.watch.look(self.global_step, {**notes, **sums}, leads=self.global_rank == 0)
+        self.look_for_alarms(sums)
 
 
 def _mean(values: Tensor, tree: TokenTree) -> Tensor:
