@@ -73,10 +73,12 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
 
 def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: Collection[str]) -> int:
     """Tokenise here, once, so that ranks only open the cache; then one process a device."""
+    from posttrain.runs.context import check_context
     from posttrain.runs.inputs import load_inputs
     from posttrain.runs.processes import run_ranks
 
-    load_inputs(entering.applied(config))
+    applied = entering.applied(config)
+    check_context(applied, load_inputs(applied)[1])
     allowed = [f"--allow-target={name}" for name in allow_targets]
     return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
 

@@ -135,15 +135,6 @@ class Sampler(StepCallback):
             self.reporter.say(f"  step {step}  reward {row['reward']:.3g}  {_line(row['prompt'], 40)}  ->  {_line(row['completion'], 80)}")
 
 
-def check_context(longest_prompt: int, longest_answer: int, method: Method) -> None:
-    """Raises ConfigError where a prompt and its answer may be longer than the model's positions."""
-    most = getattr(method.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-    asked = longest_prompt + longest_answer
-    if most is not None and asked > most:
-        message = f"a prompt and its answer may have {asked} tokens, the model has positions for {most}"
-        raise ConfigError(Problem("rollout.max_new_tokens", message, "lower it, or max_length"))
-
-
 def _line(text: str, width: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= width else f"{line[: width // 2]} ... {line[-width // 2 :]}"
@@ -161,8 +152,6 @@ class OnlineMeasures(Measures):
         if self.is_ready:
             return
         assert self.collector is not None
-        held_out = 0 if self.prepared.val is None else int(self.prepared.val.lengths.max())
-        check_context(max(held_out, int(self.collector.prompts.lengths.max())), self.collector.generator.sampling.max_new_tokens, method)
         self.collector.generator.attach(method.model, self.tokenizer)
         self.collector.rewards.start(str(method.device))
         self.is_ready = True
@@ -173,8 +162,9 @@ class OnlineMeasures(Measures):
             return {}
         assert isinstance(method, Online)
         assert self.collector is not None
-        wanted = self.config["evaluation"]["exact_match"]
-        chosen = spread(range(len(self.prepared.val)), UNLIMITED if wanted is None else wanted["examples"])
+        wanted, most = self.config["evaluation"]["exact_match"], self.config["validate"]["max_examples"]
+        count = UNLIMITED if wanted is None else wanted["examples"]
+        chosen = spread(range(len(self.prepared.val)), count if most is None else min(count, most))
         mine = [int(index) for index in chosen[self.ranks.rank :: self.ranks.world]]
         self.say(f"answering {len(chosen)} held-out prompts (at most {method.longest} tokens each)")
         with method.sampling(), self._precision(method):

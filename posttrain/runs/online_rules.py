@@ -48,6 +48,20 @@ def rollout_is_known(config: Config) -> Iterator[Problem]:
             yield Problem(f"method.{key}", message, f"leave it out; set rollout.{source}")
 
 
+def answers_fit(config: Config) -> Iterator[Problem]:
+    """Held-out prompts are answered as the others are; and an answer leaves room for a prompt, as far as the architecture is known here."""
+    rollout, exact_match = config["rollout"] or {}, config["evaluation"].get("exact_match") or {}
+    longest, wanted = rollout.get("max_new_tokens"), exact_match.get("max_new_tokens")
+    if longest is not None and wanted is not None and wanted != longest:
+        message = f"is {wanted}, and answers have at most rollout.max_new_tokens={longest} tokens, those to held-out prompts too"
+        yield Problem("evaluation.exact_match.max_new_tokens", message, "leave it out; set rollout.max_new_tokens")
+    positions = (config["model"]["architecture"] or {}).get("max_position_embeddings") if config["model"]["weights"] == "random" else None
+    if isinstance(positions, int) and isinstance(longest, int) and longest >= positions:
+        yield Problem(
+            "rollout.max_new_tokens", f"an answer of {longest} tokens leaves no prompt in the model's {positions} positions", "lower it"
+        )
+
+
 def references_are_asked(config: Config) -> Iterator[Problem]:
     """Without a pull nothing asks the reference that is to move."""
     method = config["method"]
@@ -81,6 +95,7 @@ def _compares(advantage: Config) -> bool:
 RULES: dict[Callable[[Config], Iterator[Problem]], tuple[str, ...]] = {  # with the keys that each relies on
     sampling_fits_method: ("method", "rollout", "reward"),
     rollout_is_known: ("method", "rollout"),
+    answers_fit: ("rollout", "evaluation", "model"),
     references_are_asked: ("method",),
     advantages_have_groups: ("method", "rollout"),
     judges_have_backends: ("reward",),

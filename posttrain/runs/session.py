@@ -15,6 +15,7 @@ from posttrain.methods.base import Method
 from posttrain.models.flops import flop_model
 from posttrain.runs import plots, reports, targets
 from posttrain.runs.callbacks.record import StepRecorder
+from posttrain.runs.context import check_context
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
 from posttrain.runs.opening import Opening, next_commands, paths_of, print_samples, run_info, tracking_node
@@ -53,6 +54,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
     open_log(folder, ranks.rank)
     with stop_on_signals() as stop:
         tokenizer, prepared = load_inputs(config)
+        check_context(config, prepared)
         start = find_start(config, folder)
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)

@@ -1,7 +1,11 @@
 """Runs that start from another run, which is made first."""
 
 import json
+import sys
+import time
+from pathlib import Path
 
+import preloaded
 import pytest
 
 from posttrain.errors import ConfigError
@@ -45,3 +49,36 @@ def test_the_first_run_is_made_once_and_its_artifact_is_the_model(tmp_path):
     made = (entered / "model.safetensors").stat().st_mtime_ns
     assert run_job({**config, "max_steps": 2}) == 0  # goes on, with the same beginning
     assert (entered / "model.safetensors").stat().st_mtime_ns == made
+
+
+def children_of(pid):
+    """Process ids of the children that are there now."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found |= {int(folder.name)} if parent == pid else set()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_first_run_ends_with_the_one_it_is_made_for(tmp_path):
+    first = FIRST.replace("max_steps=2", "max_steps=100000")
+    parent = preloaded.posttrain(*LINE, f"entering=[{first}]", f"output_dir={tmp_path}")
+    try:
+        wait_until(lambda: (tmp_path / "entering" / "metrics.jsonl").exists() or parent.poll() is not None, 120)
+        (child,) = children_of(parent.pid)
+    finally:
+        parent.kill()
+    parent.wait(20)
+    wait_until(lambda: not Path(f"/proc/{child}").exists(), 10)
+
+
+def wait_until(holds, seconds):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
