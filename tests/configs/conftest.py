@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import preloaded
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,26 @@ Shell = Callable[..., Outcome]
 
 @pytest.fixture
 def posttrain(tmp_path: Path) -> Shell:
-    """Runs `python -m posttrain ARGUMENTS` in an empty folder."""
+    """Runs `python -m posttrain ARGUMENTS` in an empty folder, in a process that has imported everything."""
 
     def run(*arguments: str, folder: Path = tmp_path) -> Outcome:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        start = time.perf_counter()
+        process = preloaded.posttrain(*arguments, folder=folder, **ENVIRONMENT)
+        out, err = process.communicate(timeout=120)
+        return Outcome(process.wait(), out, err, time.perf_counter() - start)
+
+    return run
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Shell:
+    """The same in a process that starts from nothing, as a user's does."""
+
+    def run(*arguments: str) -> Outcome:
         start = time.perf_counter()
         command = [sys.executable, "-m", "posttrain", *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        environment = os.environ | ENVIRONMENT
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - start)
 
     return run

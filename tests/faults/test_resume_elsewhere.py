@@ -11,7 +11,7 @@ from posttrain.runs.job import run_job
 
 BASE = [
     "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "max_steps=6",
-    "checkpoint.every_steps=1", "checkpoint.keep_last=20", "validate.at_start=false", "optimizer.lr=1e-3",
+    "checkpoint.every_steps=1", "checkpoint.keep_last=20", "validate.at_start=false", "optimizer.lr=1e-3", "data.generator.held_out=24",
 ]  # fmt: skip
 SFT = ["method=sft", "global_batch=8"]
 ONLINE = [

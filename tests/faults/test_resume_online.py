@@ -9,7 +9,7 @@ from posttrain.runs.job import run_job
 
 BASE = [
     "method=grpo", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "global_batch=4",
-    "max_steps=8", "checkpoint.every_steps=1", "checkpoint.keep_last=20", "validate.at_start=false", "optimizer.lr=1e-3",
+    "max_steps=8", "checkpoint.every_steps=1", "checkpoint.keep_last=20", "validate.at_start=false", "optimizer.lr=1e-3", "data.generator.held_out=24",
     "rollout.max_new_tokens=10", "rollout.group_size=4", "reward=[language]", "reward.language.scripts=[han]",
 ]  # fmt: skip
 KINDS = {
@@ -19,6 +19,9 @@ KINDS = {
     "asked anew": ["method.selection=resample", "rollout.group_size=2", "method.minibatches=2"],
     "passed over": ["method.difficulty_low=0.1", "limit=8"],
 }
+# every place within a rollout's steps, and beyond the first step of the reference and of the next rollout
+PLACES = [("four steps a rollout", step) for step in (1, 2, 3, 4)] + [("a moving reference", step) for step in (1, 2, 3)]
+PLACES += [("asked anew", 1), ("asked anew", 2), ("one step a rollout", 1), ("passed over", 1), ("passed over", 3)]
 
 
 def train(folder, *overrides):
@@ -27,8 +30,7 @@ def train(folder, *overrides):
     return rows, (folder / "artifact" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize(("kind", "step"), PLACES)
 def test_continuing_is_never_having_stopped(tmp_path_factory, tmp_path, kind, step):
     whole = tmp_path_factory.getbasetemp() / f"whole-{kind.replace(' ', '-')}"
     rows, weights = train(whole, *KINDS[kind]) if not whole.exists() else read(whole)

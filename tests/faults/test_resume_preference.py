@@ -9,7 +9,7 @@ from posttrain.runs.job import run_job
 
 BASE = [
     "model=nano", "data=arithmetic_pairs", "evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "global_batch=8", "max_steps=6",
-    "checkpoint.every_steps=4", "checkpoint.keep_last=9", "validate.at_start=false", "optimizer.lr=1e-3",
+    "checkpoint.every_steps=4", "checkpoint.keep_last=9", "validate.at_start=false", "optimizer.lr=1e-3", "data.generator.held_out=24",
 ]  # fmt: skip
 KINDS = {
     "running mean": ["method=dpo", "method.loss=bco"],

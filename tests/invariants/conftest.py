@@ -7,7 +7,7 @@ from posttrain.runs.job import run_job
 
 BASE = [
     "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=200", "global_batch=12",
-    "max_steps=6", "validate.every_steps=3",
+    "max_steps=6", "validate.every_steps=3", "data.generator.held_out=24",
 ]  # fmt: skip
 
 

@@ -57,8 +57,8 @@ def assert_same(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            # rewards are differences of sums over an answer: their rounding is that of the sums
-            slack = 2e-6 if "rewards" in name else 1e-9
+            # rewards are beta = 0.1 times differences of sums over an answer: their rounding is that of the sums
+            slack = 2e-6 if "rewards" in name else 2e-5 if name in ("ratio", "baseline") else 1e-9
             assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=slack), (a["step"], name, a[name], b[name])
 
 

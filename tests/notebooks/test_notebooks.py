@@ -10,6 +10,12 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+FEWER = {
+    r"max_steps=\d+": "max_steps=3",
+    "limit=800": "limit=60",
+    "exact_match.examples=100": "exact_match.examples=8",
+    '"tracking=none"': '"tracking=none", "validate.max_examples=16"',
+}
 
 
 @pytest.mark.slow
@@ -17,7 +23,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 def test_it_runs(path: Path, tmp_path: Path) -> None:
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
-        cell.source = re.sub(r"max_steps=\d+", "max_steps=3", cell.source).replace("limit=800", "limit=60")
+        for written, here in FEWER.items():
+            cell.source = re.sub(written, here, cell.source)
     NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in book.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in shown)

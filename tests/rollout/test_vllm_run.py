@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from vllm_cases import free_port
 from vllm_server import serving
@@ -16,24 +17,27 @@ from posttrain.models.tokenizers import byte_tokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def posttrain(port: int, folder: Path) -> subprocess.CompletedProcess[str]:
+def posttrain(port: int, folder: Path) -> tuple[int, str]:
+    """Exit code and output of a run."""
     line = [
         "experiment=nano_rlvr", "entering=null", "rollout=vllm", f"rollout.url=http://127.0.0.1:{port}", "rollout.wait=1", "rollout.temperature=0.8",
         f"rollout.folder={folder}/handover", "rollout.group_size=4", "rollout.max_new_tokens=6", "max_steps=2", "global_batch=2",
         "evaluation=none", "tracking=none", "hardware=cpu", f"output_dir={folder}/run",
     ]  # fmt: skip
-    return subprocess.run([sys.executable, "-m", "posttrain", *line], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    process = preloaded.posttrain(*line)
+    told = "".join(process.communicate(timeout=300))
+    return process.wait(), told
 
 
 @pytest.mark.slow
 def test_a_run_says_what_to_start_and_then_learns_from_it(tmp_path: Path) -> None:
     port = free_port()
-    away = posttrain(port, tmp_path)
-    assert away.returncode == 2
-    assert f"start one: VLLM_SERVER_DEV_MODE=1 vllm serve {tmp_path}/handover/base --port {port} " in away.stdout + away.stderr
+    code, told = posttrain(port, tmp_path)
+    assert code == 2
+    assert f"start one: VLLM_SERVER_DEV_MODE=1 vllm serve {tmp_path}/handover/base --port {port} " in told
     with serving(tmp_path / "handover" / "base", byte_tokenizer(), port=port, mode="processed_logprobs") as (_, server):
-        run = posttrain(port, tmp_path)
-        assert run.returncode == 0, run.stderr
+        code, told = posttrain(port, tmp_path)
+        assert code == 0, told
         assert server.loads == 3  # at the start, and after each step
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
