@@ -22,7 +22,8 @@ def posttrain(port: int, folder: Path) -> tuple[int, str]:
     line = [
         "experiment=nano_rlvr", "entering=null", "rollout=vllm", f"rollout.url=http://127.0.0.1:{port}", "rollout.wait=1", "rollout.temperature=0.8",
         f"rollout.folder={folder}/handover", "rollout.group_size=4", "rollout.max_new_tokens=6", "max_steps=2", "global_batch=2",
-        "evaluation=none", "tracking=none", "hardware=cpu", f"output_dir={folder}/run",
+        "evaluation=none", "tracking=none", "hardware=cpu", f"output_dir={folder}/run", "validate.max_examples=8",
+        "reward=length", "reward.length.unit=characters", "reward.length.target=12", "reward.length.under=1.0",  # every step moves the weights
     ]  # fmt: skip
     process = preloaded.posttrain(*line)
     told = "".join(process.communicate(timeout=300))
