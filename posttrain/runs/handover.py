@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from posttrain.methods.base import Method
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.integrity import config_hash
+from posttrain.models.sharding import Replicated
 from posttrain.runs.files import writing
 from posttrain.runs.records import versions
-from posttrain.runs.train import Job
+from posttrain.runs.strategies import Distribution
+from posttrain.runs.train import Job, build_method
 
 
-def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) -> Path:
-    """Write the policy to `artifact/` with its lineage; returns the folder. Raises OSError that says what to do on a full disk."""
+def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) -> Path | None:
+    """Write the policy to `artifact/` with its lineage; returns the folder, None on other ranks than the leading one.
+
+    All ranks take part. Raises OSError that says what to do on a full disk.
+    """
+    whole = method if method.sharding.whole else unsharded(job, method)
+    if whole is None or not job.ranks.leads:
+        return None
     config = job.config
     record = ArtifactRecord(
         method=config["method"]["name"],
@@ -26,4 +39,34 @@ def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) ->
     )
     folder = job.folder / "artifact"
     with writing(folder):
-        return method.hand_on(job.tokenizer, folder, record=record)
+        return whole.hand_on(job.tokenizer, folder, record=record)
+
+
+def unsharded(job: Job, method: Method) -> Method | None:
+    """On the leading rank a method of the same kind with the trained weights, whole, on the CPU; None on the others.
+
+    Raises RuntimeError where a weight is missing, of another shape, or not as the ranks hold it.
+    """
+    state = method.sharding.full_state_dict(method)
+    if not job.ranks.leads:
+        return None
+    whole = build_method(replace(job, distribution=Distribution("auto", Replicated()), device=torch.device("cpu")), trains=False)
+    whole.configure_model()
+    own = whole.state_dict()
+    wrong = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
+    if wrong:
+        raise RuntimeError(f"the gathered weights lack {len(wrong)} of the method's, or have others in their place, such as {wrong[0]}")
+    whole.load_state_dict({name: state[name] for name in own}, strict=True)
+    if digest(whole.state_dict()) != digest({name: state[name] for name in own}):
+        raise RuntimeError("the weights to be written are not those that the ranks hold")
+    return whole.eval()
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bits of tensors."""
+    whole = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
