@@ -47,17 +47,20 @@ def unsharded(job: Job, method: Method) -> Method | None:
 
     Raises RuntimeError where a weight is missing, of another shape, or not as the ranks hold it.
     """
-    state = method.sharding.full_state_dict(method)
+    state: dict[str, Tensor] = {}
+    for name, child in method.named_children():
+        if name != "reference":
+            state |= {f"{name}.{key}": value for key, value in method.sharding.full_state_dict(child).items()}
     if not job.ranks.leads:
         return None
     whole = build_method(replace(job, distribution=Distribution("auto", Replicated()), device=torch.device("cpu")), trains=False)
     whole.configure_model()
-    own = whole.state_dict()
-    wrong = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
+    own = {name: tensor.shape for child, module in whole.named_children() for name, tensor in module.state_dict(prefix=f"{child}.").items()}
+    wrong = {name for name in own.keys() | state.keys() if name not in state or own.get(name) != state[name].shape}
     if wrong:
-        raise RuntimeError(f"the gathered weights lack {len(wrong)} of the method's, or have others in their place, such as {wrong[0]}")
-    whole.load_state_dict({name: state[name] for name in own}, strict=True)
-    if digest(whole.state_dict()) != digest({name: state[name] for name in own}):
+        raise RuntimeError(f"{len(wrong)} of the gathered weights are not the method's, or of another shape, such as {min(wrong)}")
+    whole.load_state_dict(state, strict=False)  # its own buffers are no part of what is handed on
+    if digest({name: tensor for name, tensor in whole.state_dict().items() if name in own}) != digest(state):
         raise RuntimeError("the weights to be written are not those that the ranks hold")
     return whole.eval()
 
