@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,10 @@ class FullySharded:
         leads = self.mesh().get_rank() == 0
         state: dict[str, Tensor] = {}
         for name, tensor in module.state_dict().items():
-            whole = tensor.to(self.mesh().device_type).full_tensor() if isinstance(tensor, DTensor) else tensor
+            whole: Any = tensor
+            if isinstance(tensor, DTensor):
+                whole = tensor.detach().to(self.mesh().device_type)  # where it can be exchanged
+                whole = whole.full_tensor()
             if leads:
                 state[name] = whole.detach().cpu()
         return state

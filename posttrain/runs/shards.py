@@ -1,6 +1,6 @@
 """Checkpoints in shards: a folder in which every rank has written its part of each tensor, and a file with all that is no weight.
 
-The tensors lie in a distributed checkpoint (`torch.distributed.checkpoint`) under `state_dict.NAME` and `optimizer_states.I.PLACE.KEY`, where
+The tensors lie in a distributed checkpoint (`torch.distributed.checkpoint`) as `state_dict.NAME` and `optimizer_states.I.PLACE.KEY`;
 PLACE is a parameter's number in the optimizer. So any number of ranks reads what any other number has written.
 """
 
@@ -65,7 +65,7 @@ def save(checkpoint: dict[str, Any], path: Path, *, leads: bool) -> None:
 
 
 def load(path: Path, live: Live) -> dict[str, Any]:
-    """A checkpoint as Lightning has it, its tensors over the ranks as the live ones are; every rank calls. path: a folder or a whole file."""
+    """A checkpoint as Lightning has it, its tensors over the ranks as the live ones are; every rank calls. path: a folder or a file."""
     if not is_sharded(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         rest, tensors = split(checkpoint)
@@ -113,11 +113,12 @@ def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
     for number, state in enumerate(checkpoint["optimizer_states"]):
         found = dict(_of_optimizer(number, state["state"]))
         tensors |= found
-        kept = {
-            place: {key: value for key, value in known.items() if not isinstance(value, Tensor)} for place, known in state["state"].items()
-        }
-        bare.append({**state, "state": kept})
+        bare.append({**state, "state": {place: _without_tensors(known) for place, known in state["state"].items()}})
     return {**checkpoint, "state_dict": {}, "optimizer_states": bare}, tensors
+
+
+def _without_tensors(known: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in known.items() if not isinstance(value, Tensor)}
 
 
 def _of_optimizer(number: int, state: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
