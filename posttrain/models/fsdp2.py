@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ from posttrain.models.policy import PolicyModel
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-FORWARDS = ("hidden", "stats")  # of a policy, besides `forward`
+FORWARDS = ("hidden", "stats", "begin")  # of a policy, besides `forward`
 
 
 class FullySharded:
@@ -68,6 +69,7 @@ class FullySharded:
         self._unit(policy, MixedPrecisionPolicy(cast_forward_inputs=False), reshard=None if trained else True)
         if not trained:
             self.reshards.add(policy)
+        policy.begin = MethodType(_begin, policy)  # type: ignore[assignment]
         for name in FORWARDS:
             register_fsdp_forward_method(policy, name)
         # true for a policy's states, which nothing changes in place
@@ -86,7 +88,9 @@ class FullySharded:
     def gathered(self, module: nn.Module) -> Iterator[None]:
         units = _units(module)
         try:
-            for unit in units:  # a policy comes before its layers
+            for unit in units:
+                if isinstance(unit, PolicyModel):
+                    unit.begin()  # type: ignore[operator]
                 unit.unshard()
                 unit.set_reshard_after_forward(False, recurse=False)
             yield
@@ -126,6 +130,10 @@ class FullySharded:
     def idle_loss(self, parameters: Sequence[nn.Parameter], *, last: bool) -> Tensor:
         """Ranks meet in the layers' own passes, and a micro-batch without one needs no meeting."""
         return torch.zeros((), device=self.mesh().device_type, requires_grad=True)
+
+
+def _begin(policy: PolicyModel) -> None:
+    """A forward pass of nothing. It must come before one of a layer by itself: the first to run takes itself for the outermost unit."""
 
 
 def _units(module: nn.Module) -> list[FSDPModule]:
