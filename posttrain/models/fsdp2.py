@@ -15,6 +15,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -27,6 +28,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from posttrain.models.policy import PolicyModel
+from posttrain.models.sharding import bit_sum
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -120,6 +122,18 @@ class FullySharded:
             if leads:
                 state[name] = whole.detach().cpu()
         return state
+
+    def bit_sums(self, module: nn.Module) -> dict[str, int]:
+        for unit in _units(module):
+            unit.reshard()
+        state, leads = module.state_dict(), self.mesh().get_rank() == 0
+        # what is no shard is the same everywhere, and counts once
+        parts = [
+            tensor.to_local() if isinstance(tensor, DTensor) else tensor if leads else tensor.flatten()[:0] for tensor in state.values()
+        ]
+        sums = torch.stack([bit_sum(part).to(self.mesh().device_type) for part in parts])
+        dist.all_reduce(sums, group=self.mesh().get_group())
+        return dict(zip(state, sums.tolist(), strict=True))
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 class Sharding(Protocol):
     """What a method and a run ask of a strategy that may keep a part of the weights on each rank.
@@ -47,6 +49,10 @@ class Sharding(Protocol):
         """The module's state dict as it is trained, unrounded: whole, on the CPU, on the leading rank; empty on the others."""
         ...
 
+    def bit_sums(self, module: nn.Module) -> dict[str, int]:
+        """`bit_sum` of each tensor of the module's state dict, added up over the parts as they lie on the ranks; on every rank."""
+        ...
+
     def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         """Scale gradients down to a global norm of at most `limit` (inf: measure alone); the norm before, over all ranks' parts."""
         ...
@@ -79,6 +85,9 @@ class Replicated:
         """The live tensors."""
         return module.state_dict()
 
+    def bit_sums(self, module: nn.Module) -> dict[str, int]:
+        return {name: int(bit_sum(tensor)) for name, tensor in module.state_dict().items()}
+
     def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
@@ -86,3 +95,9 @@ class Replicated:
         """A step's last micro-batch touches every weight, since that is where data-parallel ranks meet."""
         touched = parameters if last else parameters[:1]
         return 0.0 * torch.stack([parameter.flatten()[:1].float() for parameter in touched]).sum()
+
+
+def bit_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's elements, their bits read as integers, modulo 2^64: int64 []. Those of a tensor's parts add up to its own."""
+    bits = tensor.detach().contiguous().view(-1).view(INTEGERS[tensor.element_size()])
+    return bits.sum(dtype=torch.int64)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from posttrain.methods.base import Method
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.integrity import config_hash
-from posttrain.models.sharding import Replicated
+from posttrain.models.sharding import Replicated, bit_sum
 from posttrain.runs.files import writing
 from posttrain.runs.records import versions
 from posttrain.runs.strategies import Distribution
@@ -45,31 +44,31 @@ def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) ->
 def unsharded(job: Job, method: Method) -> Method | None:
     """On the leading rank a method of the same kind with the trained weights, whole, on the CPU; None on the others.
 
-    Raises RuntimeError where a weight is missing, of another shape, or not as the ranks hold it.
+    Raises RuntimeError where a weight is missing, of another shape, or not, bit for bit, what lies on the ranks.
     """
     state: dict[str, Tensor] = {}
-    for name, child in method.named_children():
-        if name != "reference":
-            state |= {f"{name}.{key}": value for key, value in method.sharding.full_state_dict(child).items()}
+    sums: dict[str, int] = {}
+    for name, child in _handed_on(method):
+        state |= {f"{name}.{key}": value for key, value in method.sharding.full_state_dict(child).items()}
+        sums |= {f"{name}.{key}": value for key, value in method.sharding.bit_sums(child).items()}
     if not job.ranks.leads:
         return None
     whole = build_method(replace(job, distribution=Distribution("auto", Replicated()), device=torch.device("cpu")), trains=False)
     whole.configure_model()
-    own = {name: tensor.shape for child, module in whole.named_children() for name, tensor in module.state_dict(prefix=f"{child}.").items()}
-    wrong = {name for name in own.keys() | state.keys() if name not in state or own.get(name) != state[name].shape}
+    shapes = {f"{child}.{name}": value.shape for child, part in _handed_on(whole) for name, value in part.state_dict().items()}
+    wrong = {name for name in shapes.keys() | state.keys() if name not in state or shapes.get(name) != state[name].shape}
     if wrong:
         raise RuntimeError(f"{len(wrong)} of the gathered weights are not the method's, or of another shape, such as {min(wrong)}")
-    whole.load_state_dict(state, strict=False)  # its own buffers are no part of what is handed on
-    if digest({name: tensor for name, tensor in whole.state_dict().items() if name in own}) != digest(state):
-        raise RuntimeError("the weights to be written are not those that the ranks hold")
+    whole.load_state_dict(state, strict=False)  # running means and the like are not handed on
+    del state
+    written = whole.state_dict()
+    if changed := [name for name, bits in sums.items() if int(bit_sum(written[name])) != bits]:
+        raise RuntimeError(f"{len(changed)} of the gathered weights are not those that lie on the ranks, such as {changed[0]}")
     return whole.eval()
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bits of tensors."""
-    whole = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+def _handed_on(method: Method) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a method with weights that go into an artifact, by name."""
+    for name, child in method.named_children():
+        if name != "reference" and any(True for _ in child.parameters()):
+            yield name, child

@@ -262,7 +262,6 @@ PLAN: tuple[Rule, ...] = (
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_rules.strategy_fits, ("hardware",)),
-    Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
@@ -275,6 +274,7 @@ ELSEWHERE: tuple[Rule, ...] = (
     Rule(resume_exists, ("resume",)),
     Rule(output_is_writable, ("output_dir",)),
     Rule(strategy_rules.strategy_is_there, ("hardware",)),
+    Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
     Rule(machines_are_one, ("hardware",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from posttrain.errors import Problem
 
-Config = dict[str, Any]
+Config = Mapping[str, Any]
 
 LATER = ("zero1", "zero2", "zero3")
 
@@ -36,20 +36,21 @@ def sharding_fits(config: Config) -> Iterator[Problem]:
     if hardware["strategy"] in UNSHARDABLE:
         yield from UNSHARDABLE[hardware["strategy"]](config)
     elif hardware["offload"]:
-        message = f"strategy={hardware['strategy']} keeps whole weights on the device"
+        message = f"is of shards, and hardware.strategy={hardware['strategy']} does not say that there are any"
         yield Problem("hardware.offload", message, "hardware.strategy=fsdp2, or hardware.offload=false")
 
 
-def _fsdp2(config: Config) -> Iterator[Problem]:
+def fsdp2_problems(config: Config) -> Iterator[Problem]:
+    """What fsdp2 cannot shard."""
     hardware, peft = config["hardware"], config["model"].get("peft") or {}
     if peft.get("quantise"):
         message = f"weights in {peft['quantise']} are packed with their scales beside them, and fsdp2 would cut the one from the other"
         yield Problem("hardware.strategy", message, "hardware.strategy=ddp: a quantised base fits on one device, or model/peft=lora")
     if config["optimizer"].get("_target_", "").endswith(".adamw_8bit"):
         message = "adamw_8bit keeps its moments in blocks of whole weights, and fsdp2 gives it parts"
-        yield Problem("optimizer", message, "optimizer=adamw (sharded over the devices), or hardware.strategy=ddp")
+        yield Problem("hardware.strategy", message, "optimizer=adamw (sharded over the devices), or hardware.strategy=ddp")
     if hardware["offload"] and hardware["accelerator"] == "cpu":
         yield Problem("hardware.offload", "weights of a run on the CPU lie in host memory already", "hardware.offload=false")
 
 
-UNSHARDABLE: dict[str, Callable[[Config], Iterator[Problem]]] = {"fsdp2": _fsdp2}
+UNSHARDABLE: dict[str, Callable[[Config], Iterator[Problem]]] = {"fsdp2": fsdp2_problems}

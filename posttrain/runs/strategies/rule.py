@@ -1,7 +1,7 @@
 """What `hardware.strategy=auto` means.
 
-One device: single. Several: ddp where the whole training state of the model fits on one of them, else fsdp2, which shards it. A model on
-a quantised base: ddp, since its weights are small and cannot be sharded. A shape that states no memory: ddp.
+One device: single. Several: ddp where the whole training state of the model fits on one of them, else fsdp2, which shards it. What fsdp2
+cannot shard (a quantised base, whose weights are small; 8-bit moments): ddp. A shape that states no memory: ddp.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from posttrain.runs.strategy_rules import fsdp2_problems
 
 Config = Mapping[str, Any]
 BYTES = {"float32": 4, "bf16": 4, "bf16_true": 2}  # of a weight; its gradient and each of Adam's two moments are kept alike
@@ -26,12 +28,12 @@ class Weights:
 
 def pick(config: Config, weights: Callable[[Config], Weights]) -> str:
     """The strategy of a config. weights: counts the model's; asked only where the answer depends on it."""
-    hardware, peft = config["hardware"], config["model"].get("peft")
+    hardware = config["hardware"]
     if hardware["strategy"] != "auto":
         return str(hardware["strategy"])
     if hardware["nodes"] * hardware["devices"] == 1:
         return "single"
-    if (peft is not None and peft.get("quantise") is not None) or hardware["memory_gb"] is None:
+    if hardware["memory_gb"] is None or any(fsdp2_problems(config)):
         return "ddp"
     needed = training_bytes(weights(config), precision=config["precision"], copies=_copies(config))
     return "ddp" if needed <= SHARE * hardware["memory_gb"] * 2**30 else "fsdp2"
