@@ -127,11 +127,10 @@ class FullySharded:
         for unit in _units(module):
             unit.reshard()
         state, leads = module.state_dict(), self.mesh().get_rank() == 0
-        # what is no shard is the same everywhere, and counts once
-        parts = [
-            tensor.to_local() if isinstance(tensor, DTensor) else tensor if leads else tensor.flatten()[:0] for tensor in state.values()
-        ]
+        parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in state.values()]
         sums = torch.stack([bit_sum(part).to(self.mesh().device_type) for part in parts])
+        if not leads:  # what is no shard is the same everywhere, and counts once
+            sums *= torch.tensor([isinstance(tensor, DTensor) for tensor in state.values()], device=sums.device)
         dist.all_reduce(sums, group=self.mesh().get_group())
         return dict(zip(state, sums.tolist(), strict=True))
 

@@ -24,14 +24,14 @@ SAMPLED = (
 ANSWERED = ("evaluation=default", "evaluation.exact_match.examples=3", "evaluation.exact_match.max_new_tokens=6")
 CASES = {
     "sft": ("method=sft", "data=arithmetic", "checkpoint.every_steps=2", "checkpoint.keep_last=9", *ANSWERED),
-    "dpo with a copy that moves": ("method=dpo", *PAIRS, "method.reference_update_every=1"),
+    "dpo with a copy that moves": ("method=dpo", *PAIRS, "method.reference_update_every=1", "max_steps=2"),
     "grpo": ("method=grpo", *SAMPLED, "method.kl.coef=0.1", "method.minibatches=2", "max_steps=4"),
-    "reward model": ("method=reward_model", *PAIRS),
+    "reward model": ("method=reward_model", *PAIRS, "max_steps=2"),
     "ppo": ("method=ppo", *SAMPLED, "method.rollout_epochs=2", "max_steps=2"),
-    "kto": ("method=kto", *PAIRS),
-    "lora": ("method=sft", "data=arithmetic", "model/peft=lora"),
+    "kto": ("method=kto", *PAIRS, "max_steps=2"),
+    "lora": ("method=sft", "data=arithmetic", "model/peft=lora", "max_steps=2"),
 }
-FROM_TWO = ("checkpoint.every_steps=9", "validate.at_start=false", "evaluation=none", "validate.at_end=false")
+FROM_TWO = ("checkpoint.every_steps=9", "validate.at_end=false", "evaluation.exact_match.after=false")
 
 
 @pytest.fixture(scope="module")
