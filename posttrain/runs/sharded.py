@@ -16,10 +16,24 @@ class ShardedStrategy(ModelParallelStrategy):
     """Every rank writes its own shards into a checkpoint, and reads what it needs of one, whatever number of ranks has written it.
 
     A checkpoint has the content it has without shards, so that it can be read where there are none, and the other way round. Weights that
-    a method leaves out are in it as little as elsewhere.
+    a method leaves out are in it as little as elsewhere. offload: whether the shards lie in host memory.
     """
 
     lightning_restore_optimizer = True
+
+    def __init__(self, *, offload: bool, **common: Any) -> None:
+        super().__init__(**common)
+        self.offload = offload
+
+    def model_to_device(self) -> None:
+        """With offload the shards stay in host memory, and only what is no weight goes to the device."""
+        assert self.lightning_module is not None
+        if not self.offload:
+            super().model_to_device()
+            return
+        for buffer in self.lightning_module.buffers():
+            buffer.data = buffer.data.to(self.root_device)
+        self.lightning_module._device = self.root_device  # what `LightningModule.to` sets, without moving the shards
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None

@@ -6,6 +6,7 @@ PLACE is a parameter's number in the optimizer. So any number of ranks reads wha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,9 @@ def load(path: Path, live: Live) -> dict[str, Any]:
 def load_whole(path: Path) -> dict[str, Any]:
     """The same with whole tensors on the CPU; no other rank has to take part."""
     targets = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in _stored(path).items()}
-    dcp.load(targets, checkpoint_id=path, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        dcp.load(targets, checkpoint_id=path, no_dist=True)
     return joined(_rest(path), targets)
 
 

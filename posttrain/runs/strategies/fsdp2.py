@@ -19,6 +19,7 @@ def fully_sharded(config: Mapping[str, Any]) -> Distribution:
     hardware = config["hardware"]
     offload, backend = hardware["offload"], hardware["backend"]
     made = ShardedStrategy(
+        offload=offload,
         data_parallel_size=hardware["nodes"] * hardware["devices"],
         tensor_parallel_size=1,
         process_group_backend=f"cpu:gloo,cuda:{backend}" if offload else backend,
