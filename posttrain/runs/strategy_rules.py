@@ -9,6 +9,10 @@ from posttrain.errors import Problem
 
 Config = Mapping[str, Any]
 
+WHOLE_WEIGHTS = {
+    "adamw_8bit": "keeps its moments in blocks of whole weights",
+    "adafactor": "keeps means over whole rows and columns",
+}
 LATER = ("zero1", "zero2", "zero3")
 
 
@@ -46,8 +50,9 @@ def fsdp2_problems(config: Config) -> Iterator[Problem]:
     if peft.get("quantise"):
         message = f"weights in {peft['quantise']} are packed with their scales beside them, and fsdp2 would cut the one from the other"
         yield Problem("hardware.strategy", message, "hardware.strategy=ddp: a quantised base fits on one device, or model/peft=lora")
-    if config["optimizer"].get("_target_", "").endswith(".adamw_8bit"):
-        message = "adamw_8bit keeps its moments in blocks of whole weights, and fsdp2 gives it parts"
+    name = config["optimizer"].get("_target_", "").rpartition(".")[2]
+    if name in WHOLE_WEIGHTS:
+        message = f"{name} {WHOLE_WEIGHTS[name]}, and fsdp2 gives it parts"
         yield Problem("hardware.strategy", message, "optimizer=adamw (sharded over the devices), or hardware.strategy=ddp")
     if hardware["offload"] and hardware["accelerator"] == "cpu":
         yield Problem("hardware.offload", "weights of a run on the CPU lie in host memory already", "hardware.offload=false")

@@ -1,7 +1,7 @@
 """What `hardware.strategy=auto` means.
 
 One device: single. Several: ddp where the whole training state of the model fits on one of them, else fsdp2, which shards it. What fsdp2
-cannot shard (a quantised base, whose weights are small; 8-bit moments): ddp. A shape that states no memory: ddp.
+cannot shard (a quantised base, whose weights are small; optimizers that need whole weights): ddp. A shape that states no memory: ddp.
 """
 
 from __future__ import annotations
