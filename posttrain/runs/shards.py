@@ -17,7 +17,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.futures import Future
 from torch.optim import Optimizer
 
 REST = "rest.pt"
@@ -40,6 +43,23 @@ class Live:
         return self.optimized[int(optimizer)][int(place)]
 
 
+class _Writer(dcp.FileSystemWriter):
+    """Says what the disk said."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Raises OSError where a file cannot be written in full."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            # torch closes its archive on the way out of a failed write, and complains of the archive instead of the disk
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is not None:
+                raise cause from error
+            raise
+
+
 def parameters(optimizer: Optimizer) -> list[Tensor]:
     """An optimizer's parameters by the numbers that its state dict gives them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -57,7 +77,7 @@ def save(checkpoint: dict[str, Any], path: Path, *, leads: bool) -> None:
     if leads:
         torch.save(rest, path / REST)
     try:
-        dcp.save(tensors, checkpoint_id=path)
+        dcp.save(tensors, storage_writer=_Writer(path))
     except CheckpointException as error:
         cause = next((failure[0] for failure in error.failures.values() if isinstance(failure[0], OSError)), None)
         if cause is not None:
