@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,6 +21,7 @@ from posttrain.errors import Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.policy import PolicyModel
+from posttrain.models.sharding import Replicated, Sharding
 from posttrain.types import Rendering, TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
@@ -34,7 +35,8 @@ class Recipe:
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
     seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
-    conversations in the same way.
+    conversations in the same way. sharding: how weights lie over the ranks. trains: False for a method that only hands on what another
+    one has trained, and so needs no reference.
     """
 
     policy: Callable[[], PolicyModel]
@@ -44,6 +46,8 @@ class Recipe:
     gradient_clip: float | None = 1.0
     seed: int = 0
     rendering: Rendering = field(default_factory=Rendering)
+    sharding: Sharding = field(default_factory=Replicated)
+    trains: bool = True
 
 
 class Steps(Protocol):
@@ -119,8 +123,19 @@ class Method(LightningModule, ABC):
         """
 
     def configure_model(self) -> None:
+        """Build the model, once; the strategy has set up its processes."""
         if self.policy is None:
             self.policy = self.recipe.policy()
+            self.build_beside()
+            self.sharding.shard(self)
+
+    def build_beside(self) -> None:
+        """Build what stands beside the new policy: heads, a reference."""
+
+    @property
+    def sharding(self) -> Sharding:
+        """How the weights lie over the ranks."""
+        return self.recipe.sharding
 
     def training_step(self, tree: TokenTree, batch_idx: int) -> Tensor:
         if self.steps is None:
@@ -145,11 +160,10 @@ class Method(LightningModule, ABC):
         return total
 
     def _nothing(self) -> Tensor:
-        """A loss without a gradient. A step's last micro-batch touches every weight, since that is where ranks meet."""
+        """A loss without a gradient."""
         assert self.steps is not None
         trained = [parameter for _, parameter in self.trained_parameters()]
-        touched = trained if self.place + 1 == self.steps.micro_batches else trained[:1]
-        return 0.0 * torch.stack([parameter.flatten()[:1].float() for parameter in touched]).sum()
+        return self.sharding.idle_loss(trained, last=self.place + 1 == self.steps.micro_batches)
 
     @property
     def idle(self) -> bool:
@@ -254,8 +268,8 @@ class Method(LightningModule, ABC):
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         limit = float("inf") if self.recipe.gradient_clip is None else self.recipe.gradient_clip
-        parameters: Iterable[nn.Parameter] = (p for _, p in self.trained_parameters())
-        self.grad_norm = 0.0 if self.idle else float(nn.utils.clip_grad_norm_(parameters, limit))
+        trained = [p for _, p in self.trained_parameters()]
+        self.grad_norm = 0.0 if self.idle else self.sharding.clip_gradients(trained, limit)
         if self.grad_norm == 0.0:  # nothing was learnt. Optimizers pass over weights without a gradient: no decay, no momentum, no count
             self.zero_grad(set_to_none=True)
 

@@ -93,10 +93,9 @@ class PPO(Surrogate):
         self.register_buffer("stopped", torch.tensor(False), persistent=target_kl is not None)
         self.shown: dict[str, float] = {}  # of the present rollout, until its first step is reported
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.value_head is None:
-            self.value_head = value_head(hidden_size(self.model), self.value_from)
+    def build_beside(self) -> None:
+        super().build_beside()
+        self.value_head = value_head(hidden_size(self.model), self.value_from)
 
     def modules_beside(self, width: int) -> list[nn.Module]:
         return [value_head(width)]

@@ -36,12 +36,11 @@ class ProcessReward(Method):
         super().__init__(recipe)
         self.head: nn.Linear | None = None
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.head is None:
-            self.head = self._new_head(hidden_size(self.model))
-            check_classifier(self.model.causal_lm, STEPS, self.head)
-            freeze_output(self.model)
+    def build_beside(self) -> None:
+        super().build_beside()
+        self.head = self._new_head(hidden_size(self.model))
+        check_classifier(self.model.causal_lm, STEPS, self.head)
+        freeze_output(self.model)
 
     def _new_head(self, width: int) -> nn.Linear:
         with seeded(self.recipe.seed):

@@ -113,10 +113,13 @@ class ReferencePolicy(nn.Module):
 
     def advance(self, step: int, policy: PolicyModel) -> None:
         """Before optimizer step `step` (from 0): move if it is time, and not if that is done."""
-        due = self.update_every and step % self.update_every == 0 and step != self._advanced
-        if due and isinstance(self.source, FrozenCopy):
+        if self.due(step) and isinstance(self.source, FrozenCopy):
             self.source.follow(policy, self.update_mix)
         self._advanced = step
+
+    def due(self, step: int) -> bool:
+        """Whether it has yet to move before optimizer step `step`."""
+        return bool(self.update_every) and step % (self.update_every or 1) == 0 and step != self._advanced
 
     def moving_names(self, trained: set[str]) -> set[str]:
         """Names of this module's weights that move, for checkpoints. trained: names within the policy."""

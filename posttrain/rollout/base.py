@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,12 @@ class Request:
 
 
 class Generator(ABC):
-    """Samples answers from a policy. A leaf states how in `generate`."""
+    """Samples answers from a policy. A leaf states how in `generate`.
+
+    runs_policy: whether `generate` runs the policy of this process, which then has to be whole.
+    """
+
+    runs_policy: ClassVar[bool] = True
 
     def __init__(
         self,

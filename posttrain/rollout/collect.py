@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import ConfigError, Problem
 from posttrain.rewards.combine import combine, plain
 from posttrain.rewards.compose import RewardSet
-from posttrain.rollout.base import Generator, Request
+from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.types import Completion, Group, GroupRewards, Rollout, Sample
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class Answered:
 class Collector:
     """Answers prompts with the policy of the moment and judges the answers.
 
-    rank, world: this process among those that share the work. gather: everybody's value, by rank. seed: of the run; an answer depends on
+    rank, world: this process among those that share the work. gather: everybody's value, by rank. gathered: around what
+    runs the policy of this process, which is whole inside. seed: of the run; an answer depends on
     it, on the prompt's place in the run and on the answer's number, and not on who computes it beside what.
     """
 
@@ -67,6 +69,7 @@ class Collector:
     rank: int = 0
     world: int = 1
     gather: Gather = lambda value: [value]
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
 
@@ -77,13 +80,18 @@ class Collector:
         size = self.generator.group_size
         requests = [Request(ids, size, prompt_seed(self.seed, place)) for ids, place in zip(asked, mine, strict=True)]
         with self.timed("generate"):
-            self.generator.refresh()
-            found = self.generator.generate(requests) if requests else []
+            found = self.generated(requests)
         groups = [Group(number, ids, tuple(some)) for number, ids, some in zip(numbers, asked, found, strict=True)]
         with self.timed("reward"):
             raw = self._measure(groups)
         with self.timed("exchange"):
             return self._everybody(groups, raw, len(prompts))
+
+    def generated(self, requests: Sequence[Request], sampling: Sampling | None = None) -> list[list[Completion]]:
+        """This rank's answers, by the policy as it is now; every rank calls, also one without requests."""
+        self.generator.refresh()
+        with self.gathered() if self.generator.runs_policy else nullcontext():
+            return self.generator.generate(requests, sampling=sampling) if requests else []
 
     def _measure(self, groups: Sequence[Group]) -> np.ndarray:
         """Raw values [K, own groups, G]."""

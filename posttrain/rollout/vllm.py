@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,6 +57,8 @@ class VLLMGenerator(Generator):
     Raises ServerError where the server fails, StaleWeightsError where the weights did not arrive. Only rank 0 updates the weights; the
     others wait for it, at most as long as the process group's timeout.
     """
+
+    runs_policy: ClassVar[bool] = False
 
     def __init__(
         self,

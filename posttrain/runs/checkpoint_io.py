@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from posttrain.runs import shards
 
 
 class StreamingCheckpointIO(TorchCheckpointIO):
@@ -27,3 +30,10 @@ class StreamingCheckpointIO(TorchCheckpointIO):
             if isinstance(cause, OSError):
                 raise cause from error
             raise
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Also of one in shards, which a run with sharded weights has written."""
+        if shards.is_sharded(Path(path)):
+            return shards.load_whole(Path(path))
+        loaded: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=weights_only)
+        return loaded

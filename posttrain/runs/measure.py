@@ -41,7 +41,7 @@ class Measures:
         """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:
             return {}
-        with self._precision(method):
+        with method.sharding.gathered(method), self._precision(method):
             sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
@@ -49,7 +49,7 @@ class Measures:
         """The columns of the method's closing report, of all ranks' held-out examples; empty without validation data."""
         if self.prepared.val is None:
             return {}
-        with self._precision(method):
+        with method.sharding.gathered(method), self._precision(method):
             columns = [method.outcomes(tree) for tree in self._held_out(method)]
         found = [{name: value.double().cpu().numpy() for name, value in column.items()} for column in columns]
         parts = [part for rank in gather(found) for part in rank]
@@ -77,7 +77,7 @@ class Measures:
         mine = chosen[self.ranks.rank :: self.ranks.world]
         longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
         self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
-        with self._precision(method):
+        with method.sharding.gathered(method), self._precision(method):
             found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found))
         self.samples = whole.rows

@@ -84,6 +84,7 @@ def loader_of(
         ranks.rank,
         ranks.world,
         gather,
+        lambda: method.sharding.gathered(method.model),
     )
     method.max_tokens = plan.max_tokens
     selection = Selection(method.selection, method.selection_tries, method.difficulty_low, method.difficulty_high)
@@ -177,11 +178,10 @@ class OnlineMeasures(Measures):
     def _answers(self, indices: Sequence[int]) -> list[Group]:
         assert self.prepared.val is not None
         assert self.collector is not None
-        generator = self.collector.generator
-        generator.refresh()
+        asked = self.collector.generator.sampling
         prompts = [self.prepared.val[index].ids for index in indices]
-        sampling = Sampling(generator.sampling.max_new_tokens, temperature=0.0, stop=generator.sampling.stop)
-        found = generator.generate([Request(ids, 1, 0) for ids in prompts], sampling=sampling) if prompts else []
+        sampling = Sampling(asked.max_new_tokens, temperature=0.0, stop=asked.stop)
+        found = self.collector.generated([Request(ids, 1, 0) for ids in prompts], sampling)
         return [Group(index, ids, tuple(some)) for index, ids, some in zip(indices, prompts, found, strict=True)]
 
     def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine, online_rules, suggest
+from posttrain.runs import machine, online_rules, strategy_rules, suggest
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -37,7 +37,6 @@ class Rule:
 
 
 LONGEST_NAME = 255  # of a file or folder, bytes; on every common file system
-SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 
 
@@ -155,22 +154,6 @@ def output_is_writable(config: Config) -> Iterator[Problem]:
         yield Problem("output_dir", f"no permission to write in {existing}", "choose another output_dir")
 
 
-def strategy_fits(config: Config) -> Iterator[Problem]:
-    """Devices, strategy, backend and precision must go together."""
-    hardware = config["hardware"]
-    devices = hardware["devices"] * hardware["nodes"]
-    if hardware["strategy"] == "single" and devices > 1:
-        yield Problem("hardware.strategy", f"single is for one device, hardware={hardware['name']} has {devices}", "use ddp or auto")
-    if hardware["accelerator"] == "cpu" and hardware["backend"] == "nccl":
-        yield Problem("hardware.backend", "nccl needs CUDA devices", "hardware.backend=gloo")
-
-
-def strategy_is_there(config: Config) -> Iterator[Problem]:
-    """Sharded strategies are not built yet."""
-    if config["hardware"]["strategy"] in SHARDED:
-        yield Problem("hardware.strategy", f"{config['hardware']['strategy']} is not available yet", "use hardware.strategy=ddp")
-
-
 def machines_are_one(config: Config) -> Iterator[Problem]:
     """Several machines are not built yet."""
     hardware = config["hardware"]
@@ -278,7 +261,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
-    Rule(strategy_fits, ("hardware",)),
+    Rule(strategy_rules.strategy_fits, ("hardware",)),
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),
@@ -290,7 +273,8 @@ ELSEWHERE: tuple[Rule, ...] = (
     Rule(data_files_exist, ("data",)),
     Rule(resume_exists, ("resume",)),
     Rule(output_is_writable, ("output_dir",)),
-    Rule(strategy_is_there, ("hardware",)),
+    Rule(strategy_rules.strategy_is_there, ("hardware",)),
+    Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
     Rule(machines_are_one, ("hardware",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
 )

@@ -123,6 +123,7 @@ class Hardware(Group):
     cpus_per_device: Count = 1
     precision: Precision = "float32"
     strategy: Strategy = "auto"
+    offload: bool = Field(False, description="keep sharded weights and optimizer state in host memory")
     backend: Literal["gloo", "nccl"] = "gloo"
     time_limit: Positive | None = Field(None, description="hours")
 

@@ -27,6 +27,7 @@ from posttrain.runs.reference_cache import with_cached_reference
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import find_start
 from posttrain.runs.signals import StopRequest, stop_on_signals
+from posttrain.runs.strategies import distribution_of
 from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.none import NoTracker
 from posttrain.runs.train import (
@@ -57,7 +58,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         check_context(config, prepared)
         start = find_start(config, folder)
         plan = plan_of(config, prepared, ranks)
-        job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), allow_targets)
+        job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
         check_used(job, method)
         if config["method"].get("reference") == "cached":
@@ -106,11 +107,12 @@ class Session:
     def _finish(self, trainer: Trainer) -> None:
         """Final evaluation and artifact; the strategy has let go of the model, so it is put back on the device."""
         job, method = self.job, self.method
-        method.to(job.device).eval()
+        method.sharding.place(method, job.device)
+        method.eval()
         self.measures.ready(method)  # training has not begun where the checkpoint is of the last step
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
         self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
-        artifact = save_run_artifact(job, method, self.reporter.latest) if job.ranks.leads else None
+        artifact = save_run_artifact(job, method, self.reporter.latest)
         self._report(method)
         self._close(trainer, "finished", artifact)
         barrier()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.loader import TreeLoader
@@ -39,6 +38,7 @@ from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import Start
 from posttrain.runs.signals import StopRequest
+from posttrain.runs.strategies import Distribution
 from posttrain.types import Rendering
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Job:
     prepared: Prepared
     plan: StepPlan | ExperiencePlan
     device: torch.device
+    distribution: Distribution
     allow_targets: Collection[str] = ()
     flops: float = 0.0
 
@@ -90,8 +91,8 @@ def device_of(config: Config, ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local) if config["hardware"]["accelerator"] == "cuda" else torch.device("cpu")
 
 
-def build_method(job: Job) -> Method:
-    """The LightningModule of the configured method; its model is built by the strategy."""
+def build_method(job: Job, *, trains: bool = True) -> Method:
+    """The LightningModule of the configured method; its model is built by the strategy. trains: see `Recipe`."""
     config = job.config
     recipe = Recipe(
         policy=partial(build_policy, config["model"], job.tokenizer, precision=config["precision"], seed=config["seed"], device=job.device),
@@ -101,6 +102,8 @@ def build_method(job: Job) -> Method:
         gradient_clip=config["gradient_clip"],
         seed=config["seed"],
         rendering=rendering_of(config["data"]),
+        sharding=job.distribution.sharding,
+        trains=trains,
     )
     return method_of(config, recipe, allow_targets=job.allow_targets)
 
@@ -129,18 +132,6 @@ def rendering_of(data: Config) -> Rendering:
     return Rendering(**{key: value for key, value in stated.items() if value is not None})
 
 
-def strategy_of(config: Config) -> Strategy | str:
-    """Lightning's strategy for a hardware shape. Raises ConfigError for one that does not exist here yet."""
-    hardware = config["hardware"]
-    several = hardware["nodes"] * hardware["devices"] > 1
-    name = hardware["strategy"]
-    if name in ("auto", "single", "ddp") and not several:
-        return "auto"
-    if name in ("auto", "ddp"):
-        return DDPStrategy(process_group_backend=hardware["backend"], broadcast_buffers=False)
-    raise ConfigError(Problem("hardware.strategy", f"{name} is not available yet", "use ddp"))
-
-
 def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
     """Lightning's trainer: the loop, the strategy and the precision; logging, checkpoints and progress are ours."""
     hardware = job.config["hardware"]
@@ -148,7 +139,7 @@ def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
         accelerator="gpu" if hardware["accelerator"] == "cuda" else "cpu",
         devices=hardware["devices"],
         num_nodes=hardware["nodes"],
-        strategy=strategy_of(job.config),
+        strategy=job.distribution.strategy,
         precision=PRECISION[job.config["precision"]],  # type: ignore[arg-type]
         max_steps=job.plan.steps,
         max_epochs=-1,

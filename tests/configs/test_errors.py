@@ -39,7 +39,11 @@ CASES = {
     "no data": (["data=files"], ["one of data.train, data.sources, data.generator is needed"]),
     "devices that are not there": (["hardware=4xa100"], ["needs 4 CUDA devices", "posttrain plan hardware=4xa100", "hydra/launcher=slurm"]),
     "several machines": (["hardware=2x8xh100"], ["several machines (2) are not available yet"]),
-    "sharded strategy": (["hardware=2xcpu_fsdp"], ["fsdp2 is not available yet", "hardware.strategy=ddp"]),
+    "quantised and sharded": (["hardware=2xcpu_fsdp", "model/peft=qlora"], ["nf4 are packed", "hardware.strategy=ddp"]),
+    "8-bit moments and sharded": (["hardware=2xcpu_fsdp", "optimizer=adamw_8bit"], ["in blocks of whole weights", "optimizer=adamw"]),
+    "offload without shards": (["hardware=2xcpu", "hardware.offload=true"], ["does not say that there are any", "fsdp2"]),
+    "offload on the CPU": (["hardware=2xcpu_fsdp", "hardware.offload=true"], ["lie in host memory already"]),
+    "sharded over one device": (["hardware=cpu", "hardware.strategy=fsdp2"], ["shards over several devices"]),
     "target": (["optimizer._target_=os.system"], ["os.system is not on the list", "--allow-target os"]),
     "target that does not exist": (
         ["optimizer._target_=posttrain.models.optimizers.adamv"],

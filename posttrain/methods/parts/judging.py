@@ -57,12 +57,11 @@ class Reward(Method, ABC):
         except ValueError as error:
             raise ConfigError(Problem("method.loss", str(error))) from error
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.head is None:
-            self.head = self._new_head(hidden_size(self.model))
-            check_reward_artifact(self.model.causal_lm, self.head)
-            freeze_output(self.model)
+    def build_beside(self) -> None:
+        super().build_beside()
+        self.head = self._new_head(hidden_size(self.model))
+        check_reward_artifact(self.model.causal_lm, self.head)
+        freeze_output(self.model)
 
     def _new_head(self, width: int) -> RewardHead:
         with seeded(self.recipe.seed):

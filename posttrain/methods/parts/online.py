@@ -98,15 +98,10 @@ class Online(Referenced, ABC):
         """Whether anything asks the reference policy."""
         return self.kl.coef > 0
 
-    def configure_model(self) -> None:
-        new = self.policy is None
-        if self.referenced:
-            super().configure_model()
-        elif new:
-            self.policy = self.recipe.policy()
-        if new:
-            without_dropout(self.model)
-        if new and drops_out(self.model) and self.global_rank == 0:
+    def build_beside(self) -> None:
+        super().build_beside()
+        without_dropout(self.model)
+        if drops_out(self.model) and self.global_rank == 0:
             log.warning("the model has dropout, which online methods leave out: ratios and divergences are those of the whole policy")
 
     def train(self, mode: bool = True) -> Self:
@@ -153,7 +148,7 @@ class Online(Referenced, ABC):
 
         if not (parts and self.passes_between):
             return [{} for _ in parts]
-        self.reference.advance(self.global_step, self.model)
+        self.advance(self.global_step)
         return columns_of([part.tree for part in parts], passes, max_tokens=self.max_tokens, device=self.device)
 
     def read_policy(self, tree: TokenTree) -> Mapping[str, Tensor]:

@@ -13,12 +13,24 @@ class Referenced(Method, ABC):
 
     reference: ReferencePolicy
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.reference.build(self.model, self.recipe.policy)
+    def build_beside(self) -> None:
+        super().build_beside()
+        if self.referenced and self.recipe.trains:
+            self.reference.build(self.model, self.recipe.policy)
+
+    @property
+    def referenced(self) -> bool:
+        """Whether anything asks the reference policy."""
+        return True
+
+    def advance(self, step: int) -> None:
+        """Before optimizer step `step` (from 0): move the reference if it is time."""
+        if self.reference.due(step):
+            with self.sharding.editable(self):
+                self.reference.advance(step, self.model)
 
     def before_step(self, step: int) -> None:
-        self.reference.advance(step, self.model)
+        self.advance(step)
         super().before_step(step)
 
     def copies(self, *, adapters_off_restore: bool) -> int:

@@ -81,7 +81,8 @@ class CheckpointWriter(StepCallback):
             if self.ranks.leads:
                 checkpoint.complete(self.folder, step, checkpoint.best_score(self.reporter.values_at(step), self.monitor))
         except OSError:
-            checkpoint.clear_partial(self.folder)  # give back the space that the attempt took
+            if self.ranks.leads:
+                checkpoint.clear_partial(self.folder)  # give back the space that the attempt took
             raise
         self._tell_if_unknown()
         if self.ranks.leads:

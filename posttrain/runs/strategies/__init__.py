@@ -1,0 +1,7 @@
+"""How a run is spread over its devices: one file a strategy, which registers itself by the name that `hardware.strategy` gives it."""
+
+from __future__ import annotations
+
+from posttrain.runs.strategies.registry import Distribution, distribution_of, strategy
+
+__all__ = ["Distribution", "distribution_of", "strategy"]

@@ -1,0 +1,28 @@
+"""Weights, gradients and optimizer state sharded over all devices (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.runs.strategies.registry import Distribution, strategy
+
+
+@strategy("fsdp2")
+def fully_sharded(config: Mapping[str, Any]) -> Distribution:
+    """Every device holds an equal part of every weight. hardware.offload keeps the parts in host memory."""
+    import torch
+
+    from posttrain.models.fsdp2 import FullySharded
+    from posttrain.runs.sharded import ShardedStrategy
+
+    hardware = config["hardware"]
+    offload, backend = hardware["offload"], hardware["backend"]
+    made = ShardedStrategy(
+        offload=offload,
+        data_parallel_size=hardware["nodes"] * hardware["devices"],
+        tensor_parallel_size=1,
+        process_group_backend=f"cpu:gloo,cuda:{backend}" if offload else backend,
+    )
+    dtype = torch.bfloat16 if config["precision"] == "bf16" else None
+    return Distribution(made, FullySharded(lambda: made.device_mesh["data_parallel"], layer_dtype=dtype, offload=offload))

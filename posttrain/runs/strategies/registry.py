@@ -1,0 +1,62 @@
+"""The registry of strategies. Finding one imports no torch; what a strategy needs is imported when it is made."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from posttrain.runs.strategies import rule
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
+
+    from posttrain.models.sharding import Sharding
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """strategy: of Lightning's trainer. sharding: what it does with a method's weights. The two know each other where they have to."""
+
+    strategy: Strategy | str
+    sharding: Sharding
+
+
+Make = Callable[[Config], Distribution]
+_MADE: dict[str, Make] = {}
+
+
+def strategy(*names: str) -> Callable[[Make], Make]:
+    """Register the decorated function, whole config -> Distribution, under these values of `hardware.strategy`."""
+
+    def add(make: Make) -> Make:
+        _MADE.update(dict.fromkeys(names, make))
+        return make
+
+    return add
+
+
+@cache
+def strategies() -> Mapping[str, Make]:
+    """Every strategy by name; imports the modules of this folder on first use."""
+    package = importlib.import_module("posttrain.runs.strategies")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return _MADE
+
+
+def distribution_of(config: Config) -> Distribution:
+    """How the run of this config is spread over its devices; `auto` is decided by `rule.pick`."""
+    return strategies()[rule.pick(config, _weights)](config)
+
+
+def _weights(config: Config) -> rule.Weights:
+    from posttrain.models.counts import count_parameters
+
+    counts = count_parameters(config["model"])
+    return rule.Weights(counts.total, counts.trainable)

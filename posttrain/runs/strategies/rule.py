@@ -1,0 +1,51 @@
+"""What `hardware.strategy=auto` means.
+
+One device: single. Several: ddp where the whole training state of the model fits on one of them, else fsdp2, which shards it. What fsdp2
+cannot shard (a quantised base, whose weights are small; optimizers that need whole weights): ddp. A shape that states no memory: ddp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.runs.strategy_rules import fsdp2_problems
+
+Config = Mapping[str, Any]
+BYTES = {"float32": 4, "bf16": 4, "bf16_true": 2}  # of a weight; its gradient and each of Adam's two moments are kept alike
+TRAINED = 5  # a weight, its gradient, the bucket in which ranks exchange it, two moments
+SHARE = 0.7  # of a device's memory; the rest is for activations, the head's chunks and fragmentation
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of weights of a model, adapters included."""
+
+    total: int
+    trainable: int
+
+
+def pick(config: Config, weights: Callable[[Config], Weights]) -> str:
+    """The strategy of a config. weights: counts the model's; asked only where the answer depends on it."""
+    hardware = config["hardware"]
+    if hardware["strategy"] != "auto":
+        return str(hardware["strategy"])
+    if hardware["nodes"] * hardware["devices"] == 1:
+        return "single"
+    if hardware["memory_gb"] is None or any(fsdp2_problems(config)):
+        return "ddp"
+    needed = training_bytes(weights(config), precision=config["precision"], copies=_copies(config))
+    return "ddp" if needed <= SHARE * hardware["memory_gb"] * 2**30 else "fsdp2"
+
+
+def training_bytes(weights: Weights, *, precision: str, copies: int = 0) -> float:
+    """Memory that data-parallel training holds on each device between steps. copies: frozen ones beside the policy."""
+    frozen = weights.total - weights.trainable + copies * weights.total
+    return float(BYTES[precision] * (TRAINED * weights.trainable + frozen))
+
+
+def _copies(config: Config) -> int:
+    """Frozen copies of the policy: a reference that is no adapter switched off and no cache."""
+    kind = config["method"].get("reference")
+    return int(kind == "copy" or (kind == "auto" and config["model"].get("peft") is None))
