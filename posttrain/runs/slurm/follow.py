@@ -11,7 +11,7 @@ from posttrain.runs.slurm import queue
 from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord
 
 POLL_SECONDS = 1.0
-QUEUE_EVERY = 10  # polls between looks at the queue, which the whole cluster shares
+QUEUE_EVERY = 5  # polls between looks at the queue, which the whole cluster shares
 FAILED, CANCELLED = 1, 128 + signal.SIGTERM
 
 
