@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
-from posttrain.runs import options, report, rules
+from posttrain.runs import options, report, rules, suggest
 from posttrain.runs.base_config import load_config
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
@@ -131,6 +131,8 @@ def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence
         ConfigError: another sweeper than the built-in one, or a launcher that is not there.
     """
     _require_plugin(hydra_lines)
+    if problems := _unknown_launcher_keys(hydra_lines, folders):
+        raise ConfigError(problems)
     output = [line.partition("=")[2] for line in common if line.startswith("output_dir=")]
     folder = [f"hydra.sweep.dir={output[-1]}"] if output else []
     master = hydra_config([], folders, extra=[*folder, *hydra_lines])
@@ -145,6 +147,16 @@ def _require_plugin(hydra_lines: Sequence[str]) -> None:
         key, _, name = line.partition("=")
         if key == "hydra/launcher" and name.startswith("submitit") and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
             raise MissingExtra(line, "slurm")
+
+
+def _unknown_launcher_keys(hydra_lines: Sequence[str], folders: Sequence[Path]) -> list[Problem]:
+    """Keys that the chosen launcher does not have, with the nearest one; Hydra itself would advise to add them."""
+    setting = [line for line in hydra_lines if line.startswith("hydra.launcher.")]
+    if not setting:
+        return []
+    known = [f"hydra.launcher.{key}" for key in hydra_config([], folders, extra=[*set(hydra_lines) - set(setting)]).hydra.launcher]
+    keys = {line: ".".join(line.partition("=")[0].split(".")[:3]) for line in setting}
+    return [Problem(line, f"the launcher has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
 
 
 def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> list[Job]:

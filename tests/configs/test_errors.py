@@ -38,7 +38,7 @@ CASES = {
     "missing file": (["data=files", "data.train=nowhere/a.jsonl"], ["data.train: no such file: nowhere/a.jsonl", "nowhere does not exist"]),
     "no data": (["data=files"], ["one of data.train, data.sources, data.generator is needed"]),
     "devices that are not there": (["hardware=4xa100"], ["needs 4 CUDA devices", "posttrain plan hardware=4xa100", "hydra/launcher=slurm"]),
-    "several machines": (["hardware=2x8xh100"], ["several machines (2) are not available yet"]),
+    "several machines": (["hardware=2x8xh100"], ["several machines (2) need a cluster"]),
     "sharded strategy": (["hardware=2xcpu_fsdp"], ["fsdp2 is not available yet", "hardware.strategy=ddp"]),
     "target": (["optimizer._target_=os.system"], ["os.system is not on the list", "--allow-target os"]),
     "target that does not exist": (

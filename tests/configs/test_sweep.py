@@ -81,3 +81,5 @@ def test_what_is_wrong_with_a_cluster_request_is_told_before_anything_is_submitt
     assert outcome.code == 2
     assert "hydra.launcher.max_requeues: expected" in outcome.err
     assert "hydra.launcher.dry_run: expected true or false" in outcome.err
+    outcome = posttrain("-m", "seed=1", "hydra/launcher=slurm", "hydra.launcher.partitoin=gpu")
+    assert "did you mean hydra.launcher.partition?" in outcome.err
