@@ -23,7 +23,7 @@ class Sweep:
             command, cwd=folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def until(self, ready: Callable[[], bool], seconds: float = 240, *, alive: bool = True) -> None:
+    def until(self, ready: Callable[[], bool], seconds: float = 540, *, alive: bool = True) -> None:
         """Wait for something to become true while the sweep runs."""
         deadline = time.monotonic() + seconds
         while not ready():

@@ -147,4 +147,6 @@ def _train(config: dict[str, Any], task: Task, allow_targets: Sequence[str]) -> 
     from posttrain.runs.job import train_rank
 
     os.environ.update(rank_variables(task, config["hardware"]["devices"], SlurmJobEnvironment().hostnames[0]))
-    return train_rank(config, allow_targets=allow_targets)
+    code = train_rank(config, allow_targets=allow_targets)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # all is saved: a second one must not cut the goodbye short
+    return code
