@@ -64,10 +64,19 @@ def test_a_dry_run_shows_the_batch_script_of_each_kind_of_hardware(posttrain: Ca
     cluster.mkdir(parents=True)
     (cluster / "mine.yaml").write_text("defaults: [slurm, _self_]\npartition: gpu\nmodules: [cuda/12]\nsbatch: {mail-type: END}\n")
     hardware = ["hardware=cpu,2x8xh100", "hardware.time_limit=2"]
-    outcome = posttrain("--config-dir", "conf", "-m", "seed=1,2", *hardware, "hydra/launcher=mine", "hydra.launcher.dry_run=true")
+    outcome = posttrain(
+        "--config-dir",
+        "conf",
+        "-m",
+        "seed=1,2",
+        *hardware,
+        "hydra/launcher=mine",
+        "hydra.launcher.dry_run=true",
+        "hydra.launcher.array_parallelism=1",
+    )
     assert outcome.code == 0, outcome
     small, large = outcome.out.split("# 2 of 4 runs:")[1:]
-    for line in ("--array=0-1%2", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=16", "--mem=655360M"):
+    for line in ("--array=0-1%1", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=16", "--mem=655360M"):
         assert f"#SBATCH {line}\n" in large
     for line in ("--partition=gpu", "--mail-type=END", "--time=120", "--requeue", "--signal=USR2@120"):
         assert f"#SBATCH {line}\n" in small

@@ -36,9 +36,7 @@ def test_a_sweep_survives_its_shell_and_a_requeue_bit_for_bit(sweep: Callable[..
     first, names = "method=sft,seed=1", [f"method={method},seed={seed}" for method in ("sft", "dpo") for seed in (1, 2)]
     one.until(one.reached(first, 3))
     job = json.loads((one.folder / "sweep.json").read_text())["jobs"][0]["slurm_id"]
-    # By its plain number: SLURM 22.05 answers with an error to the array form while other jobs of the array wait, and signals repeatedly.
-    number = subprocess.run(["squeue", "-h", "-o", "%A", "-j", job], capture_output=True, text=True, check=True).stdout.split()[0]
-    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
     one.process.send_signal(signal.SIGINT)
     shown, _ = one.process.communicate(timeout=60)
     assert one.process.returncode == 130
@@ -72,7 +70,8 @@ def test_a_dead_rank_ends_its_job_and_the_others_go_on(sweep: Callable[..., Swee
 
 
 def test_waiting_jobs_can_be_cancelled_from_another_shell(sweep: Callable[..., Sweep]) -> None:
-    one = sweep("seed=1,2", "hardware=cpu", "tracking=none", *COMMON, "hydra.launcher.sbatch={hold: true}")
+    array = ("hydra.launcher.sbatch={hold: true}", "hydra.launcher.array_parallelism=1")
+    one = sweep("seed=1,2", "hardware=cpu", "tracking=none", *COMMON, *array)
     one.until(lambda: '_1"' in (one.folder / "sweep.json").read_text() if (one.folder / "sweep.json").is_file() else False)
     assert len(re.findall(r"pending\s+waiting", one.command("status"))) == 2
     assert "2 of 2 jobs cancelled" in one.command("cancel")

@@ -1,4 +1,8 @@
-"""Submitting through submitit: the batch script of a group of runs, and the group itself as a job array."""
+"""Submitting through submitit: the batch script of a group of runs, and the group itself.
+
+Runs are jobs of their own, to which `scancel --signal` and `scontrol requeue` are simple; a job array is made only where no more than
+`array_parallelism` of them may run at once, which SLURM offers for arrays alone.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,7 @@ from pathlib import Path
 from submitit.slurm.slurm import SlurmExecutor
 
 from posttrain.runs.slurm import task
-from posttrain.runs.slurm.request import Request, parameters
-
-FOLDER = ".slurm"
+from posttrain.runs.slurm.request import LOGS, Request, parameters
 
 
 class Executor(SlurmExecutor):
@@ -24,7 +26,7 @@ class Executor(SlurmExecutor):
 
 def executor_of(request: Request, sweep: Path) -> Executor:
     """An executor that keeps its scripts and logs in the sweep's folder."""
-    made = Executor(sweep / FOLDER, python=request.interpreter)
+    made = Executor(sweep / LOGS, python=request.interpreter)
     made.update_parameters(**parameters(request, sweep))
     return made
 
@@ -32,22 +34,19 @@ def executor_of(request: Request, sweep: Path) -> Executor:
 def script(request: Request, sweep: Path, count: int) -> str:
     """The batch script of `count` runs."""
     executor = executor_of(request, sweep)
-    if count > 1:
+    if count > request.array_parallelism:
         executor.parameters["map_count"] = count
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
 def submit(request: Request, sweep: Path, files: Sequence[Path], allow_targets: Sequence[str]) -> list[str]:
-    """Submit a run for each job file; returns the SLURM ids (`12_0`).
+    """Submit a run for each job file; returns the SLURM ids (`12`, in an array `12_0`).
 
     Raises:
         CalledProcessError: sbatch refused the request; its words are on standard error.
     """
     executor = executor_of(request, sweep)
-    jobs = executor.map_array(task.run, [str(file) for file in files], [list(allow_targets)] * len(files))
-    return [job.job_id for job in jobs]
-
-
-def log_file(sweep: Path, slurm_id: str) -> Path:
-    """Where everything that a job prints goes."""
-    return sweep / FOLDER / f"{slurm_id}_0_log.out"
+    names, allowed = [str(file) for file in files], list(allow_targets)
+    if len(files) > request.array_parallelism:
+        return [job.job_id for job in executor.map_array(task.run, names, [allowed] * len(files))]
+    return [executor.submit(task.run, name, allowed).job_id for name in names]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from posttrain.runs.slurm import queue
+from posttrain.runs.slurm.request import LOGS
 from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord
 
 POLL_SECONDS = 1.0
@@ -29,7 +30,8 @@ def follow(record: SweepRecord, say: Callable[[str], None]) -> list[int]:
     try:
         for job, code in _endings(record):
             codes[job.name] = code
-            say(f"{word(code)}: {job.name} (job {job.slurm_id}), {len(codes)} of {len(record.jobs)}")
+            log = f", see {record.folder / LOGS / f'{job.slurm_id}_0_log.out'}" if code == FAILED else ""
+            say(f"{word(code)}: {job.name} (job {job.slurm_id}), {len(codes)} of {len(record.jobs)}{log}")
     except KeyboardInterrupt:
         say("\n".join(("the jobs go on without this shell:", *commands(record))))
         raise LeftRunning from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.runs.signals import CONTINUED
 
-SIGNAL = "USR2"  # NCCL may take USR1
+LOGS = ".slurm"  # in the sweep's folder: batch scripts and what jobs print
 
 
 @dataclass(frozen=True, kw_only=True)
