@@ -18,7 +18,8 @@ def run(call: Call) -> int:
     """Cancels, says what, and returns the exit code."""
     arguments = bind(key_values(call), {"sweep": Parameter("sweep", str, required=True)}, command="cancel")
     from posttrain.runs.slurm import queue
-    from posttrain.runs.sweep_record import read_record
+    from posttrain.runs.slurm.follow import CANCELLED
+    from posttrain.runs.sweep_record import Outcome, read_record
 
     record = read_record(Path(arguments["sweep"]).expanduser().absolute())
     ids = [job.slurm_id for job in record.jobs if job.slurm_id]
@@ -28,8 +29,10 @@ def run(call: Call) -> int:
     alive = {slurm_id: state for slurm_id, state in queue.states(ids).items() if state not in queue.ENDED}
     if alive:
         queue.cancel(sorted(alive))
-    names = {job.slurm_id: job.name for job in record.jobs}
+    jobs = {job.slurm_id: job for job in record.jobs}
     for slurm_id, state in alive.items():
-        print(f"cancelled {names[slurm_id]} (job {slurm_id}, {state.lower()})")
+        if state == "PENDING":  # it leaves no outcome of its own, and SLURM may forget it at once
+            Outcome(jobs[slurm_id].file).write(CANCELLED)
+        print(f"cancelled {jobs[slurm_id].name} (job {slurm_id}, {state.lower()})")
     print(f"{len(alive)} of {len(ids)} jobs cancelled; the others had ended")
     return 0
