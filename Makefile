@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test check format types lint floors bench clean
+.PHONY: run test slurm check format types lint floors bench clean
 
 run: $(VENV)/.base
 	$(BIN)/python -m posttrain
@@ -16,6 +16,12 @@ run: $(VENV)/.base
 # Two processes with a thread each: the tests' small models gain little from a second thread.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On the cluster that this machine reaches; without one, on a SLURM of this machine that is started for the tests.
+slurm: $(VENV)/.dev
+	@set -e; if ! sinfo --noheader > /dev/null 2>&1; then \
+		settings=$$(launchers/local_slurm start); eval "$$settings"; trap 'launchers/local_slurm stop' EXIT; fi; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -32,6 +32,7 @@ EXAMPLES = (
     ("posttrain", "the quickstart: a small model learns arithmetic in under two minutes"),
     ("posttrain method=sft model=gemma_270m data=files data.train=chats.jsonl", "fine-tune on your own file"),
     ("posttrain -m method.loss=nll,dft seed=1,2,3", "six runs and a table"),
+    ("posttrain -m method=sft,dpo seed=1,2,3 hardware=8xh100 hydra/launcher=slurm", "six jobs of a cluster; docs/slurm.md"),
     ("posttrain plan model=gemma_1b hardware=8xh100", "what would it take?"),
     ("posttrain --config outputs/RUN/config.yaml output_dir=again", "the same run once more"),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,25 @@ def exit_code(action: Callable[[], int]) -> int:
 def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
     config = {**config, "output_dir": str(output_folder(config))}
     folder = Path(config["output_dir"])
+    with opened(config, folder, allow_targets) as ended:
+        if ended is not None:
+            return ended
+        world = config["hardware"]["nodes"] * config["hardware"]["devices"]
+        if world > 1:
+            return _run_ranks(config, folder, world, allow_targets)
+        from posttrain.runs.ranks import from_environment
+        from posttrain.runs.session import train
+
+        return train(entering.applied(config), from_environment(), allow_targets=allow_targets)
+
+
+@contextmanager
+def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str]) -> Iterator[int | None]:
+    """The run's folder, locked, with its config.yaml and the run it starts from; yields an exit code where nothing is left to train.
+
+    Raises:
+        ConfigError: another process trains there, or the folder's run had another configuration.
+    """
     prepare_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
@@ -59,16 +79,11 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
         start = open_folder(config, folder)
         if start.finished:
             print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
-            return DONE
-        if config["entering"] and (code := entering.make(config, allow_targets=allow_targets)):
-            return code
-        world = config["hardware"]["nodes"] * config["hardware"]["devices"]
-        if world > 1:
-            return _run_ranks(config, folder, world, allow_targets)
-        from posttrain.runs.ranks import from_environment
-        from posttrain.runs.session import train
-
-        return train(entering.applied(config), from_environment(), allow_targets=allow_targets)
+            yield DONE
+        elif config["entering"] and (code := entering.make(config, allow_targets=allow_targets)):
+            yield code
+        else:
+            yield None
 
 
 def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: Collection[str]) -> int:

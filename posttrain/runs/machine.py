@@ -38,12 +38,16 @@ def facts() -> Facts:
     return {"accelerator": "cpu", "precision": "float32", "backend": "gloo"}
 
 
-def request(what: str, hardware: Mapping[str, Any]) -> int:
-    """What a cluster job asks for to get this hardware: `cpus`, `gpus` (a node) or `minutes` (a day if there is no time limit)."""
+def request(what: str, hardware: Mapping[str, Any]) -> int | None:
+    """What a cluster job asks for to get this hardware: `cpus` (a node), `gpus` (a node), `memory` (a node, GiB; None: what the cluster
+    gives) or `minutes` (a day if there is no time limit)."""
     devices = hardware["devices"]
+    cuda = hardware["accelerator"] == "cuda"
+    memory = hardware["node_memory_gb"] or (devices * hardware["memory_gb"] if cuda and hardware["memory_gb"] else None)
     amounts = {
         "cpus": devices * hardware["cpus_per_device"],
-        "gpus": devices if hardware["accelerator"] == "cuda" else 0,
+        "gpus": devices if cuda else 0,
+        "memory": None if memory is None else math.ceil(memory),
         "minutes": math.ceil(60 * (hardware["time_limit"] or 24)),
     }
     return amounts[what]

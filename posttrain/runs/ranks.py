@@ -26,12 +26,10 @@ class Ranks:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Ranks as set by our launcher, torchrun or srun; a single process otherwise."""
+    """Ranks as set by our launchers, in torchrun's names; a single process otherwise."""
     given = os.environ if environment is None else environment
     if "LOCAL_RANK" in given:
         return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
-    if int(given.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in given:
-        return Ranks(int(given["SLURM_PROCID"]), int(given["SLURM_NTASKS"]), int(given["SLURM_LOCALID"]))
     return Ranks()
 
 

@@ -1,6 +1,7 @@
 """Rules over several keys, each a function from a config whose types are right to the problems it sees.
 
-PLAN holds for any config, ELSEWHERE for one that is to run on a machine that shares this file system, HERE for one that runs here now.
+PLAN holds for any config, CLUSTER for one that several machines which share this file system may run, ELSEWHERE for one that a single
+other machine runs, HERE for one that runs here now, TASK inside a cluster's job.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine, online_rules, strategy_rules, suggest
+from posttrain.runs import machine_rules, online_rules, strategy_rules, suggest
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -154,36 +155,6 @@ def output_is_writable(config: Config) -> Iterator[Problem]:
         yield Problem("output_dir", f"no permission to write in {existing}", "choose another output_dir")
 
 
-def machines_are_one(config: Config) -> Iterator[Problem]:
-    """Several machines are not built yet."""
-    hardware = config["hardware"]
-    if hardware["nodes"] > 1:
-        hint = f"posttrain plan hardware={hardware['name']} ... works; to train, choose a shape with one machine"
-        yield Problem("hardware.nodes", f"several machines ({hardware['nodes']}) are not available yet", hint)
-
-
-def devices_are_there(config: Config) -> Iterator[Problem]:
-    """The devices asked for must be in this machine."""
-    hardware = config["hardware"]
-    name, asked = hardware["name"], hardware["devices"]
-    plan = f"posttrain plan hardware={name} ... (what it would take)"
-    cluster = f"posttrain -m hardware={name} hydra/launcher=slurm ... (on a cluster)"
-    if hardware["accelerator"] != "cuda" or hardware["nodes"] > 1:  # several machines are a problem of their own
-        return
-    there = machine.usable_gpus()
-    if there < asked:
-        reason = "" if machine.torch_has_cuda() else ", and the installed torch is a CPU build"
-        yield Problem(
-            "hardware.devices",
-            f"hardware={name} needs {_gpus(asked)}, this machine has {there or 'none'}{reason}",
-            f"here: hardware=auto; or {plan}; or {cluster}",
-        )
-
-
-def _gpus(count: int) -> str:
-    return "1 CUDA device" if count == 1 else f"{count} CUDA devices"
-
-
 def loss_fits_method(config: Config) -> Iterator[Problem]:
     """A loss takes, by position, exactly the tensors the method passes (`loss_inputs` of the method's class)."""
     method = config["method"]
@@ -268,17 +239,25 @@ PLAN: tuple[Rule, ...] = (
     *(Rule(find, reads) for find, reads in online_rules.RULES.items()),
     Rule(critic_is_sound, ("method",)),
 )
-ELSEWHERE: tuple[Rule, ...] = (
+CLUSTER: tuple[Rule, ...] = (
     *PLAN,
     Rule(data_files_exist, ("data",)),
     Rule(resume_exists, ("resume",)),
     Rule(output_is_writable, ("output_dir",)),
     Rule(strategy_rules.strategy_is_there, ("hardware",)),
     Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
-    Rule(machines_are_one, ("hardware",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
+    Rule(machine_rules.entering_is_on_one_machine, ("entering", "hardware")),
+)
+TASK: tuple[Rule, ...] = (
+    *CLUSTER,
+    Rule(machine_rules.devices_are_on_this_node, ("hardware",)),
+)
+ELSEWHERE: tuple[Rule, ...] = (
+    *CLUSTER,
+    Rule(machine_rules.machines_are_one, ("hardware",)),
 )
 HERE: tuple[Rule, ...] = (
     *ELSEWHERE,
-    Rule(devices_are_there, ("hardware",)),
+    Rule(machine_rules.devices_are_there, ("hardware",)),
 )

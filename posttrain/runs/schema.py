@@ -121,6 +121,7 @@ class Hardware(Group):
     device_name: str | None = None
     memory_gb: Positive | None = Field(None, description="memory of one device, GiB")
     cpus_per_device: Count = 1
+    node_memory_gb: Positive | None = Field(None, description="main memory of a node that cluster jobs ask for, GiB")
     precision: Precision = "float32"
     strategy: Strategy = "auto"
     offload: bool = Field(False, description="keep sharded weights and optimizer state in host memory")

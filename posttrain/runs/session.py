@@ -99,10 +99,10 @@ class Session:
         fit(job, self.method, trainer, self.loader)
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt
-        if self.stop.signal is None:
-            self._finish(trainer)
-        else:
+        if self.stop.agreed:
             self._close(trainer, "stopped", None)
+        else:
+            self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
         """Final evaluation and artifact; the strategy has let go of the model, so it is put back on the device."""

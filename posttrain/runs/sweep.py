@@ -1,16 +1,16 @@
-"""`-m`: one run for every combination. All are composed and checked before the first starts; Hydra's launchers start them."""
+"""`-m`: one run for every combination. All are composed and checked before the first starts; SLURM or a launcher of Hydra's starts them."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from hydra._internal.callbacks import Callbacks
@@ -19,19 +19,23 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
-from posttrain.runs import options, report, rules
+from posttrain.runs import options, report, rules, suggest
 from posttrain.runs.base_config import load_config
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
+from posttrain.runs.slurm import launch as slurm
+from posttrain.runs.slurm.follow import LeftRunning, word
+from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+RULES = {LOCAL: rules.HERE, slurm.TARGET: rules.CLUSTER}
 JOB_KEY = "posttrain_job"
 ALLOW_KEY = "posttrain_allow_targets"
 LONGEST_NAME = 100
@@ -58,33 +62,60 @@ def run_sweep(call: Call) -> int:
     task = [line for line in call.overrides if line not in parsed.hydra]
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = _master(parsed.hydra, _common(combinations), folders)
-    jobs = _checked_jobs(
-        combinations,
-        call,
-        Path(master.hydra.sweep.dir).absolute(),
-        rules.HERE if master.hydra.launcher._target_ == LOCAL else rules.ELSEWHERE,
-    )
-    codes = _tracked(jobs, call.overrides, lambda tracked: _launch(tracked, master, folders, call.allow_targets))
-    report.console().print(summary(jobs, codes))
-    return max(codes)
+    target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
+    jobs = _checked_jobs(combinations, call, folder, RULES.get(target, rules.ELSEWHERE))
+    if target != slurm.TARGET:
+        return _run(jobs, call, folder, lambda record: _launch(record, jobs, master, folders, call.allow_targets))
+    requests = slurm.requests_of([_launcher_node(master, job) for job in jobs])
+    if requests[0].dry_run:
+        slurm.show_scripts(requests, [job.name for job in jobs], folder)
+        return 0
+    return _run(jobs, call, folder, lambda record: slurm.run(requests, record, call.allow_targets))
 
 
-def _tracked(jobs: Sequence[Job], overrides: Sequence[str], launch: Callable[[list[Job]], list[int]]) -> list[int]:
-    """Launches the jobs as children of one tracking run, which is closed however they end."""
+def _run(jobs: Sequence[Job], call: Call, folder: Path, launch: Callable[[SweepRecord], list[int]]) -> int:
+    """Launches the jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end.
+
+    A user who stops waiting for SLURM leaves it open: jobs go on.
+    """
     from posttrain.runs.tracking.sweep import finish_parent, start_parent
 
-    parent = start_parent(jobs[0].config, overrides)
-    status: Literal["finished", "stopped", "failed"] = "failed"
+    parent = start_parent(jobs[0].config, call.overrides)
+    status: Literal["finished", "stopped", "failed"] | None = "failed"
     try:
-        codes = launch([_child(job, parent) for job in jobs])
+        codes = launch(_recorded([_child(job, parent) for job in jobs], folder, parent))
         status = "failed" if any(codes) else "finished"
+    except LeftRunning:
+        status = None
+        raise
     except KeyboardInterrupt:
         status = "stopped"
         raise
     finally:
-        if parent is not None:
+        if parent is not None and status is not None:
             finish_parent(jobs[0].config, parent, status)
-    return codes
+    report.console().print(summary(jobs, codes))
+    return max(codes)
+
+
+def _recorded(jobs: Sequence[Job], folder: Path, parent: str | None) -> SweepRecord:
+    """Writes each job's config into the sweep's folder, and which jobs there are."""
+    files = [_write_job(job, folder / JOBS / f"{number}.yaml") for number, job in enumerate(jobs)]
+    entries = [JobRecord(job.name, Path(job.config["output_dir"]), file) for job, file in zip(jobs, files, strict=True)]
+    for entry in entries:
+        Outcome(entry.file).clear()
+    (folder / JOBS / "closed").unlink(missing_ok=True)
+    record = SweepRecord(folder, tuple(entries), jobs[0].config["tracking"], parent)
+    record.write()
+    return record
+
+
+def _launcher_node(master: DictConfig, job: Job) -> dict[str, Any]:
+    """The launcher's settings as the job's hardware fills them in."""
+    own = copy.deepcopy(master)
+    with open_dict(own):
+        own.hardware = job.config["hardware"]
+    return cast(dict[str, Any], OmegaConf.to_container(own.hydra.launcher, resolve=True))
 
 
 def _common(combinations: Sequence[dict[str, str]]) -> list[str]:
@@ -99,7 +130,9 @@ def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence
     Raises:
         ConfigError: another sweeper than the built-in one, or a launcher that is not there.
     """
-    _require_launcher(hydra_lines)
+    _require_plugin(hydra_lines)
+    if problems := _unknown_launcher_keys(hydra_lines, folders):
+        raise ConfigError(problems)
     output = [line.partition("=")[2] for line in common if line.startswith("output_dir=")]
     folder = [f"hydra.sweep.dir={output[-1]}"] if output else []
     master = hydra_config([], folders, extra=[*folder, *hydra_lines])
@@ -108,16 +141,22 @@ def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence
     return master
 
 
-def _require_launcher(hydra_lines: Sequence[str]) -> None:
-    """A SLURM launcher needs its plugin and a cluster."""
+def _require_plugin(hydra_lines: Sequence[str]) -> None:
+    """Hydra's own submitit launchers come with their plugin."""
     for line in hydra_lines:
         key, _, name = line.partition("=")
-        if key != "hydra/launcher" or not name.startswith(("slurm", "submitit")):
-            continue
-        if find_spec("submitit") is None:
+        if key == "hydra/launcher" and name.startswith("submitit") and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
             raise MissingExtra(line, "slurm")
-        if "slurm" in name and shutil.which("srun") is None:
-            raise ConfigError(Problem(line, "this machine is not part of a SLURM cluster (there is no srun)", "start it on a login node"))
+
+
+def _unknown_launcher_keys(hydra_lines: Sequence[str], folders: Sequence[Path]) -> list[Problem]:
+    """Keys that the chosen launcher does not have, with the nearest one; Hydra itself would advise to add them."""
+    setting = [line for line in hydra_lines if line.startswith("hydra.launcher.")]
+    if not setting:
+        return []
+    known = [f"hydra.launcher.{key}" for key in hydra_config([], folders, extra=[*set(hydra_lines) - set(setting)]).hydra.launcher]
+    keys = {line: ".".join(line.partition("=")[0].split(".")[:3]) for line in setting}
+    return [Problem(line, f"the launcher has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
 
 
 def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> list[Job]:
@@ -156,18 +195,19 @@ def _child(job: Job, parent: str | None) -> Job:
     return replace(job, config=job.config | {"tracking": job.config["tracking"] | {"parent_run_id": parent}})
 
 
-def _launch(jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]) -> list[int]:
+def _launch(
+    record: SweepRecord, jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]
+) -> list[int]:
     """Hands the jobs to Hydra's launcher; each gets only the path of its finished config. Returns their exit codes."""
-    sweep_dir = Path(master.hydra.sweep.dir).absolute()
-    files = [_write_job(job, sweep_dir / ".jobs" / f"{number}.yaml") for number, job in enumerate(jobs)]
+    sweep_dir = str(record.folder)
     with open_dict(master):
-        master.hydra.sweep.dir = str(sweep_dir)
-        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(sweep_dir))}")
+        master.hydra.sweep.dir = sweep_dir
+        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep_dir)}")
         master.hardware = jobs[0].config["hardware"]  # launchers ask for what `hardware` says
     context = HydraContext(config_loader=ConfigLoaderImpl(_search_path(folders)), callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job_file, config=master)
     allow = f"++{ALLOW_KEY}=[{','.join(map(quoted, allow_targets))}]"
-    results = launcher.launch([[f"++{JOB_KEY}={quoted(str(file))}", allow] for file in files], initial_job_idx=0)
+    results = launcher.launch([[f"++{JOB_KEY}={quoted(str(job.file))}", allow] for job in record.jobs], initial_job_idx=0)
     return [_exit_code(result) for result in results]
 
 
@@ -206,7 +246,7 @@ def summary(jobs: Sequence[Job], codes: Sequence[int]) -> Table:
     for job, code in zip(jobs, codes, strict=True):
         result = _result(Path(job.config["output_dir"]))
         loss = result.get("metrics", {}).get("val/loss")
-        status = result.get("status", "failed" if code else "finished")
+        status = result.get("status", "finished") if code == 0 else word(code)
         table.add_row(job.name, status, str(result.get("steps", "")), "" if loss is None else f"{loss:.4f}")
     return table
 

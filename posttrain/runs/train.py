@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.loader import TreeLoader
@@ -146,7 +147,7 @@ def build_trainer(job: Job, callbacks: list[Callback]) -> Trainer:
         accumulate_grad_batches=job.plan.micro_batches,
         callbacks=callbacks,
         default_root_dir=str(job.folder),
-        plugins=[StreamingCheckpointIO()],
+        plugins=[StreamingCheckpointIO(), LightningEnvironment()],  # ranks are ours to start: no cluster is to be detected
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -119,6 +119,11 @@ def validate(config: dict[str, Any], *, allow: Collection[str] = ()) -> list[Pro
     return list(_node(config, model_signature(Run), ROOT, allow))
 
 
+def node_problems(node: dict[str, Any], path: str, *, allow: Collection[str] = ()) -> list[Problem]:
+    """Problems of one `_target_` node that is not part of a run's config. path: what it is called."""
+    return list(_target(node, path, allow))
+
+
 def _node(value: dict[str, Any], signature: Signature, path: str, allow: Collection[str]) -> Iterator[Problem]:
     free = () if "_target_" not in value else RESERVED if "." in path else (*RESERVED, "name")  # a group's option has a name
     for key, item in value.items():

@@ -38,7 +38,7 @@ CASES = {
     "missing file": (["data=files", "data.train=nowhere/a.jsonl"], ["data.train: no such file: nowhere/a.jsonl", "nowhere does not exist"]),
     "no data": (["data=files"], ["one of data.train, data.sources, data.generator is needed"]),
     "devices that are not there": (["hardware=4xa100"], ["needs 4 CUDA devices", "posttrain plan hardware=4xa100", "hydra/launcher=slurm"]),
-    "several machines": (["hardware=2x8xh100"], ["several machines (2) are not available yet"]),
+    "several machines": (["hardware=2x8xh100"], ["several machines (2) need a cluster"]),
     "quantised and sharded": (["hardware=2xcpu_fsdp", "model/peft=qlora"], ["nf4 are packed", "hardware.strategy=ddp"]),
     "8-bit moments and sharded": (["hardware=2xcpu_fsdp", "optimizer=adamw_8bit"], ["in blocks of whole weights", "optimizer=adamw"]),
     "offload without shards": (["hardware=2xcpu", "hardware.offload=true"], ["does not say that there are any", "fsdp2"]),

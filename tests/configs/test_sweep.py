@@ -57,3 +57,38 @@ def test_a_sweep_goes_on_when_a_job_fails(posttrain: Callable[..., Any], tmp_pat
     assert "2 runs in" in outcome.out
     assert "broken.jsonl" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_dry_run_shows_the_batch_script_of_each_kind_of_hardware(posttrain: Callable[..., Any], tmp_path: Path) -> None:
+    cluster = tmp_path / "conf" / "hydra" / "launcher"
+    cluster.mkdir(parents=True)
+    (cluster / "mine.yaml").write_text("defaults: [slurm, _self_]\npartition: gpu\nmodules: [cuda/12]\nsbatch: {mail-type: END}\n")
+    hardware = ["hardware=cpu,2x8xh100", "hardware.time_limit=2"]
+    outcome = posttrain(
+        "--config-dir",
+        "conf",
+        "-m",
+        "seed=1,2",
+        *hardware,
+        "hydra/launcher=mine",
+        "hydra.launcher.dry_run=true",
+        "hydra.launcher.array_parallelism=1",
+    )
+    assert outcome.code == 0, outcome
+    small, large = outcome.out.split("# 2 of 4 runs:")[1:]
+    for line in ("--array=0-1%1", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=16", "--mem=655360M"):
+        assert f"#SBATCH {line}\n" in large
+    for line in ("--partition=gpu", "--mail-type=END", "--time=120", "--requeue", "--signal=USR2@120"):
+        assert f"#SBATCH {line}\n" in small
+    assert "gpus" not in small
+    assert "module load cuda/12\n" in small
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_what_is_wrong_with_a_cluster_request_is_told_before_anything_is_submitted(posttrain: Callable[..., Any]) -> None:
+    outcome = posttrain("-m", "seed=1", "hydra/launcher=slurm", "hydra.launcher.max_requeues=often", "hydra.launcher.dry_run=maybe")
+    assert outcome.code == 2
+    assert "hydra.launcher.max_requeues: expected" in outcome.err
+    assert "hydra.launcher.dry_run: expected true or false" in outcome.err
+    outcome = posttrain("-m", "seed=1", "hydra/launcher=slurm", "hydra.launcher.partitoin=gpu")
+    assert "did you mean hydra.launcher.partition?" in outcome.err

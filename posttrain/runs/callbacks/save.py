@@ -14,7 +14,7 @@ from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import prepare_folder, writing
 from posttrain.runs.ranks import Ranks, barrier, sum_over_ranks
 from posttrain.runs.reporter import Reporter
-from posttrain.runs.signals import StopRequest
+from posttrain.runs.signals import HANDLED, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ class CheckpointWriter(StepCallback):
     def _asked(self, device: torch.device) -> tuple[bool, bool]:
         """Whether any rank was told to stop, and whether the leading rank's clock says it is time."""
         late = self.every_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        votes = {"stop": float(self.stop.signal is not None), "late": float(late and self.ranks.leads)}
-        votes = sum_over_ranks(votes, device)
-        return votes["stop"] > 0, votes["late"] > 0
+        signals = {number.name: float(self.stop.signal == number) for number in HANDLED}
+        votes = sum_over_ranks({**signals, "late": float(late and self.ranks.leads)}, device)
+        return self.stop.agree([number for number in HANDLED if votes[number.name] > 0]), votes["late"] > 0
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint of this moment. Raises OSError that says what to do; earlier checkpoints stay."""

@@ -55,6 +55,8 @@ COMMANDS: Sequence[Command] = (
     _command("export", "run=DIR to=DIR", "write an artifact as a plain Hugging Face folder"),
     _command("constitution", "data=DATA to=DIR", "make data by critique and revision: the model mends its own answers by principles"),
     _command("sync", "run=DIR", "send to MLflow what a run could not send while the store was away"),
+    _command("status", "sweep=DIR", "the jobs of a sweep: state in SLURM, status, step, last loss"),
+    _command("cancel", "sweep=DIR", "cancel the SLURM jobs of a sweep"),
     _command("list", "[group]", "the options of every group, one line each"),
 )
 NOT_YET = {"compare": "studies", "serve": "serving", "human-eval": "human evaluation"}

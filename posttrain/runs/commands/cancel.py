@@ -1,0 +1,38 @@
+"""`posttrain cancel sweep=DIR`: cancels the SLURM jobs of a sweep, those that wait and those that run.
+
+A run that is cancelled saves a checkpoint first; the same command that started the sweep continues it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs.arguments import bind
+from posttrain.runs.commands.arguments import key_values
+from posttrain.runs.commands.table import Call
+from posttrain.runs.signatures import Parameter
+
+
+def run(call: Call) -> int:
+    """Cancels, says what, and returns the exit code."""
+    arguments = bind(key_values(call), {"sweep": Parameter("sweep", str, required=True)}, command="cancel")
+    from posttrain.runs.slurm import queue
+    from posttrain.runs.slurm.follow import CANCELLED
+    from posttrain.runs.sweep_record import Outcome, read_record
+
+    record = read_record(Path(arguments["sweep"]).expanduser().absolute())
+    ids = [job.slurm_id for job in record.jobs if job.slurm_id]
+    if not ids:
+        raise ConfigError(Problem(f"sweep={record.folder}", "has no SLURM jobs", "end it with Ctrl-C where it was started"))
+    queue.require("cancel")
+    alive = {slurm_id: state for slurm_id, state in queue.states(ids).items() if state not in queue.ENDED}
+    if alive:
+        queue.cancel(sorted(alive))
+    jobs = {job.slurm_id: job for job in record.jobs}
+    for slurm_id, state in alive.items():
+        if state == "PENDING":  # it leaves no outcome of its own, and SLURM may forget it at once
+            Outcome(jobs[slurm_id].file).write(CANCELLED)
+        print(f"cancelled {jobs[slurm_id].name} (job {slurm_id}, {state.lower()})")
+    print(f"{len(alive)} of {len(ids)} jobs cancelled; the others had ended")
+    return 0

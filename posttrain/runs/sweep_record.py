@@ -1,0 +1,79 @@
+"""What a sweep leaves in its folder about its jobs, so that another shell can follow and cancel them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs.files import write_atomic
+
+FILE = "sweep.json"
+JOBS = ".jobs"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """name: the swept overrides. folder: the run's. file: its whole config. slurm_id: where SLURM runs it."""
+
+    name: str
+    folder: Path
+    file: Path
+    slurm_id: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """tracking: the `tracking` node of its config. parent: its run in MLflow, to be closed when all jobs have ended."""
+
+    folder: Path
+    jobs: tuple[JobRecord, ...]
+    tracking: Mapping[str, Any]
+    parent: str | None = None
+
+    def write(self) -> None:
+        """Write it into the sweep's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(self), "folder": None}
+        write_atomic(self.folder / FILE, json.dumps(content, indent=1, default=str) + "\n")
+
+    def submitted(self, ids: Mapping[int, str]) -> SweepRecord:
+        """The same with the SLURM ids of the jobs with these numbers."""
+        return replace(self, jobs=tuple(replace(job, slurm_id=ids.get(number, job.slurm_id)) for number, job in enumerate(self.jobs)))
+
+
+def read_record(folder: Path) -> SweepRecord:
+    """The record in a sweep's folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        what = "no such folder" if not folder.is_dir() else f"holds no {FILE}, so it is not a sweep's folder"
+        raise ConfigError(Problem(f"sweep={folder}", what, "give the folder that posttrain -m printed (outputs/sweeps/...)"))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    jobs = tuple(JobRecord(job["name"], Path(job["folder"]), Path(job["file"]), job["slurm_id"]) for job in content["jobs"])
+    return SweepRecord(folder, jobs, content["tracking"], content["parent"])
+
+
+class Outcome:
+    """A job's exit code, in a file beside the job's own; absent until it has ended for good."""
+
+    def __init__(self, file: Path) -> None:
+        self.path = file.with_suffix(".outcome")
+
+    def clear(self) -> None:
+        """Forget an earlier one."""
+        self.path.unlink(missing_ok=True)
+
+    def write(self, code: int) -> None:
+        """Say how the job ended."""
+        write_atomic(self.path, f"{code}\n")
+
+    def read(self) -> int | None:
+        """The exit code, once there is one."""
+        return int(self.path.read_text(encoding="utf-8")) if self.path.is_file() else None

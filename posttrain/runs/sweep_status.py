@@ -1,0 +1,109 @@
+"""How the jobs of a sweep stand, from SLURM's queue where there is one, and from the files that runs leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.table import Table
+
+from posttrain.runs.records import Status, read_metrics
+from posttrain.runs.slurm import queue
+from posttrain.runs.slurm.follow import word
+from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord
+
+WORDS = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "SUSPENDED": "suspended", "REQUEUED": "waiting"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job. state: SLURM's word for it, or empty."""
+
+    name: str
+    slurm_id: str
+    state: str
+    status: str
+    step: str
+    loss: str
+
+
+def rows(record: SweepRecord, states: Mapping[str, str] | None) -> list[Row]:
+    """Every job of a sweep as it stands now. states: SLURM's, by its ids; None where it cannot be asked."""
+    return [_row(job, states) for job in record.jobs]
+
+
+def slurm_states(record: SweepRecord) -> dict[str, str] | None:
+    """What SLURM says of the jobs it knows; None where there are none of its jobs, or it is not there.
+
+    Raises:
+        NoAnswer: it is there and does not answer.
+    """
+    ids = [job.slurm_id for job in record.jobs if job.slurm_id]
+    return queue.states(ids) if ids and queue.there() else None
+
+
+def _row(job: JobRecord, states: Mapping[str, str] | None) -> Row:
+    lines = [row for row in read_metrics(job.folder / "metrics.jsonl") if "loss" in row]
+    step, loss = (str(lines[-1]["step"]), f"{lines[-1]['loss']:.4g}") if lines else ("", "")
+    state = (states or {}).get(job.slurm_id or "", "")
+    return Row(job.name, job.slurm_id or "", state, status_of(job, state, known=states is not None), step, loss)
+
+
+def status_of(job: JobRecord, state: str, *, known: bool) -> str:
+    """What became of a run: its outcome; else what SLURM says; else what its folder says. known: whether SLURM could be asked."""
+    code = Outcome(job.file).read()
+    if code is not None:
+        return word(code)
+    if state in WORDS:
+        again = state == "PENDING" and (job.folder / "checkpoints").is_dir()
+        return "waiting to go on" if again else WORDS[state]
+    if state:
+        return "stopped" if state == "CANCELLED" else "failed"
+    return _status_in(job.folder, ended=known and job.slurm_id is not None)
+
+
+def _status_in(folder: Path, *, ended: bool) -> str:
+    """The status in a run's folder. ended: SLURM no longer knows the job, so it does not run."""
+    if not ended and _locked(folder):
+        return "running"
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if (file := folder / "result.json").is_file() else {}
+    return str(result.get("status") or ("lost" if (folder / "config.yaml").is_file() else "cancelled" if ended else "not started"))
+
+
+def _locked(folder: Path) -> bool:
+    """Whether a process trains in a folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def table(record: SweepRecord, found: Sequence[Row]) -> Table:
+    """The jobs, a row each; SLURM's columns only where there are such jobs."""
+    cluster = any(row.slurm_id for row in found)
+    columns = ("run", *(("job", "SLURM") if cluster else ()), "status", "step", "loss")
+    made = Table(*columns, title=f"{len(found)} runs in {record.folder}", title_justify="left", box=None)
+    for row in found:
+        made.add_row(row.name, *((row.slurm_id, row.state.lower()) if cluster else ()), row.status, row.step, row.loss)
+    return made
+
+
+def close_parent(record: SweepRecord, found: Sequence[Row]) -> None:
+    """Close the sweep's MLflow run where all jobs have ended; once."""
+    mark = record.folder / JOBS / "closed"
+    if record.parent is None or mark.is_file() or any(Outcome(job.file).read() is None for job in record.jobs):
+        return
+    from posttrain.runs.tracking.sweep import finish_parent
+
+    status: Status = "finished" if all(row.status == "finished" for row in found) else "failed"
+    finish_parent({"tracking": record.tracking}, record.parent, status)
+    mark.touch()

@@ -1,0 +1,93 @@
+"""Sweeps on a real SLURM cluster of one machine with two CPU slots."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_helpers import Sweep
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+COMMON = (
+    "model=nano", "limit=200", "global_batch=8", "max_steps=60", "evaluation=none", "validate.at_start=false", "validate.at_end=false",
+)  # fmt: skip
+
+
+def statuses(database: Path) -> dict[str, str]:
+    """MLflow's status of each run, by name; the parent's under an empty name."""
+    rows = sqlite3.connect(database).execute(
+        "select r.name, r.status, (select value from tags t where t.run_uuid = r.run_uuid and key = 'mlflow.parentRunId') from runs r"
+    )
+    return {name if parent else "": status for name, status, parent in rows}
+
+
+def test_a_sweep_survives_its_shell_and_a_requeue_bit_for_bit(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    one = sweep("method=sft,dpo", "seed=1,2", "hardware=2xcpu", *COMMON, f"tracking.uri=sqlite:///{database}")
+    first, names = "method=sft,seed=1", [f"method={method},seed={seed}" for method in ("sft", "dpo") for seed in (1, 2)]
+    one.until(one.reached(first, 3))
+    job = json.loads((one.folder / "sweep.json").read_text())["jobs"][0]["slurm_id"]
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    one.process.send_signal(signal.SIGINT)
+    shown, _ = one.process.communicate(timeout=60)
+    assert one.process.returncode == 130
+    assert f"posttrain status sweep={one.folder}" in shown
+    one.until(lambda: all((one.folder / ".jobs" / f"{number}.outcome").is_file() for number in range(4)), alive=False)
+    table = one.command("status")
+    assert table.count("finished") == 4, table + one.logs()
+    assert statuses(database) == {"": "FINISHED"} | dict.fromkeys(names, "FINISHED")
+    log = (one.folder / ".slurm" / f"{job}_0_log.out").read_text()
+    assert "is queued again" in log
+    assert "continuing after step" in log
+    reference = tmp_path / "undisturbed"
+    line = ["method=sft", "seed=1", "hardware=2xcpu", *COMMON, "tracking=none", f"output_dir={reference}"]
+    subprocess.run([sys.executable, "-m", "posttrain", *line], env=one.environment, check=True, capture_output=True, timeout=240)
+    assert (one.folder / first / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+
+
+def test_a_dead_rank_ends_its_job_and_the_others_go_on(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    one = sweep("method=sft", "hardware=2xcpu,cpu", *COMMON, f"tracking.uri=sqlite:///{database}")
+    one.until(one.reached("hardware=2xcpu", 3))
+    began = time.monotonic()
+    os.kill(task_of(rank=1, folder=one.folder), signal.SIGKILL)
+    one.until((one.folder / ".jobs" / "0.outcome").is_file)
+    assert time.monotonic() - began < 60
+    shown, _ = one.process.communicate(timeout=240)
+    assert one.process.returncode == 1, shown
+    assert re.search(r"hardware=2xcpu\s+failed", shown), shown
+    assert re.search(r"hardware=cpu\s+finished\s+60", shown), shown
+    assert statuses(database) == {"": "FAILED", "hardware=2xcpu": "FAILED", "hardware=cpu": "FINISHED"}, one.logs()
+
+
+def test_waiting_jobs_can_be_cancelled_from_another_shell(sweep: Callable[..., Sweep]) -> None:
+    array = ("hydra.launcher.sbatch={hold: true}", "hydra.launcher.array_parallelism=1")
+    one = sweep("seed=1,2", "hardware=cpu", "tracking=none", *COMMON, *array)
+    one.until(lambda: '_1"' in (one.folder / "sweep.json").read_text() if (one.folder / "sweep.json").is_file() else False)
+    assert len(re.findall(r"pending\s+waiting", one.command("status"))) == 2
+    assert "2 of 2 jobs cancelled" in one.command("cancel")
+    shown, _ = one.process.communicate(timeout=60)
+    assert one.process.returncode == 143
+    assert shown.count("stopped: seed") == 2
+
+
+def task_of(rank: int, folder: Path) -> int:
+    """Process id of a rank of the job whose files lie in `folder`."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_text().split("\0")
+            words = (process / "cmdline").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if f"SLURM_PROCID={rank}" in environment and "submitit.core._submit" in words and str(folder / ".slurm") in words:
+            return int(process.name)
+    raise LookupError(f"no rank {rank}")
