@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.runs.strategies.registry import Distribution, strategy
-
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+from posttrain.runs.zero_rules import STAGES
 
 
 @strategy(*STAGES)
@@ -39,6 +38,6 @@ def settings(config: Mapping[str, Any], stage: int) -> dict[str, Any]:
             "stage": stage,
             "stage3_param_persistence_threshold": 0,
             "overlap_comm": hardware["accelerator"] == "cuda",
-            **(offloaded if hardware.get("offload") else {}),
+            **(offloaded if hardware["offload"] else {}),
         },
     }

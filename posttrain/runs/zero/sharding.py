@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
@@ -11,7 +12,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters, Zero
 from torch import Tensor, nn
 
 from posttrain.methods.base import Method
-from posttrain.models.sharding import Replicated
+from posttrain.models.sharding import Replicated, bit_sum
 from posttrain.runs.zero.pieces import whole_tensors
 
 
@@ -39,8 +40,10 @@ class WeightsInPieces(WholeWeights):
         self.hooks: DeepSpeedZeRoOffload | None = None
 
     def begin(self, method: Method, hooks: DeepSpeedZeRoOffload) -> None:
-        """Training begins. The head's weights are read beside their module, whose hooks do not see it: they are fetched with the method's own,
-        for the whole of a micro-batch and again before its gradients."""
+        """Training begins. The head's weights are read beside their module, whose hooks do not see it.
+
+        They are fetched with the method's own, for the whole of a micro-batch and again before its gradients.
+        """
         self.hooks = hooks
         output = method.model.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
@@ -80,7 +83,7 @@ class WeightsInPieces(WholeWeights):
     @contextmanager
     def editable(self, module: nn.Module) -> Iterator[None]:
         """Every weight stands for this rank's piece of it: weights of one shape are cut alike."""
-        parameters = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
+        parameters: list[Any] = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
         fetched = [parameter for parameter in parameters if is_whole(parameter)]
         for parameter in parameters:
             parameter.partition()
@@ -97,7 +100,21 @@ class WeightsInPieces(WholeWeights):
         leads = torch.distributed.get_rank() == 0
         return dict(whole_tensors(module, lambda place: leads))
 
+    def bit_sums(self, module: nn.Module) -> dict[str, int]:
+        state, rank = module.state_dict(keep_vars=True), torch.distributed.get_rank()
+        sums = torch.stack([bit_sum(_own_part(tensor, rank)).to(tensor.device) for tensor in state.values()])
+        torch.distributed.all_reduce(sums)
+        return dict(zip(state, sums.tolist(), strict=True))
 
-def is_whole(parameter: nn.Parameter) -> bool:
+
+def is_whole(parameter: Any) -> bool:
     """Whether this rank has all of a weight at this moment."""
-    return not is_zero_param(parameter) or parameter.ds_status == ZeroParamStatus.AVAILABLE
+    return not is_zero_param(parameter) or bool(parameter.ds_status == ZeroParamStatus.AVAILABLE)
+
+
+def _own_part(tensor: Any, rank: int) -> Tensor:
+    """This rank's elements of a tensor, the filling behind a weight's end left out; what is no weight counts once."""
+    if is_zero_param(tensor):
+        piece: Tensor = tensor.ds_tensor.data
+        return piece[: max(0, min(len(piece), tensor.ds_numel - rank * len(piece)))]
+    return tensor.detach().flatten()[: None if rank == 0 else 0]

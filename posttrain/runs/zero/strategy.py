@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from posttrain.methods.base import Method
-from posttrain.runs.checkpoint_io import part_path
+from posttrain.runs import shards
 from posttrain.runs.zero.pieces import optimizer_part, restore_optimizer, whole_tensors
 from posttrain.runs.zero.precision import ZeroPrecision
 from posttrain.runs.zero.sharding import WeightsInPieces, WholeWeights
@@ -26,13 +26,15 @@ from posttrain.runs.zero.sharding import WeightsInPieces, WholeWeights
 class ZeroStrategy(DeepSpeedStrategy):
     """The engine wraps a method whose weights are built whole on every rank, and cuts them itself.
 
-    Checkpoints hold whole tensors, each in the file of one rank, so that they can be continued on another number of ranks.
+    A checkpoint has the content it has without ZeRO. Every rank writes some of its tensors, whole, so that any number of ranks, under any
+    strategy, can go on from it.
     """
 
     def __init__(self, settings: dict[str, Any], sharding: WholeWeights, *, process_group_backend: str) -> None:
         super().__init__(config=settings, process_group_backend=process_group_backend)
         self.sharding = sharding
         self.groups: list[list[nn.Parameter]] = []
+        self.saved: shards.Stored | None = None  # the checkpoint that is being loaded
 
     @property
     def precision_plugin(self) -> Precision:
@@ -115,19 +117,22 @@ class ZeroStrategy(DeepSpeedStrategy):
         return optimizer_part(optimizer, self.groups, self._mine)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """A file a rank in the folder `filepath`; the leading one's holds what all ranks share."""
-        path = part_path(Path(filepath), self.global_rank)
-        path.parent.mkdir(exist_ok=True)
-        part = checkpoint if self.is_global_zero else {name: checkpoint[name] for name in ("state_dict", "optimizer_states")}
-        self.checkpoint_io.save_checkpoint(part, path, storage_options)
+        """Raises OSError where a rank cannot write, TypeError for storage options."""
+        if storage_options is not None:
+            raise TypeError("checkpoints of a run are local files and take no storage options")
+        shards.save(checkpoint, Path(filepath), leads=self.is_global_zero)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        """Without the optimizers' tensors, which are read one by one when there is an engine to put them into."""
+        self.saved = shards.Stored(Path(checkpoint_path))
+        return self.saved.without_moments()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        (saved,) = checkpoint["optimizer_states"]
-        restore_optimizer(self.optimizers[0], self.groups, saved)
+        assert self.saved is not None
+        (state,) = checkpoint["optimizer_states"]
+        restore_optimizer(self.optimizers[0], self.groups, state, self.saved.moments)
+        self.saved = None
