@@ -273,6 +273,7 @@ ELSEWHERE: tuple[Rule, ...] = (
     Rule(data_files_exist, ("data",)),
     Rule(resume_exists, ("resume",)),
     Rule(output_is_writable, ("output_dir",)),
+    Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
     Rule(zero_rules.deepspeed_is_there, ("hardware",)),
     Rule(machines_are_one, ("hardware",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),

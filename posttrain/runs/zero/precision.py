@@ -38,9 +38,9 @@ class ZeroPrecision(DeepSpeedPrecision):
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.autocast)
 
     def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Nothing is done for a constant, see `WholeWeights.idle_loss`."""
+        """Nothing is done for a constant, see `WholeWeights.idle_loss`. The loop has divided the loss by the step's micro-batches already."""
         if tensor.requires_grad:
-            engine_of(model).backward(tensor, *args, **kwargs)
+            engine_of(model).backward(tensor, *args, scale_wrt_gas=False, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **kwargs: Any) -> None:  # type: ignore[override]
         """Called after every micro-batch; the engine steps after a step's last one. An idle step is none of the engine's."""

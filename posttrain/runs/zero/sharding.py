@@ -84,17 +84,19 @@ class WeightsInPieces(WholeWeights):
     def editable(self, module: nn.Module) -> Iterator[None]:
         """Every weight stands for this rank's piece of it: weights of one shape are cut alike."""
         parameters: list[Any] = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
-        fetched = [parameter for parameter in parameters if is_whole(parameter)]
+        fetched = {parameter: set(parameter.ds_active_sub_modules) for parameter in parameters if is_whole(parameter)}
+        if self.hooks is not None:
+            self.hooks.partition_all_parameters()  # those on their way too
         for parameter in parameters:
-            parameter.partition()
             parameter.data = parameter.ds_tensor.data
         try:
             yield
         finally:
             for parameter in parameters:
                 parameter.data = parameter.data.new_empty(0)
-            if fetched:
-                fetched[0].all_gather(param_list=fetched)
+            for parameter, readers in fetched.items():
+                parameter.all_gather()
+                parameter.ds_active_sub_modules.update(readers)
 
     def full_state_dict(self, module: nn.Module) -> dict[str, Tensor]:
         leads = torch.distributed.get_rank() == 0
