@@ -38,7 +38,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.autocast, cache_enabled=not self.autocast)
 
     def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Nothing is done for a constant, see `WholeWeights.idle_loss`. The loop has divided the loss by the step's micro-batches already."""
+        """Nothing is done for a constant, see `WholeWeights.idle_loss`. The loop has divided the loss by the number of micro-batches."""
         if tensor.requires_grad:
             engine_of(model).backward(tensor, *args, scale_wrt_gas=False, **kwargs)
 
