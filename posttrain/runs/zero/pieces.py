@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters, is_zero_param
-from deepspeed.utils import safe_get_full_optimizer_state
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,9 +52,20 @@ def _whole_state(zero: Any, parameter: nn.Parameter, group: int, mine: bool) -> 
     """A weight's state, without its tensors where it is not `mine`; None before the first step."""
     flat = flat_of(zero, parameter, group)
     held = zero.optimizer.state.get(flat, {})
-    whole = {key: safe_get_full_optimizer_state(parameter, key) for key in held if _is_cut(held[key], flat)}
+    whole = {key: _joined(zero, parameter, held[key]) for key in held if _is_cut(held[key], flat)}
     found = {key: _kept(whole.get(key, value)) for key, value in held.items() if mine or not torch.is_tensor(value)}
     return found if held else None
+
+
+def _joined(zero: Any, parameter: Any, flat: Tensor) -> Tensor:
+    """A weight's state, whole, out of the ranks' flat ones."""
+    shape = parameter.ds_shape if is_zero_param(parameter) else parameter.shape
+    whole = torch.zeros(shape.numel(), dtype=flat.dtype, device=parameter.device)
+    of_weight, of_flat = places_of(zero, parameter)
+    size = of_weight.stop - of_weight.start
+    whole[of_weight] = flat[of_flat.start : of_flat.start + size].to(whole)
+    torch.distributed.all_reduce(whole)
+    return whole.view(shape)
 
 
 def restore_optimizer(zero: Any, groups: Groups, saved: State, moments: Callable[[int], dict[str, Tensor]]) -> None:
@@ -72,8 +82,6 @@ def restore_optimizer(zero: Any, groups: Groups, saved: State, moments: Callable
         for parameter, place in zip(parameters, settings["params"], strict=True):
             if place in saved["state"]:
                 _restore(zero, parameter, number, {**saved["state"][place], **moments(place)})
-    if saved["state"] and not is_zero_param(groups[0][0]):
-        zero._lazy_init_hp_params_optimizer_state()  # else it would know of the states only after a step
 
 
 def _restore(zero: Any, parameter: nn.Parameter, group: int, state: State) -> None:
@@ -103,7 +111,7 @@ def places_of(zero: Any, parameter: Any) -> tuple[slice, slice]:
     if is_zero_param(parameter):
         _, start, size = zero.grad_position[zero.get_param_id(parameter)]
         first = torch.distributed.get_rank() * size
-        return slice(first, min(first + size, parameter.ds_numel)), slice(start, start + size)
+        return slice(min(first, parameter.ds_numel), min(first + size, parameter.ds_numel)), slice(start, start + size)
     if parameter._hp_mapping is None:
         return slice(0, 0), slice(0, 0)
     ours, flat = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
