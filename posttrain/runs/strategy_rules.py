@@ -15,6 +15,7 @@ WHOLE_WEIGHTS = {
     "adafactor": "keeps means over whole rows and columns",
 }
 
+
 def strategy_fits(config: Config) -> Iterator[Problem]:
     """Devices, strategy, backend and precision must go together."""
     hardware = config["hardware"]
