@@ -13,7 +13,7 @@ from posttrain.runs.check import check
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
 from posttrain.runs.processes import run_ranks
-from tests.distributed.test_sharded import BASE, CASES, FROM_TWO, assert_same, rows
+from tests.distributed.test_sharded import BASE, CASES, assert_same, rows
 
 SPLIT = ("method=sft", "data=arithmetic", "max_tokens=100", "max_length=90", "checkpoint.every_steps=2", "checkpoint.keep_last=9")
 RUNS = {
@@ -24,6 +24,7 @@ RUNS = {
 ON = {"2": ("hardware=2xcpu_zero2",), "3": ("hardware=2xcpu_zero3",)}
 STAGES = {"sft": "23", "dpo with a copy that moves": "3", "grpo": "3"}
 STEP_TWO = ("checkpoints", "step-00000002")
+FROM_TWO = ("checkpoint.every_steps=9", "validate.at_end=false")
 
 
 @pytest.fixture(scope="module")
