@@ -103,6 +103,11 @@ class FullySharded:
                 unit.reshard()
 
     @contextmanager
+    def passes(self, module: nn.Module) -> Iterator[None]:
+        """Units are gathered by their own hooks, wherever they run."""
+        yield
+
+    @contextmanager
     def editable(self, module: nn.Module) -> Iterator[None]:
         """Shards are changed where they lie."""
         for unit in _units(module):

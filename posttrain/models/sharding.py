@@ -41,6 +41,10 @@ class Sharding(Protocol):
         """
         ...
 
+    def passes(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside, forward passes may be run between steps, as many on every rank."""
+        ...
+
     def editable(self, module: nn.Module) -> AbstractContextManager[None]:
         """Inside, weights may be changed in place, element by element (`lerp_` towards another weight), alike on every rank."""
         ...
@@ -75,6 +79,10 @@ class Replicated:
 
     @contextmanager
     def gathered(self, module: nn.Module) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def passes(self, module: nn.Module) -> Iterator[None]:
         yield
 
     @contextmanager

@@ -9,7 +9,7 @@ import warnings
 # Remarks made while importing: kernels of other devices, optional packages, progress of Lightning's own set-up.
 CHATTY = (
     "torchao", "torch.utils._pytree", "bitsandbytes", "torch.distributed", "lightning", "lightning.pytorch", "lightning.fabric",
-    "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "DeepSpeed",
 )  # fmt: skip
 
 
@@ -30,5 +30,8 @@ def quiet_libraries() -> None:
     for name in CHATTY:
         logging.getLogger(name).addFilter(_raised)
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*is_gradient_checkpointing.*", ".*torch.jit.script_method.*"):
+    for message in (
+        ".*does not have many workers.*", ".*is_gradient_checkpointing.*", ".*torch.jit.script_method.*",
+        ".*(all_gather_into_tensor|reduce_scatter_tensor).* is deprecated.*",
+    ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine_rules, online_rules, strategy_rules, suggest
+from posttrain.runs import machine_rules, online_rules, strategy_rules, suggest, zero_rules
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -244,8 +244,8 @@ CLUSTER: tuple[Rule, ...] = (
     Rule(data_files_exist, ("data",)),
     Rule(resume_exists, ("resume",)),
     Rule(output_is_writable, ("output_dir",)),
-    Rule(strategy_rules.strategy_is_there, ("hardware",)),
     Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
+    Rule(zero_rules.deepspeed_is_there, ("hardware",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
     Rule(machine_rules.entering_is_on_one_machine, ("entering", "hardware")),
 )

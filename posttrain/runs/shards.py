@@ -105,6 +105,38 @@ def load_whole(path: Path) -> dict[str, Any]:
     return joined(_rest(path), targets)
 
 
+class Stored:
+    """A checkpoint, a folder or a file, of which each rank reads what it needs, when it needs it; no other rank has to take part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: Tensors = {}
+        self.about: dict[str, TensorStorageMetadata] = {}
+        if is_sharded(path):
+            self.rest, self.about = _rest(path), _stored(path)
+        else:
+            self.rest, self.file = split(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+    def without_moments(self) -> dict[str, Any]:
+        """The checkpoint, with whole weights on the CPU, without the optimizers' tensors."""
+        names = [name for name in self.about or self.file if name.startswith("state_dict.")]
+        return joined(self.rest, self._read(names))
+
+    def moments(self, place: int) -> Tensors:
+        """The tensors of the first optimizer's state, by key, for the parameter with the number `place`: whole, on the CPU."""
+        prefix = f"optimizer_states.0.{place}."
+        found = self._read([name for name in self.about or self.file if name.startswith(prefix)])
+        return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+    def _read(self, names: Sequence[str]) -> Tensors:
+        if not self.about:
+            return {name: self.file[name] for name in names}
+        targets = {name: torch.empty(self.about[name].size, dtype=self.about[name].properties.dtype) for name in names}
+        if targets:
+            dcp.load(targets, checkpoint_id=self.path, no_dist=True)
+        return targets
+
+
 def _rest(path: Path) -> dict[str, Any]:
     rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
     return rest

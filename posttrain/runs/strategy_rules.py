@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from posttrain.errors import Problem
+from posttrain.runs import zero_rules
 
 Config = Mapping[str, Any]
 
@@ -13,7 +14,6 @@ WHOLE_WEIGHTS = {
     "adamw_8bit": "keeps its moments in blocks of whole weights",
     "adafactor": "keeps means over whole rows and columns",
 }
-LATER = ("zero1", "zero2", "zero3")
 
 
 def strategy_fits(config: Config) -> Iterator[Problem]:
@@ -26,12 +26,6 @@ def strategy_fits(config: Config) -> Iterator[Problem]:
         yield Problem("hardware.backend", "nccl needs CUDA devices", "hardware.backend=gloo")
     if hardware["strategy"] == "fsdp2" and devices == 1:
         yield Problem("hardware.strategy", "fsdp2 shards over several devices, and this shape has one", "hardware.strategy=single")
-
-
-def strategy_is_there(config: Config) -> Iterator[Problem]:
-    """DeepSpeed's strategies are not built yet."""
-    if config["hardware"]["strategy"] in LATER:
-        yield Problem("hardware.strategy", f"{config['hardware']['strategy']} is not available yet", "use hardware.strategy=fsdp2")
 
 
 def sharding_fits(config: Config) -> Iterator[Problem]:
@@ -58,4 +52,7 @@ def fsdp2_problems(config: Config) -> Iterator[Problem]:
         yield Problem("hardware.offload", "weights of a run on the CPU lie in host memory already", "hardware.offload=false")
 
 
-UNSHARDABLE: dict[str, Callable[[Config], Iterator[Problem]]] = {"fsdp2": fsdp2_problems}
+UNSHARDABLE: dict[str, Callable[[Config], Iterator[Problem]]] = {
+    "fsdp2": fsdp2_problems,
+    **dict.fromkeys(zero_rules.STAGES, zero_rules.zero_problems),
+}

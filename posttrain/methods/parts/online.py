@@ -149,7 +149,8 @@ class Online(Referenced, ABC):
         if not (parts and self.passes_between):
             return [{} for _ in parts]
         self.advance(self.global_step)
-        return columns_of([part.tree for part in parts], passes, max_tokens=self.max_tokens, device=self.device)
+        with self.sharding.passes(self):
+            return columns_of([part.tree for part in parts], passes, max_tokens=self.max_tokens, device=self.device)
 
     def read_policy(self, tree: TokenTree) -> Mapping[str, Tensor]:
         """What the policy says of a tree's targets before it learns from them: its log-probabilities, if they are needed."""
