@@ -39,10 +39,16 @@ def seen_by_blocks(length: int, before: int) -> int:
 
 
 def _sdpa(shape: AttentionShape, row: Row, out: int) -> int:
-    """Each segment's output, its normalisers, and its path's keys and values where it has ancestors."""
+    """Each segment's output, its normalisers, its path's keys and values where it has ancestors, and its mask where it needs one."""
     paths = sum(length + before for length, before in row.segments if before)
-    copies = shape.element * shape.key_heads * (shape.key_width + shape.value_width) * paths
-    return out + 4 * row.tokens * shape.heads + copies
+    copies = shape.key_heads * (shape.key_width + shape.value_width) * paths
+    masks = sum(length * (length + before) for length, before in row.segments if before or _cut(shape, length))
+    return out + 4 * row.tokens * shape.heads + shape.element * (copies + masks)
+
+
+def _cut(shape: AttentionShape, length: int) -> bool:
+    """Whether the window is shorter than a segment."""
+    return shape.window is not None and shape.window < length
 
 
 def _flash(shape: AttentionShape, row: Row, out: int) -> int:

@@ -10,9 +10,10 @@ from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
 from posttrain.runs.planning.duration import Duration, duration_of
 from posttrain.runs.planning.machine import SLACK, capacity_of, overhead_of
-from posttrain.runs.planning.memory import Setup, most_tokens, peak_of, phases_of
+from posttrain.runs.planning.memory import Setup, lasting_bytes, most_tokens, phases_of
 from posttrain.runs.planning.rates import Rates, rates_of
 from posttrain.runs.planning.shapes import ModelShape, Phase
+from posttrain.runs.planning.states import eight_bit
 from posttrain.runs.planning.strategies import Chosen, choose
 from posttrain.runs.planning.workload import Workload, devices_of
 
@@ -83,11 +84,16 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
 
 
 def strategy_of(config: Config, model: ModelShape, whole: Setup, capacity: float | None) -> Chosen:
-    """The strategy that `auto` stands for, and why."""
+    """The strategy that `auto` stands for, and why. A shape that states no memory gets a whole copy on each device."""
     hardware, peft = config["hardware"], config["model"].get("peft")
-    fits = capacity is None or peak_of(model, whole).total <= capacity
     quantised = peft is not None and peft.get("quantise") is not None
-    return choose(hardware["strategy"], devices=whole.devices, quantised=quantised, offload=whole.offload, fits_whole=fits)
+    return choose(
+        hardware["strategy"],
+        devices=whole.devices,
+        shardable=not quantised and not eight_bit(config["optimizer"]),
+        lasting=lasting_bytes(model, whole),
+        capacity=None if hardware["memory_gb"] is None else capacity,
+    )
 
 
 def adapters_off_restore(peft: Mapping[str, Any] | None) -> bool:

@@ -50,14 +50,22 @@ class Setup:
 
 def phases_of(model: ModelShape, setup: Setup) -> tuple[Phase, ...]:
     """Every phase of a run with what lies in memory at its worst moment."""
-    sharding = SHARDINGS[setup.strategy]
-    kept = states_of(
-        model.weights, setup.optimizer, sharding, devices=setup.devices, copies=setup.copies, offload=setup.offload
-    )  # fmt: skip
+    kept = _states(model, setup)
     found = [_training(model, setup, kept), Phase(STEP, _base(setup, kept))]
     if setup.sampling is not None:
         found.insert(0, _sampling(model, setup, setup.sampling, kept))
     return tuple(_with_slack(phase, setup) for phase in found)
+
+
+def _states(model: ModelShape, setup: Setup) -> States:
+    return states_of(
+        model.weights, setup.optimizer, SHARDINGS[setup.strategy], devices=setup.devices, copies=setup.copies, offload=setup.offload
+    )  # fmt: skip
+
+
+def lasting_bytes(model: ModelShape, setup: Setup) -> float:
+    """What a device keeps from step to step."""
+    return _states(model, setup).together
 
 
 def peak_of(model: ModelShape, setup: Setup) -> Phase:

@@ -37,6 +37,11 @@ OPTIMIZERS: Mapping[str, Callable[[Weights, Options], float]] = {
 }
 
 
+def eight_bit(optimizer: Options) -> bool:
+    """Whether its moments are quantised, so that they cannot be cut over devices."""
+    return OPTIMIZERS.get(str(optimizer["_target_"])) is _eight_bits
+
+
 @dataclass(frozen=True)
 class States:
     """Bytes on one device. communication: buffers of the strategy. host: what offloading has moved to the host's memory."""
@@ -47,6 +52,11 @@ class States:
     optimizer: float
     communication: float
     host: float
+
+    @property
+    def together(self) -> float:
+        """On the device."""
+        return self.weights + self.copies + self.gradients + self.optimizer + self.communication
 
 
 def optimizer_bytes(weights: Weights, optimizer: Options) -> float:

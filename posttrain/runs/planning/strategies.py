@@ -68,14 +68,18 @@ class Chosen:
     why: str
 
 
-def choose(asked: str, *, devices: int, quantised: bool, offload: bool, fits_whole: bool) -> Chosen:
-    """The strategy for `hardware.strategy=asked`. fits_whole: whether one device holds a whole copy of everything."""
+SHARE = 0.7  # of a device's memory that may be taken between steps; the rest is for what comes and goes
+
+
+def choose(asked: str, *, devices: int, shardable: bool, lasting: float, capacity: float | None) -> Chosen:
+    """The strategy for `hardware.strategy=asked`. shardable: whether the weights and the optimizer can be cut over devices. lasting: bytes
+    that a whole copy of everything keeps between steps; capacity: of a device, None where unknown."""
     if asked != "auto":
         return Chosen(asked, "asked for")
     if devices == 1:
         return Chosen("single", "one device")
-    if quantised:
-        return Chosen("ddp", "quantised weights are not cut")
-    if offload:
-        return Chosen("fsdp2", "offload asked for")
-    return Chosen("ddp", "a whole copy fits on each device") if fits_whole else Chosen("fsdp2", "a whole copy does not fit on a device")
+    if not shardable:
+        return Chosen("ddp", "quantised weights and 8-bit moments are not cut")
+    if capacity is None or lasting <= SHARE * capacity:
+        return Chosen("ddp", f"a whole copy of model and optimizer takes less than {SHARE:.0%} of a device")
+    return Chosen("fsdp2", f"a whole copy of model and optimizer would take more than {SHARE:.0%} of a device")
