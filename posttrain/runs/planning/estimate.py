@@ -51,7 +51,7 @@ def estimate(config: Config, method: Method, model: ModelShape, work: Workload, 
     hardware = config["hardware"]
     capacity = capacity_of(hardware)
     whole = setup_of(config, method, work, overhead_of(hardware["accelerator"]) if overhead is None else overhead)
-    chosen = strategy_of(config, model, whole, capacity)
+    chosen = chosen_for(config, whole.devices, lasting_bytes(model, whole))
     setup = replace(whole, strategy=chosen.name)
     most = None if capacity is None else most_tokens(model, setup, capacity)
     rates = rates_of(hardware, config["precision"])
@@ -83,16 +83,17 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
     )
 
 
-def strategy_of(config: Config, model: ModelShape, whole: Setup, capacity: float | None) -> Chosen:
-    """The strategy that `auto` stands for, and why. A shape that states no memory gets a whole copy on each device."""
+def chosen_for(config: Config, devices: int, lasting: float) -> Chosen:
+    """The strategy that `auto` stands for, and why. lasting: bytes that a whole copy of everything keeps between steps. A shape that
+    states no memory gets a whole copy on each device."""
     hardware, peft = config["hardware"], config["model"].get("peft")
     quantised = peft is not None and peft.get("quantise") is not None
     return choose(
         hardware["strategy"],
-        devices=whole.devices,
+        devices=devices,
         shardable=not quantised and not eight_bit(config["optimizer"]),
-        lasting=lasting_bytes(model, whole),
-        capacity=None if hardware["memory_gb"] is None else capacity,
+        lasting=lasting,
+        capacity=None if hardware["memory_gb"] is None else capacity_of(hardware),
     )
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from posttrain.functional.logprobs import HeadSpec
 from posttrain.models.counts import meta_model
 from posttrain.models.flops import flop_model
+from posttrain.models.loading import base_where_adapted
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.runs.planning.shapes import AttentionShape, ModelShape
 from posttrain.runs.planning.weights import weights_of
@@ -41,7 +42,7 @@ class Trace:
 
 def model_shape(model: Mapping[str, Any], *, precision: str) -> ModelShape:
     """The shape of a model config with its adapters, as trained in `precision`."""
-    built = adapted(model)
+    built = adapted(base_where_adapted(model))
     inner = causal_lm(built)
     weights = weights_of(built, inner, model.get("peft"), precision)
     operations = flop_model(PolicyModel(built, layout="tree", head=HeadSpec()))
