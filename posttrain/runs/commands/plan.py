@@ -35,13 +35,15 @@ def run(call: Call) -> int:
     from posttrain.runs.planning import show
     from posttrain.runs.planning.estimate import estimate
     from posttrain.runs.planning.larger import larger_shapes
+    from posttrain.runs.planning.machine import overhead_of
     from posttrain.runs.planning.remedies import remedies
     from posttrain.runs.planning.trace import model_shape
     from posttrain.runs.train import untrained
 
+    overhead = overhead_of(config["hardware"]["accelerator"])  # before this process has done anything of its own
     method = untrained(config, allow_targets=call.allow_targets)
     work = workload_of(config)
-    found = estimate(config, method, model_shape(config["model"], precision=config["precision"]), work)
+    found = estimate(config, method, model_shape(config["model"], precision=config["precision"]), work, overhead=overhead)
     advice = remedies(config, found, partial(with_adapters, config), larger_shapes(config["hardware"])) if found.fits is False else []
     show.plan(
         console, config, found, work, model=model_rows(config, call.allow_targets), checks=check_rows(config), remedies=advice

@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
 from posttrain.runs.planning.duration import Duration, duration_of
-from posttrain.runs.planning.machine import SLACK, capacity_of, overhead_of
+from posttrain.runs.planning.machine import SLACK, capacity_of
 from posttrain.runs.planning.memory import Setup, lasting_bytes, most_tokens, phases_of
 from posttrain.runs.planning.rates import Rates, rates_of
 from posttrain.runs.planning.shapes import ModelShape, Phase
@@ -46,11 +46,11 @@ class Estimate:
         return None if self.capacity is None else self.peak.total <= self.capacity
 
 
-def estimate(config: Config, method: Method, model: ModelShape, work: Workload, *, overhead: float | None = None) -> Estimate:
-    """The plan of a run. method: untrained. overhead: bytes of a process before a model is there; None: as measured here."""
+def estimate(config: Config, method: Method, model: ModelShape, work: Workload, *, overhead: float) -> Estimate:
+    """The plan of a run. method: untrained. overhead: bytes of a process before a model is there, see `overhead_of`."""
     hardware = config["hardware"]
     capacity = capacity_of(hardware)
-    whole = setup_of(config, method, work, overhead_of(hardware["accelerator"]) if overhead is None else overhead)
+    whole = setup_of(config, method, work, overhead)
     chosen = chosen_for(config, whole.devices, lasting_bytes(model, whole))
     setup = replace(whole, strategy=chosen.name)
     most = None if capacity is None else most_tokens(model, setup, capacity)

@@ -11,6 +11,7 @@ from posttrain.runs.planning.memory import Setup, most_tokens, peak_of
 from posttrain.runs.planning.shapes import ModelShape, Row
 
 Config = Mapping[str, Any]
+ENOUGH = 2  # listed at least, and no further than to what fits
 Change = Callable[[ModelShape, Setup], tuple[ModelShape, Setup]]
 
 
@@ -29,13 +30,14 @@ def remedies(config: Config, found: Estimate, adapted: Callable[[str], ModelShap
     """Changes to a plan that does not fit. adapted: the model's shape with an option of model/peft. larger: shapes of the same device with
     more of them, name -> devices."""
     assert found.capacity is not None
-    model, setup, listed = found.model, found.setup, []
+    model, setup = found.model, found.setup
+    listed: list[Remedy] = []
     for override, change in _changes(config, found, adapted, larger):
         alone = peak_of(*change(found.model, found.setup)).total
         model, setup = change(model, setup)
         together = peak_of(model, setup).total
         listed.append(Remedy(override, alone, together, alone <= found.capacity, together <= found.capacity))
-        if listed[-1].fits_together and listed[-1].fits_alone:
+        if len(listed) >= ENOUGH and listed[-1].fits_together:
             break
     return listed
 
