@@ -151,7 +151,8 @@ def disk(subject: Subject) -> Iterator[Finding]:
     one, artifact = kept.weights + kept.optimizer, kept.weights
     settings = subject.job.config["checkpoint"]
     whole = artifact + (settings["keep_last"] + settings["keep_best"] + 1) * one
-    free = shutil.disk_usage(subject.job.folder).free
+    there = sum(file.stat().st_size for file in (subject.job.folder / "checkpoints").rglob("*") if file.is_file())  # of a resumed run
+    free = shutil.disk_usage(subject.job.folder).free + there
     if free < whole:
         words = f"{free / GIB:.2f} GiB are free, checkpoints and artifact will take {whole / GIB:.2f} GiB"
         hint = "another output_dir, or lower checkpoint.keep_last and checkpoint.keep_best"

@@ -15,7 +15,7 @@ FIRST_USE = 140 * 2**20
 CUDA_CONTEXT = 1.0 * GIB
 CUDA_USABLE = 0.97  # of a device's stated memory, assumed: the driver keeps the rest
 # What the allocator holds beyond what lives. On a CPU the C library's heap keeps the gaps between tensors of changing sizes: measured,
-# see tests/benchmarks/plan_memory.py. On a GPU assumed.
+# in runs of three steps, see tests/benchmarks/plan_memory.py; longer ones may hold more. On a GPU assumed.
 SLACK = {"cpu": 0.3, "cuda": 0.05}
 
 

@@ -14,6 +14,7 @@ from posttrain.runs.planning.states import States, states_of
 from posttrain.runs.planning.strategies import SHARDINGS
 
 FLOAT = 4
+ALLOCATOR = "allocator"
 SAMPLING, TRAINING, STEP = "sampling", "forward, backward", "optimizer step"
 
 
@@ -164,4 +165,4 @@ def _with_slack(phase: Phase, setup: Setup) -> Phase:
     """The allocator's share on what comes and goes; on a GPU, whose allocator keeps all in its pools, on everything but the context."""
     fixed = LASTING if setup.accelerator == "cpu" else {"CUDA context"}
     moving = sum(size for name, size in phase.parts.items() if name not in fixed)
-    return Phase(phase.name, {**phase.parts, "allocator": setup.slack * moving})
+    return Phase(phase.name, {**phase.parts, ALLOCATOR: setup.slack * moving})

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from posttrain.runs.planning import request
 from posttrain.runs.planning.estimate import Estimate
+from posttrain.runs.planning.memory import ALLOCATOR
 from posttrain.runs.planning.remedies import Remedy
 from posttrain.runs.planning.strategies import SHARDINGS
 from posttrain.runs.planning.workload import Workload
@@ -57,8 +58,8 @@ def memory_table(found: Estimate) -> Table:
     for phase in found.phases:
         mark = " (peak)" if phase is found.peak else ""
         table.add_column(Text(phase.name + mark, style="bold" if mark else ""), justify="right")
-    names = dict.fromkeys(name for phase in found.phases for name in phase.parts)
-    for name in names:
+    names = dict.fromkeys(name for phase in found.phases for name in phase.parts if name != ALLOCATOR)
+    for name in [*names, ALLOCATOR]:
         sizes = [phase.parts.get(name, 0.0) for phase in found.phases]
         if any(sizes):
             table.add_row("  " + name, *(gib(size) if size else "-" for size in sizes))
