@@ -146,3 +146,12 @@ def base_of_adapter(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not base:
         raise ConfigError(Problem("model.path", f"{folder / ADAPTER_CONFIG} does not name its base model"))
     return {**model, "path": base, "revision": config.get("revision"), "tokenizer": None}
+
+
+def base_where_adapted(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model config of the base where `path` is a folder with an adapter, which is merged into it; else the config itself."""
+    path = model.get("path")
+    if model["weights"] == "random" or path is None or not is_local(path):
+        return model
+    folder = Path(os.path.expanduser(path))
+    return base_of_adapter(model, folder) if (folder / ADAPTER_CONFIG).is_file() else model

@@ -13,7 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from posttrain.methods.base import Method
 from posttrain.models.flops import flop_model
-from posttrain.runs import plots, reports, targets
+from posttrain.runs import plots, preflight, reports, targets
+from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.context import check_context
 from posttrain.runs.handover import save_run_artifact
@@ -61,9 +62,10 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
         check_used(job, method)
+        doubts = preflight.run(job, method)
         if config["method"].get("reference") == "cached":
             job = with_cached_reference(job)
-        session = Session(job, method, stop)
+        session = Session(job, method, stop, doubts)
         try:
             session.run()
         except BaseException as error:
@@ -75,10 +77,11 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
 
 
 class Session:
-    """One rank's run: wires files, tracker and loop, and closes them whatever happens."""
+    """One rank's run: wires files, tracker and loop, and closes them whatever happens. doubts: of the preflight."""
 
-    def __init__(self, job: Job, method: Method, stop: StopRequest) -> None:
+    def __init__(self, job: Job, method: Method, stop: StopRequest, doubts: int = 0) -> None:
         self.job = job
+        self.doubts = doubts
         self.stop = stop
         # Only the leading rank tracks; the others have nothing to send.
         self.tracker: Tracker = targets.build(tracking_node(job.config)) if job.ranks.leads else NoTracker()
@@ -95,7 +98,7 @@ class Session:
         self.reporter.rewind(-1 if job.start.state is None else job.start.step)
         if job.ranks.leads:
             self.tracker.start(run_info(job))
-        trainer = build_trainer(job, [Opening(job, self.reporter), *self.callbacks])
+        trainer = build_trainer(job, [RanksAgree(job, self.doubts), Opening(job, self.reporter), *self.callbacks, FirstStep(self.reporter)])
         fit(job, self.method, trainer, self.loader)
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt

@@ -120,4 +120,6 @@ def test_heads_and_adapters_are_handed_on(folder, case):
 )
 def test_the_automatic_strategy(overrides, weights, expected):
     config = compose(["method=sft", "model=nano", *overrides])
-    assert rule.pick(config, lambda _: rule.Weights(int(weights), int(weights))) == expected
+    choice = rule.pick(config, lambda _: rule.Weights(int(weights), int(weights)))
+    assert choice.name == expected
+    assert choice.why

@@ -48,7 +48,7 @@ def _command(name: str, usage: str, summary: str) -> Command:
 TRAIN = _command("train", "[overrides]", "check everything, then train (also without the word `train`)")
 COMMANDS: Sequence[Command] = (
     TRAIN,
-    _command("plan", "[overrides]", "train nothing: parameters, tokens a step, steps, and whether the checks pass"),
+    _command("plan", "[overrides]", "train nothing: parameters, memory by component, time, what to change if it does not fit"),
     _command("data", "[overrides]", "show examples as the model will see them: tokens, masks, lengths, drops"),
     _command("eval", "run=DIR suite=NAME", "evaluate the artifact of a run"),
     _command("chat", "run=DIR", "talk to the artifact of a run in the terminal"),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from posttrain.runs.strategies.registry import Distribution, distribution_of, strategy
+from posttrain.runs.strategies.registry import Distribution, choice_of, distribution_of, strategy
 
-__all__ = ["Distribution", "distribution_of", "strategy"]
+__all__ = ["Distribution", "choice_of", "distribution_of", "strategy"]

@@ -50,9 +50,14 @@ def strategies() -> Mapping[str, Make]:
     return _MADE
 
 
+def choice_of(config: Config) -> rule.Choice:
+    """The strategy that the run of this config gets, and why."""
+    return rule.pick(config, _weights)
+
+
 def distribution_of(config: Config) -> Distribution:
     """How the run of this config is spread over its devices; `auto` is decided by `rule.pick`."""
-    return strategies()[rule.pick(config, _weights)](config)
+    return strategies()[choice_of(config).name](config)
 
 
 def _weights(config: Config) -> rule.Weights:

@@ -26,17 +26,30 @@ class Weights:
     trainable: int
 
 
-def pick(config: Config, weights: Callable[[Config], Weights]) -> str:
+@dataclass(frozen=True)
+class Choice:
+    """A strategy's name, and why it is this one."""
+
+    name: str
+    why: str
+
+
+def pick(config: Config, weights: Callable[[Config], Weights]) -> Choice:
     """The strategy of a config. weights: counts the model's; asked only where the answer depends on it."""
     hardware = config["hardware"]
     if hardware["strategy"] != "auto":
-        return str(hardware["strategy"])
+        return Choice(str(hardware["strategy"]), "asked for")
     if hardware["nodes"] * hardware["devices"] == 1:
-        return "single"
-    if hardware["memory_gb"] is None or any(fsdp2_problems(config)):
-        return "ddp"
+        return Choice("single", "one device")
+    if hardware["memory_gb"] is None:
+        return Choice("ddp", "the shape does not say how much memory a device has")
+    obstacle = next(fsdp2_problems(config), None)
+    if obstacle is not None:
+        return Choice("ddp", f"fsdp2 cannot cut it: {obstacle.message}")
     needed = training_bytes(weights(config), precision=config["precision"], copies=_copies(config))
-    return "ddp" if needed <= SHARE * hardware["memory_gb"] * 2**30 else "fsdp2"
+    if needed <= SHARE * hardware["memory_gb"] * 2**30:
+        return Choice("ddp", f"a whole copy of the training state takes less than {SHARE:.0%} of a device")
+    return Choice("fsdp2", f"a whole copy of the training state would take more than {SHARE:.0%} of a device")
 
 
 def training_bytes(weights: Weights, *, precision: str, copies: int = 0) -> float:

@@ -1,0 +1,163 @@
+"""Peak memory of one device by phase and component. Everything here is arithmetic on shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.functional.logprobs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, KEPT_ELEMENTS
+from posttrain.runs.planning import attention
+from posttrain.runs.planning.sampling import Sampling, sampling_bytes
+from posttrain.runs.planning.shapes import ModelShape, Phase, Row
+from posttrain.runs.planning.states import States, states_of
+from posttrain.runs.planning.strategies import SHARDINGS
+
+FLOAT = 4
+ALLOCATOR = "allocator"
+SAMPLING, TRAINING, STEP = "sampling", "forward, backward", "optimizer step"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is trained on a device.
+
+    devices: over all nodes. copies: frozen models beside the policy. heads: whether the output head is used. several: whether a step has
+    more than one micro-batch a device. overhead: bytes that are there before anything of ours (interpreter and libraries, or the CUDA
+    context). slack: share of what comes and goes that the allocator holds beyond it.
+    """
+
+    precision: str
+    accelerator: str
+    devices: int
+    strategy: str
+    offload: bool
+    checkpointing: bool
+    attention: str
+    optimizer: Mapping[str, Any]
+    copies: int
+    heads: bool
+    several: bool
+    row: Row
+    sampling: Sampling | None
+    overhead: float
+    slack: float
+
+    @property
+    def half(self) -> bool:
+        """Whether matrix products run in 16 bits."""
+        return self.precision != "float32"
+
+
+def phases_of(model: ModelShape, setup: Setup) -> tuple[Phase, ...]:
+    """Every phase of a run with what lies in memory at its worst moment."""
+    kept = _states(model, setup)
+    found = [_training(model, setup, kept), Phase(STEP, _base(setup, kept))]
+    if setup.sampling is not None:
+        found.insert(0, _sampling(model, setup, setup.sampling, kept))
+    return tuple(_with_slack(phase, setup) for phase in found)
+
+
+def _states(model: ModelShape, setup: Setup) -> States:
+    return states_of(
+        model.weights, setup.optimizer, SHARDINGS[setup.strategy], devices=setup.devices, copies=setup.copies, offload=setup.offload
+    )  # fmt: skip
+
+
+def peak_of(model: ModelShape, setup: Setup) -> Phase:
+    """The phase that needs most."""
+    return max(phases_of(model, setup), key=lambda phase: phase.total)
+
+
+def most_tokens(model: ModelShape, setup: Setup, capacity: float) -> int:
+    """The largest micro-batch, in tokens, with which every phase fits into `capacity` bytes; 0 if none does. The mixture of sequences
+    stays as it is."""
+
+    def fits(tokens: int) -> bool:
+        return peak_of(model, replace(setup, row=setup.row.times(tokens / setup.row.tokens))).total <= capacity
+
+    low, high = 0, 1 << 24
+    while high - low > max(32, low // 64):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _base(setup: Setup, kept: States) -> dict[str, float]:
+    return {
+        "process and libraries" if setup.accelerator == "cpu" else "CUDA context": setup.overhead,
+        "weights": kept.weights,
+        "frozen copy": kept.copies,
+        "gradients": kept.gradients,
+        "optimizer state": kept.optimizer,
+        "communication": kept.communication,
+    }
+
+
+def _training(model: ModelShape, setup: Setup, kept: States) -> Phase:
+    """The worst of three moments: the end of the forward pass, the head's backward pass, the end of the backward pass.
+
+    Gradients of the step before are let go only when a step's first backward pass begins; the loop runs the forward pass before.
+    """
+    saved, head = activations(model, setup), head_bytes(model, setup) if setup.heads else Head(0, 0, 0)
+    base = _base(setup, kept)
+    forward = base | {"kept for backward": saved, "output head": head.kept + head.block}
+    gradients = base["gradients"] if setup.several else 0.0
+    backward = base | {"gradients": gradients, "kept for backward": saved, "output head": head.kept + head.block + head.gradient}
+    table = FLOAT * model.vocabulary * model.hidden if model.head_trained else 0
+    end = base | {"kept for backward": recomputed(model, setup), "output head": table + (head.gradient if model.tied else 0)}
+    return max((Phase(TRAINING, parts) for parts in (forward, backward, end)), key=lambda phase: phase.total)
+
+
+def activations(model: ModelShape, setup: Setup) -> float:
+    """Bytes kept for the backward pass, the head aside."""
+    if setup.checkpointing:
+        return model.fixed + (model.inputs + model.beyond) * setup.row.tokens + recomputed(model, setup)
+    return model.fixed + model.token * setup.row.tokens + _attention(model, setup)
+
+
+def recomputed(model: ModelShape, setup: Setup) -> float:
+    """What the costliest layer keeps: alive while its own backward pass runs."""
+    return model.layer * setup.row.tokens + _attention(model, setup) / max(len(model.attentions), 1)
+
+
+def _attention(model: ModelShape, setup: Setup) -> float:
+    return sum(
+        attention.kept(shape, setup.row, attention.backend_of(setup.attention, setup.accelerator, setup.row, shape, half=setup.half))
+        for shape in model.attentions
+    )
+
+
+@dataclass(frozen=True)
+class Head:
+    """Bytes of the output head: kept for the backward pass, of one block of logits, of its weight's gradient."""
+
+    kept: float
+    block: float
+    gradient: float
+
+
+def head_bytes(model: ModelShape, setup: Setup) -> Head:
+    """As `posttrain.functional.logprobs` cuts the vocabulary."""
+    targets = max(1, setup.row.targets)
+    block = min(BLOCK_ELEMENTS.get(setup.accelerator, DEVICE_BLOCK_ELEMENTS), targets * model.vocabulary)
+    logits = min(KEPT_ELEMENTS, targets * model.vocabulary)
+    states = targets * model.hidden * (FLOAT if setup.precision != "bf16_true" else 2)
+    cast = model.vocabulary * model.hidden * 2 if setup.precision == "bf16" else 0
+    gradient = FLOAT * model.vocabulary * model.hidden if model.head_trained else 0
+    return Head(states + FLOAT * logits, FLOAT * block + cast, gradient + FLOAT * targets * model.hidden)
+
+
+def _sampling(model: ModelShape, setup: Setup, sampling: Sampling, kept: States) -> Phase:
+    found = sampling_bytes(model, sampling, half=setup.half)
+    return Phase(SAMPLING, _base(setup, kept) | {"keys and values": found.cache, "sampled logits": found.passing})
+
+
+LASTING = {"process and libraries", "CUDA context", "weights", "frozen copy", "gradients", "optimizer state", "communication"}
+
+
+def _with_slack(phase: Phase, setup: Setup) -> Phase:
+    """The allocator's share on what comes and goes; on a GPU, whose allocator keeps all in its pools, on everything but the context."""
+    fixed = LASTING if setup.accelerator == "cpu" else {"CUDA context"}
+    moving = sum(size for name, size in phase.parts.items() if name not in fixed)
+    return Phase(phase.name, {**phase.parts, ALLOCATOR: setup.slack * moving})

@@ -1,0 +1,73 @@
+"""Bytes of what lasts from step to step: weights, gradients, optimizer state, frozen copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.runs.planning.shapes import Weights
+from posttrain.runs.planning.strategies import MASTER, Sharding
+
+Options = Mapping[str, Any]
+
+
+def _two_moments(weights: Weights, options: Options) -> float:
+    return 2.0 * weights.trained_bytes
+
+
+def _eight_bits(weights: Weights, options: Options) -> float:
+    """Two bytes a weight and the scales of blocks of 256; small tensors keep two float32 moments."""
+    return 2 * (weights.trained - weights.small) * (1 + 4 / 256) + 8.0 * weights.small
+
+
+def _factored(weights: Weights, options: Options) -> float:
+    return 4.0 * (weights.factored + weights.vectors)
+
+
+def _momentum(weights: Weights, options: Options) -> float:
+    return float(weights.trained_bytes) if options.get("momentum") else 0.0
+
+
+OPTIMIZERS: Mapping[str, Callable[[Weights, Options], float]] = {
+    "posttrain.models.optimizers.adamw": _two_moments,
+    "posttrain.models.optimizers.adamw_8bit": _eight_bits,
+    "posttrain.models.optimizers.adafactor": _factored,
+    "posttrain.models.optimizers.sgd": _momentum,
+}
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on one device. communication: buffers of the strategy. host: what offloading has moved to the host's memory."""
+
+    weights: float
+    copies: float
+    gradients: float
+    optimizer: float
+    communication: float
+    host: float
+
+    @property
+    def together(self) -> float:
+        """On the device."""
+        return self.weights + self.copies + self.gradients + self.optimizer + self.communication
+
+
+def optimizer_bytes(weights: Weights, optimizer: Options) -> float:
+    """State of one whole copy; of an optimizer that is not ours, as much as AdamW's."""
+    return OPTIMIZERS.get(str(optimizer["_target_"]), _two_moments)(weights, optimizer)
+
+
+def states_of(weights: Weights, optimizer: Options, sharding: Sharding, *, devices: int, copies: int, offload: bool) -> States:
+    """What a device keeps. copies: frozen models beside the policy, cut as its weights are."""
+    model = float(weights.trained_bytes + weights.frozen_bytes) / (devices if sharding.weights else 1)
+    frozen = float(copies * weights.packed_bytes) / (devices if sharding.weights else 1)
+    gradients = float(weights.trained_bytes) / (devices if sharding.gradients else 1)
+    whole = MASTER * weights.trained if sharding.master else optimizer_bytes(weights, optimizer)
+    state = float(whole) / (devices if sharding.optimizer else 1)
+    sizes = {"weights": model, "gradients": gradients, "optimizer": state}
+    away = sharding.host if offload else frozenset()
+    here = {name: 0.0 if name in away else size for name, size in sizes.items()}
+    host = sum(sizes[name] for name in away)
+    return States(here["weights"], frozen, here["gradients"], here["optimizer"], sharding.buffers(weights, devices), host)
