@@ -20,6 +20,7 @@ from posttrain.data.tree import to_device
 from posttrain.errors import Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
 from posttrain.models.artifact import ArtifactRecord, save_artifact
+from posttrain.models.flops import FlopModel, flop_model
 from posttrain.models.policy import PolicyModel
 from posttrain.models.sharding import Replicated, Sharding
 from posttrain.types import Rendering, TokenTree, Work
@@ -108,6 +109,7 @@ class Method(LightningModule, ABC):
         super().__init__()
         self.recipe = recipe
         self.policy: PolicyModel | None = None
+        self.operations: FlopModel | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; on_load_checkpoint checks the others
         self.kept: dict[str, Stateful] = {}
         self.grad_norm = float("nan")
@@ -126,6 +128,7 @@ class Method(LightningModule, ABC):
         """Build the model, once; the strategy has set up its processes."""
         if self.policy is None:
             self.policy = self.recipe.policy()
+            self.operations = flop_model(self.policy)  # now: a strategy may cut the weights later
             self.build_beside()
             self.sharding.shard(self)
 

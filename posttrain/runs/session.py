@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
 from posttrain.methods.base import Method
-from posttrain.models.flops import flop_model
 from posttrain.runs import plots, preflight, reports, targets
 from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
@@ -180,9 +179,10 @@ class Session:
         )
 
     def _flops(self) -> float:
-        if self.method.policy is None:
+        model = self.method.operations
+        if model is None:
             return 0.0
-        totals, model = self.recorder.totals, flop_model(self.method.policy)
+        totals = self.recorder.totals
         heads = float(self.method.language_model)  # a reward model's body has no use for the output head
         trained = model.training(tokens=totals["tokens"], targets=heads * totals["targets"], pairs=totals["pairs"])
         targets = heads * totals["forward_targets"]
