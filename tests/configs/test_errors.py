@@ -82,7 +82,7 @@ CASES = {
 def test_mistake(posttrain: Callable[..., Any], tmp_path: Path, arguments: list[str], expected: list[str]) -> None:
     outcome = posttrain(*arguments)
     assert_user_error(outcome, "posttrain: 1 problem, nothing was started", *expected)
-    assert outcome.seconds < 4
+    assert outcome.seconds < 10  # a second on idle cores; what is not imported for it is test_speed's to tell
     assert list(tmp_path.iterdir()) == []
 
 
