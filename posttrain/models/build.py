@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.attention import backends
+from posttrain.models.float8 import to_float8
 from posttrain.models.loading import build_model, weights_dtype
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.models.probe import LayoutError, Probe, probe
@@ -31,6 +32,8 @@ def build_policy(
     base = build_model(model, dtype=weights_dtype(precision), seed=seed)
     fit_to_tokenizer(base, tokenizer, random_weights=model["weights"] == "random", seed=seed)
     found = _probe(base, model, device)
+    if model.get("float8"):
+        to_float8(base, model["float8"], emulate=device.type == "cpu")
     peft = model.get("peft")
     wrapped = base if peft is None else _adapted(base, peft, seed)
     inner = causal_lm(wrapped)

@@ -25,7 +25,7 @@ from posttrain.methods.base import Method
 from posttrain.models.loading import base_where_adapted
 from posttrain.models.policy import causal_lm
 from posttrain.models.tokenizers import end_token_ids
-from posttrain.runs import machine
+from posttrain.runs import float8_rules, machine
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.states import States, states_of
 from posttrain.runs.planning.strategies import SHARDINGS
@@ -124,6 +124,16 @@ def memory(subject: Subject) -> Iterator[Finding]:
     hint = "posttrain plan with the same words says what to change"
     if needed > NEARLY * free:
         yield Finding(Problem("hardware", words, hint), needed > free)
+
+
+@check
+def float8(subject: Subject) -> Iterator[Finding]:
+    """This rank's device multiplies 8-bit floats."""
+    if not subject.job.config["model"].get("float8") or subject.job.device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(subject.job.device)
+    if capability < float8_rules.LEAST:
+        yield Finding(float8_rules.too_old(torch.cuda.get_device_name(subject.job.device), ".".join(map(str, capability))), True)
 
 
 def free_memory(job: Job) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import machine_rules, online_rules, strategy_rules, suggest, zero_rules
+from posttrain.runs import float8_rules, machine_rules, online_rules, strategy_rules, suggest, zero_rules
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -238,6 +238,8 @@ PLAN: tuple[Rule, ...] = (
     Rule(attributes_agree, ("method", "data")),
     *(Rule(find, reads) for find, reads in online_rules.RULES.items()),
     Rule(critic_is_sound, ("method",)),
+    Rule(float8_rules.float8_fits, ("model", "hardware", "precision")),
+    Rule(float8_rules.float8_agrees, ("model", "method")),
 )
 CLUSTER: tuple[Rule, ...] = (
     *PLAN,
@@ -246,6 +248,7 @@ CLUSTER: tuple[Rule, ...] = (
     Rule(output_is_writable, ("output_dir",)),
     Rule(strategy_rules.sharding_fits, ("hardware", "model", "optimizer")),
     Rule(zero_rules.deepspeed_is_there, ("hardware",)),
+    Rule(float8_rules.torchao_is_there, ("model",)),
     Rule(entering_is_sound, ("entering", "seed", "hardware"), targets=True),
     Rule(machine_rules.entering_is_on_one_machine, ("entering", "hardware")),
 )

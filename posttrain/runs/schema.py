@@ -76,6 +76,7 @@ class Model(Group):
     attention: Literal["auto", "sdpa", "flex", "varlen"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
+    float8: Literal["tensorwise", "rowwise"] | None = Field(None, description="scales of 8-bit matrix products in the blocks; null = none")
     architecture: dict[str, Any] | None = Field(None, description="keys of the transformers config, used with weights=random")
     peft: Annotated[dict[str, Any] | None, KeysOf("posttrain.models.peft.PeftOptions")] = Field(
         None, description="adapter; null = train all weights"

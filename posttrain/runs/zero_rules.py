@@ -42,6 +42,9 @@ def zero_problems(config: Config) -> Iterator[Problem]:
     if strategy == "zero3" and model.get("compile"):
         message = "a compiled layer does not stop where zero3 fetches the weights of the modules in it"
         yield Problem("model.compile", message, "model.compile=false, or hardware.strategy=fsdp2")
+    if strategy == "zero3" and model.get("float8"):
+        message = "8-bit layers keep the gathered weights for their backward pass, so that zero3 would let none of them go"
+        yield Problem("model.float8", message, "hardware.strategy=fsdp2 or zero2, or model.float8=null")
     if strategy == "zero3" and ((config["rollout"] or {}).get("_target_") or "").endswith(".VLLMGenerator"):
         message = "zero3 has no rank with whole weights to send"
         yield Problem("rollout", message, "rollout=native, hardware.strategy=zero2, or hardware.strategy=fsdp2")

@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
     for name, overrides in CASES.items():
         assert run_job(compose([*BASE, *overrides, "hardware=cpu", f"output_dir={root / name / '1'}"])) == 0
     sharded = [[*BASE, *overrides, "hardware=2xcpu_fsdp", f"output_dir={root / name / '2'}"] for name, overrides in CASES.items()]
+    sharded.append([*BASE, "method=sft", "data=arithmetic", "model.float8=rowwise", "hardware=2xcpu_fsdp", f"output_dir={root / 'float8'}"])
     for ranks in "12":
         at_two = root / "sft" / ranks / "checkpoints" / "step-00000002"
         sharded.append([*sharded[0][:-1], *FROM_TWO, f"resume={at_two}", f"output_dir={root / 'resumed' / ranks}"])
@@ -95,6 +96,14 @@ def test_the_artifact_is_what_lies_on_the_ranks(folder):
     ids = torch.arange(40)[None]
     with torch.no_grad():
         torch.testing.assert_close(*(model(ids).logits for model in models), rtol=1e-4, atol=1e-5)
+
+
+def test_products_in_8_bits_are_sharded_too(folder):
+    """Over the float32 weights, near what these give; the shards are handed on as they are."""
+    ours, exact = ([row["loss"] for row in rows(folder / name) if "loss" in row] for name in ("float8", "sft/1"))
+    assert ours != exact
+    assert ours == pytest.approx(exact, rel=5e-3)
+    assert (folder / "float8" / "artifact" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("case", ["reward model", "ppo", "lora"])
