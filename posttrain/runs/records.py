@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,6 +96,12 @@ class MetricsFile:
         os.close(self._descriptor)
         write_atomic(self.path, b"".join(kept))
         self._open()
+
+    def forget_last(self, step: int, names: Collection[str]) -> None:
+        """Drop the last line if it is of this step and holds exactly these names, since they are logged again."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if lines and decode(lines[-1]).keys() - {"time"} == {"step", *names} and decode(lines[-1])["step"] == step:
+            os.ftruncate(self._descriptor, sum(map(len, lines[:-1])))
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole line, in order."""

@@ -54,6 +54,12 @@ class Reporter:
         if self.progress is not None:
             self.progress.update(step, metrics, speed["tokens_per_second"], speed["memory_bytes"])
 
+    def final(self, step: int, metrics: Mapping[str, float]) -> None:
+        """As `values`, of a run's last ones: where it was killed after them and is finished now, they take the place of those."""
+        if self._metrics is not None:
+            self._metrics.forget_last(step, metrics)
+        self.values(step, metrics)
+
     def values(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log values measured at a step besides its own metrics, such as an evaluation."""
         if self._metrics is None or not metrics:

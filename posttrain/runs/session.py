@@ -113,7 +113,7 @@ class Session:
         method.eval()
         self.measures.ready(method)  # training has not begun where the checkpoint is of the last step
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
-        self.reporter.values(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
+        self.reporter.final(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
         artifact = save_run_artifact(job, method, self.reporter.latest)
         self._report(method)
         self._close(trainer, "finished", artifact)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,16 @@ def test_a_signal_finishes_the_step_saves_and_tells(undisturbed, tmp_path, numbe
     if number == signal.SIGTERM:
         assert run(folder)[0] == 0
         assert outcome(folder) == outcome(undisturbed)
+
+
+def test_killed_after_its_last_evaluation_it_ends_as_if_it_were_not(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "artifact")
+    code, output = run(folder)
+    assert code == 0, output
+    assert outcome(folder) == outcome(undisturbed)
 
 
 def test_a_finished_run_says_so(undisturbed):

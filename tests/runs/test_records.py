@@ -74,6 +74,19 @@ def test_truncate_after_keeps_earlier_lines_byte_for_byte(tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_last_values_are_not_there_twice(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "m.jsonl")
+    file.append(3, {"loss": 1.0})
+    file.append(4, {"loss": 0.5})
+    for step, names in ((4, {"val/loss"}), (3, {"loss"}), (4, {"loss", "val/loss"})):
+        file.forget_last(step, names)
+    assert [row["step"] for row in file.read()] == [3, 4]
+    file.append(4, {"val/loss": 0.25, "val/perplexity": 2.0})
+    file.forget_last(4, {"val/perplexity", "val/loss"})
+    file.append(4, {"val/loss": 0.75, "val/perplexity": 3.0})
+    assert file.read()[1:] == [{"step": 4, "loss": 0.5}, {"step": 4, "val/loss": 0.75, "val/perplexity": 3.0}]
+
+
 def test_only_timed_files_hold_times(tmp_path: Path) -> None:
     MetricsFile(tmp_path / "metrics.jsonl").append(1, {"loss": 1.0})
     MetricsFile(tmp_path / "throughput.jsonl", timed=True).append(1, {"tokens_per_second": 5.0})
