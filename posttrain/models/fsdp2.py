@@ -88,7 +88,7 @@ class FullySharded:
 
     @contextmanager
     def gathered(self, module: nn.Module) -> Iterator[None]:
-        units = _units(module)
+        units = units_of(module)
         try:
             for unit in units:
                 if isinstance(unit, PolicyModel):
@@ -110,12 +110,12 @@ class FullySharded:
     @contextmanager
     def editable(self, module: nn.Module) -> Iterator[None]:
         """Shards are changed where they lie."""
-        for unit in _units(module):
+        for unit in units_of(module):
             unit.reshard()
         yield
 
     def full_state_dict(self, module: nn.Module) -> dict[str, Tensor]:
-        for unit in _units(module):
+        for unit in units_of(module):
             unit.reshard()
         leads = self.mesh().get_rank() == 0
         state: dict[str, Tensor] = {}
@@ -129,7 +129,7 @@ class FullySharded:
         return state
 
     def bit_sums(self, module: nn.Module) -> dict[str, int]:
-        for unit in _units(module):
+        for unit in units_of(module):
             unit.reshard()
         state, leads = module.state_dict(), self.mesh().get_rank() == 0
         parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in state.values()]
@@ -154,5 +154,6 @@ def _begin(policy: PolicyModel) -> None:
     """A forward pass of nothing. It must come before one of a layer by itself: the first to run takes itself for the outermost unit."""
 
 
-def _units(module: nn.Module) -> list[FSDPModule]:
+def units_of(module: nn.Module) -> list[FSDPModule]:
+    """The parts of a module that are gathered by themselves."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]

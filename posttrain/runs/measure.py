@@ -42,7 +42,7 @@ class Measures:
         if self.prepared.val is None:
             return {}
         with method.sharding.gathered(method), self._precision(method):
-            sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device)
+            sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device, together=self.ranks.together)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def outcomes(self, method: Method) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ class Measures:
         assert self.prepared.val is not None
         limit = self.config["validate"]["max_examples"]
         batches = EvaluationBatches(
-            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.rank, ranks=self.ranks.world, limit=limit
+            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.reader, ranks=self.ranks.readers, limit=limit
         )
         return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
 
@@ -74,12 +74,12 @@ class Measures:
         if wanted is None or not wanted[when] or not self.prepared.val_checkable:
             return {}
         chosen = spread(self.prepared.val_checkable, wanted["examples"])
-        mine = chosen[self.ranks.rank :: self.ranks.world]
+        mine = chosen[self.ranks.reader :: self.ranks.readers]
         longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
         self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
         with method.sharding.gathered(method), self._precision(method):
             found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
-        whole: ExactMatch = merge(gather(found))
+        whole: ExactMatch = merge(gather(found)[:: self.ranks.together])
         self.samples = whole.rows
         return {"eval/exact_match": whole.accuracy}
 

@@ -73,7 +73,15 @@ class Subject:
         weights = weights_of(self.shapes, causal_lm(self.shapes), model.get("peft"), config["precision"])
         copies = self.method.copies(adapters_off_restore=adapters_off_restore(model.get("peft")))
         sharding = SHARDINGS[choice_of(config).name]
-        return states_of(weights, config["optimizer"], sharding, devices=world, copies=copies, offload=hardware["offload"])
+        return states_of(
+            weights,
+            config["optimizer"],
+            sharding,
+            devices=world,
+            copies=copies,
+            offload=hardware["offload"],
+            together=hardware["tensor_parallel"],
+        )
 
     @cached_property
     def sample(self) -> list[TokenizedExample]:
@@ -134,6 +142,16 @@ def float8(subject: Subject) -> Iterator[Finding]:
     capability = torch.cuda.get_device_capability(subject.job.device)
     if capability < float8_rules.LEAST:
         yield Finding(float8_rules.too_old(torch.cuda.get_device_name(subject.job.device), ".".join(map(str, capability))), True)
+
+
+@check
+def tensor_parallel(subject: Subject) -> Iterator[Finding]:
+    """The model's layers can be cut over the devices that compute together."""
+    if (together := subject.job.config["hardware"]["tensor_parallel"]) > 1:
+        from posttrain.models.tensor_parallel import obstacle
+
+        if words := obstacle(causal_lm(subject.shapes).config, together):
+            yield Finding(Problem("hardware.tensor_parallel", words, "hardware.tensor_parallel=1"), True)
 
 
 def free_memory(job: Job) -> float:

@@ -13,11 +13,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank and world: over all nodes. local: on this node."""
+    """rank and world: over all nodes. local: on this node. together: neighbours that compute each micro-batch together."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    together: int = 1
+
+    @property
+    def reader(self) -> int:
+        """This process's place among those that read data of their own."""
+        return self.rank // self.together
+
+    @property
+    def readers(self) -> int:
+        """Over how many the data are shared out."""
+        return self.world // self.together
 
     @property
     def leads(self) -> bool:
@@ -33,13 +44,17 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
     return Ranks()
 
 
-def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device) -> dict[str, float]:
-    """Sum float64 scalars over all ranks, in one collective; every rank must give the same names. Just the values without a group."""
+def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device, *, together: int = 1) -> dict[str, float]:
+    """Sum float64 scalars over all ranks, in one collective; every rank must give the same names. Just the values without a group.
+
+    together: neighbours that have the same values, which count once.
+    """
     names = sorted(values)
     packed = torch.stack([torch.as_tensor(values[name], dtype=torch.float64).cpu() for name in names])
     if dist.is_initialized() and dist.get_world_size() > 1:
         packed = packed.to(device)
         dist.all_reduce(packed)
+        packed /= together
     return dict(zip(names, packed.tolist(), strict=True))
 
 

@@ -125,6 +125,7 @@ class Hardware(Group):
     node_memory_gb: Positive | None = Field(None, description="main memory of a node that cluster jobs ask for, GiB")
     precision: Precision = "float32"
     strategy: Strategy = "auto"
+    tensor_parallel: Count = Field(1, description="devices that compute each micro-batch together; of a node")
     offload: bool = Field(False, description="keep sharded weights and optimizer state in host memory")
     backend: Literal["gloo", "nccl"] = "gloo"
     time_limit: Positive | None = Field(None, description="hours")

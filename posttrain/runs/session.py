@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
     """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
+    ranks = replace(ranks, together=config["hardware"]["tensor_parallel"])
     quiet_libraries()
     disable_progress_bar()  # a bar a file written is of no use beside ours
     folder = Path(config["output_dir"])

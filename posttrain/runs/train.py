@@ -80,7 +80,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | Expe
 
     try:
         return make_plan(
-            train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"], ranks=ranks.world,
+            train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"], ranks=ranks.readers,
             max_steps=config["max_steps"], epochs=config["epochs"],
         )  # fmt: skip
     except ValueError as error:
@@ -163,7 +163,7 @@ def loader_of(job: Job, method: Method) -> TreeLoader | ExperienceLoader:
     if isinstance(job.plan, ExperiencePlan):
         assert isinstance(method, Online)
         return online.loader_of(job.config, job.tokenizer, job.prepared, job.plan, job.ranks, method, allow=job.allow_targets)
-    return TreeLoader(job.prepared.train, job.plan, rank=job.ranks.rank)
+    return TreeLoader(job.prepared.train, job.plan, rank=job.ranks.reader)
 
 
 def measures_of(job: Job, loader: TreeLoader | ExperienceLoader, say: Callable[[str], None]) -> Measures:

@@ -48,7 +48,7 @@ class StepRecorder(StepCallback):
         self.totals.update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.totals["flops_before"] += sum_over_ranks({"flops": self.flops}, pl_module.device)["flops"]
+        self.totals["flops_before"] += self._summed({"flops": self.flops}, pl_module)["flops"]
         self._began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -60,7 +60,7 @@ class StepRecorder(StepCallback):
     def on_step_end(self, trainer: Trainer, module: Method) -> None:
         step = trainer.global_step
         work = self._count(step, module)
-        sums = sum_over_ranks(module.pop_sums(), module.device)
+        sums = self._summed(module.pop_sums(), module)
         self._stop_if_lost(step, sums.get("loss", 0.0), module.grad_norm)
         module.after_step(sums)
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
@@ -70,6 +70,9 @@ class StepRecorder(StepCallback):
             metrics = {**module.step_metrics(sums), **notes, "grad_norm": module.grad_norm, "lr": self._lr, **counts}
             self.reporter.step(step, metrics, tokens=work.tokens, seconds=seconds, speeds=_speeds(work, phases))
         self._began = time.perf_counter()
+
+    def _summed(self, values: Mapping[str, Any], module: LightningModule) -> dict[str, float]:
+        return sum_over_ranks(values, module.device, together=self.ranks.together)
 
     def _count(self, step: int, module: Method) -> Work:
         """Add a step's work to the totals."""
@@ -100,6 +103,6 @@ def _speeds(work: Work, phases: Mapping[str, float]) -> dict[str, float]:
 
 def micro_seed(seed: int, batch_idx: int, ranks: Ranks) -> int:
     """A 63-bit seed of its own for every (seed, micro-batch of the run, rank)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + batch_idx * 0xBF58476D1CE4E5B9 + ranks.rank * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = (seed * 0x9E3779B97F4A7C15 + batch_idx * 0xBF58476D1CE4E5B9 + ranks.reader * 0x94D049BB133111EB) & (2**64 - 1)
     mixed ^= mixed >> 31
     return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

@@ -68,6 +68,7 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         precision=config["precision"],
         accelerator=hardware["accelerator"],
         devices=devices,
+        together=hardware["tensor_parallel"],
         strategy="single" if devices == 1 else "ddp",
         offload=hardware["offload"],
         checkpointing=bool(model.get("gradient_checkpointing")),

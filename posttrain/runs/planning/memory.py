@@ -22,8 +22,9 @@ SAMPLING, TRAINING, STEP = "sampling", "forward, backward", "optimizer step"
 class Setup:
     """How a model is trained on a device.
 
-    devices: over all nodes. copies: frozen models beside the policy. heads: whether the output head is used. several: whether a step has
-    more than one micro-batch a device. overhead: bytes that are there before anything of ours (interpreter and libraries, or the CUDA
+    devices: over all nodes. together: of them, that share each micro-batch; the activations that each keeps are counted as if it computed
+    alone, which are more. copies: frozen models beside the policy. heads: whether the output head is used. several: whether a step has more
+    than one micro-batch a device. overhead: bytes that are there before anything of ours (interpreter and libraries, or the CUDA
     context). slack: share of what comes and goes that the allocator holds beyond it.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     sampling: Sampling | None
     overhead: float
     slack: float
+    together: int = 1
 
     @property
     def half(self) -> bool:
@@ -60,7 +62,13 @@ def phases_of(model: ModelShape, setup: Setup) -> tuple[Phase, ...]:
 
 def _states(model: ModelShape, setup: Setup) -> States:
     return states_of(
-        model.weights, setup.optimizer, SHARDINGS[setup.strategy], devices=setup.devices, copies=setup.copies, offload=setup.offload
+        model.weights,
+        setup.optimizer,
+        SHARDINGS[setup.strategy],
+        devices=setup.devices,
+        copies=setup.copies,
+        offload=setup.offload,
+        together=setup.together,
     )  # fmt: skip
 
 

@@ -59,13 +59,18 @@ def optimizer_bytes(weights: Weights, optimizer: Options) -> float:
     return OPTIMIZERS.get(str(optimizer["_target_"]), _two_moments)(weights, optimizer)
 
 
-def states_of(weights: Weights, optimizer: Options, sharding: Sharding, *, devices: int, copies: int, offload: bool) -> States:
-    """What a device keeps. copies: frozen models beside the policy, cut as its weights are."""
-    model = float(weights.trained_bytes + weights.frozen_bytes) / (devices if sharding.weights else 1)
-    frozen = float(copies * weights.packed_bytes) / (devices if sharding.weights else 1)
-    gradients = float(weights.trained_bytes) / (devices if sharding.gradients else 1)
+def states_of(
+    weights: Weights, optimizer: Options, sharding: Sharding, *, devices: int, copies: int, offload: bool, together: int = 1
+) -> States:
+    """What a device keeps. copies: frozen models beside the policy, cut as its weights are. together: devices that share each micro-batch;
+    what lies outside the layers is the same on all of them."""
+    everything = float(weights.trained_bytes + weights.frozen_bytes)
+    parts = devices / (1 + (together - 1) * weights.outside / everything)
+    model = everything / (parts if sharding.weights else 1)
+    frozen = float(copies * weights.packed_bytes) / (parts if sharding.weights else 1)
+    gradients = float(weights.trained_bytes) / (parts if sharding.gradients else 1)
     whole = MASTER * weights.trained if sharding.master else optimizer_bytes(weights, optimizer)
-    state = float(whole) / (devices if sharding.optimizer else 1)
+    state = float(whole) / (parts if sharding.optimizer else 1)
     sizes = {"weights": model, "gradients": gradients, "optimizer": state}
     away = sharding.host if offload else frozenset()
     here = {name: 0.0 if name in away else size for name, size in sizes.items()}

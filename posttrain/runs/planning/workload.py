@@ -49,7 +49,8 @@ def _offline(config: Config, prepared: Prepared) -> Workload:
     from posttrain.runs.ranks import Ranks
     from posttrain.runs.train import plan_of
 
-    plan = plan_of(config, prepared, Ranks(world=devices_of(config)))
+    ranks = Ranks(world=devices_of(config), together=config["hardware"]["tensor_parallel"])
+    plan = plan_of(config, prepared, ranks)
     assert isinstance(plan, StepPlan)
     train, lengths = prepared.train, prepared.train.lengths
     steps = [plan.step(number) for number in range(min(plan.steps, LOOKED_AT))]
@@ -132,7 +133,7 @@ def bound(config: Config, kind: str, why: str) -> Workload:
         )
     branches = BRANCHES.get(kind, 1)
     one = ((longest, 0),) if branches == 1 else ((longest - 2 * (longest // 3), 0), *(((longest // 3, longest // 3),) * branches))
-    batch, devices = config["global_batch"], devices_of(config)
+    batch, devices = config["global_batch"], devices_of(config) // config["hardware"]["tensor_parallel"]
     here = min(math.ceil(batch / devices), max(1, config["max_tokens"] // longest))
     row = Row(one * here, longest * here)
     words = (

@@ -17,12 +17,16 @@ def fully_sharded(config: Mapping[str, Any]) -> Distribution:
     from posttrain.runs.sharded import ShardedStrategy
 
     hardware = config["hardware"]
-    offload, backend = hardware["offload"], hardware["backend"]
+    offload, backend, together = hardware["offload"], hardware["backend"], hardware["tensor_parallel"]
     made = ShardedStrategy(
         offload=offload,
-        data_parallel_size=hardware["nodes"] * hardware["devices"],
-        tensor_parallel_size=1,
+        data_parallel_size=hardware["nodes"] * hardware["devices"] // together,
+        tensor_parallel_size=together,
         process_group_backend=f"cpu:gloo,cuda:{backend}" if offload else backend,
     )
     dtype = torch.bfloat16 if config["precision"] == "bf16" else None
+    if together > 1:
+        from posttrain.models.tensor_parallel import TensorParallel
+
+        return Distribution(made, TensorParallel(lambda: made.device_mesh, layer_dtype=dtype))
     return Distribution(made, FullySharded(lambda: made.device_mesh["data_parallel"], layer_dtype=dtype, offload=offload))
