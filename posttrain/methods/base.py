@@ -95,6 +95,7 @@ class Method(LightningModule, ABC):
     loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on. language_model:
     whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
     (a name in posttrain.runs.reports); None for none. online: whether it learns from answers that it samples itself.
+    per_token: whether its loss and measures are sums over targets, so that a row may be cut anywhere, over several ranks.
     kept: what checkpoints hold beside tensors, by name. steps: set when training begins. place: of the present micro-batch among this
     rank's in the step. examples: of the present step.
     """
@@ -104,6 +105,7 @@ class Method(LightningModule, ABC):
     language_model: ClassVar[bool] = True
     report: ClassVar[str | None] = None
     online: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

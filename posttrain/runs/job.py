@@ -59,7 +59,9 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
         from posttrain.runs.ranks import from_environment
         from posttrain.runs.session import train
 
-        return train(entering.applied(config), from_environment(), allow_targets=allow_targets)
+        return train(
+            entering.applied(config), from_environment(context=config["hardware"]["context_parallel"]), allow_targets=allow_targets
+        )
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -
     from posttrain.runs.ranks import from_environment
     from posttrain.runs.session import train
 
-    ranks = from_environment()
+    ranks = from_environment(context=config["hardware"]["context_parallel"])
 
     def action() -> int:
         try:

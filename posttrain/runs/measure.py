@@ -64,8 +64,9 @@ class Measures:
         assert self.prepared.val is not None
         limit = self.config["validate"]["max_examples"]
         batches = EvaluationBatches(
-            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.rank, ranks=self.ranks.world, limit=limit
-        )
+            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.data_rank, ranks=self.ranks.data_world, limit=limit,
+            stretch=self.ranks.stretch,
+        )  # fmt: skip
         return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
 
     def answers(self, method: Method, when: str) -> dict[str, float]:

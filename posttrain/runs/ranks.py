@@ -10,27 +10,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from posttrain.types import Stretch
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank and world: over all nodes. local: on this node."""
+    """rank and world: over all nodes. local: on this node. context: ranks, one after the other, that a micro-batch's row is cut over."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    context: int = 1
 
     @property
     def leads(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """Which of the step's micro-batches are this process's."""
+        return self.rank // self.context
 
-def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Ranks as set by our launchers, in torchrun's names; a single process otherwise."""
+    @property
+    def data_world(self) -> int:
+        """What the micro-batches of a step are split over."""
+        return self.world // self.context
+
+    @property
+    def stretch(self) -> Stretch:
+        """What of each of them is this process's."""
+        return Stretch(self.rank % self.context, self.context)
+
+
+def from_environment(environment: Mapping[str, str] | None = None, *, context: int = 1) -> Ranks:
+    """Ranks as set by our launchers, in torchrun's names; a single process otherwise. context: see `Ranks`."""
     given = os.environ if environment is None else environment
     if "LOCAL_RANK" in given:
-        return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
-    return Ranks()
+        return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]), context)
+    return Ranks(context=context)
 
 
 def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device) -> dict[str, float]:

@@ -124,6 +124,7 @@ class Hardware(Group):
     node_memory_gb: Positive | None = Field(None, description="main memory of a node that cluster jobs ask for, GiB")
     precision: Precision = "float32"
     strategy: Strategy = "auto"
+    context_parallel: Count = Field(1, description="devices, of one node, that each micro-batch's row is cut over")
     offload: bool = Field(False, description="keep sharded weights and optimizer state in host memory")
     backend: Literal["gloo", "nccl"] = "gloo"
     time_limit: Positive | None = Field(None, description="hours")

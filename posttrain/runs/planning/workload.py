@@ -24,9 +24,9 @@ BRANCHES = {"preference": 2}  # answers to one prompt in a tree, by the kind of 
 
 @dataclass(frozen=True)
 class Workload:
-    """row: the largest micro-batch of a device. micro_batches: a step and device. tokens, targets, pairs: trained on in a step over all
-    devices, pairs of (query, key). steps: None where only the data could say. exact: whether the data were looked at. sampling: a device's
-    share of a rollout; sampled: answers of a step's share of rollouts; words: rows for the reader."""
+    """row: the largest micro-batch, of a device or of those that its row is cut over. micro_batches: a step and device. tokens, targets,
+    pairs: trained on in a step over all devices, pairs of (query, key). steps: None where only the data could say. exact: whether the data
+    were looked at. sampling: a device's share of a rollout; sampled: answers of a step's share of rollouts; words: rows for the reader."""
 
     row: Row
     micro_batches: int
@@ -49,7 +49,7 @@ def _offline(config: Config, prepared: Prepared) -> Workload:
     from posttrain.runs.ranks import Ranks
     from posttrain.runs.train import plan_of
 
-    plan = plan_of(config, prepared, Ranks(world=devices_of(config)))
+    plan = plan_of(config, prepared, Ranks(world=devices_of(config), context=config["hardware"]["context_parallel"]))
     assert isinstance(plan, StepPlan)
     train, lengths = prepared.train, prepared.train.lengths
     steps = [plan.step(number) for number in range(min(plan.steps, LOOKED_AT))]
@@ -76,7 +76,7 @@ def _online(config: Config, prepared: Prepared) -> Workload:
     from posttrain.runs.ranks import Ranks
     from posttrain.runs.train import plan_of
 
-    plan = plan_of(config, prepared, Ranks(world=devices_of(config)))
+    plan = plan_of(config, prepared, Ranks(world=devices_of(config), context=config["hardware"]["context_parallel"]))
     assert isinstance(plan, ExperiencePlan)
     lengths = prepared.train.lengths
     words = (("prompts", f"{len(lengths):,}"), ("tokens a prompt", f"{lengths.mean():,.1f} on average, {lengths.max():,} at most"))
@@ -132,7 +132,7 @@ def bound(config: Config, kind: str, why: str) -> Workload:
         )
     branches = BRANCHES.get(kind, 1)
     one = ((longest, 0),) if branches == 1 else ((longest - 2 * (longest // 3), 0), *(((longest // 3, longest // 3),) * branches))
-    batch, devices = config["global_batch"], devices_of(config)
+    batch, devices = config["global_batch"], devices_of(config) // config["hardware"]["context_parallel"]
     here = min(math.ceil(batch / devices), max(1, config["max_tokens"] // longest))
     row = Row(one * here, longest * here)
     words = (
