@@ -10,17 +10,22 @@ import numpy as np
 from posttrain.data.examples import Examples
 from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
+from posttrain.data.stretch import WHOLE, stretch_of
 from posttrain.data.tree import collate, ghost
-from posttrain.types import StepShare, TokenTree, Work
+from posttrain.types import StepShare, Stretch, TokenTree, Work
 
 
 class TreeLoader:
-    """A rank's micro-batches of a whole run, in order; one pass. Resumes at any optimizer step without replaying data."""
+    """A rank's micro-batches of a whole run, in order; one pass. Resumes at any optimizer step without replaying data.
 
-    def __init__(self, examples: Examples, plan: StepPlan, *, rank: int = 0) -> None:
+    rank: among those that the plan splits steps over. stretch: what of each row is this process's.
+    """
+
+    def __init__(self, examples: Examples, plan: StepPlan, *, rank: int = 0, stretch: Stretch = WHOLE) -> None:
         self.examples = examples
         self.plan = plan
         self.rank = rank
+        self.stretch = stretch
         self.given = 0
 
     def __len__(self) -> int:
@@ -32,7 +37,7 @@ class TreeLoader:
             step = self.plan.step(number)
             for indices in step.split[self.rank][skip:]:
                 self.given += 1
-                yield micro_batch(self.examples, indices, step.share)
+                yield stretch_of(micro_batch(self.examples, indices, step.share), self.stretch)
             skip = 0
 
     @property
@@ -42,15 +47,16 @@ class TreeLoader:
 
     @property
     def parts(self) -> int:
-        """Micro-batches of a step over all ranks."""
-        return self.plan.ranks * self.plan.micro_batches
+        """Micro-batches of a step over all ranks, or stretches of them."""
+        return self.plan.ranks * self.plan.micro_batches * self.stretch.size
 
     def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
         """This rank's micro-batches of one optimizer step; mismatched: see `posttrain.data.mismatched`."""
         planned = self.plan.step(step)
         if mismatched:
             return self._mismatched([index for indices in planned.split[self.rank] for index in indices], planned.share)
-        return (micro_batch(self.examples, indices, planned.share) for indices in planned.split[self.rank])
+        trees = (micro_batch(self.examples, indices, planned.share) for indices in planned.split[self.rank])
+        return (stretch_of(tree, self.stretch) for tree in trees)
 
     def work(self, step: int) -> Work:
         """What an optimizer step computes on, over all ranks; a tree's attention is counted as that of one sequence."""
@@ -84,7 +90,7 @@ class TreeLoader:
         lengths = np.array([len(example.ids) for example in examples], np.int64)
         most = max(self.plan.max_tokens, int(lengths.max(initial=0)))
         for group in balance(lengths, first_fit(lengths, most), most):
-            yield collate([examples[place] for place in group], share)
+            yield stretch_of(collate([examples[place] for place in group], share), self.stretch)
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given}
@@ -103,14 +109,24 @@ def micro_batch(examples: Examples, indices: Sequence[int], share: StepShare) ->
 class EvaluationBatches:
     """A rank's share of the first `limit` examples, every example once; as many micro-batches on every rank, made when they are asked for.
 
-    A tree's share states the totals over all ranks.
+    A tree's share states the totals over all ranks. stretch: what of each row is this process's.
     """
 
-    def __init__(self, examples: Examples, *, max_tokens: int, rank: int = 0, ranks: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        max_tokens: int,
+        rank: int = 0,
+        ranks: int = 1,
+        limit: int | None = None,
+        stretch: Stretch = WHOLE,
+    ) -> None:
         count = len(examples) if limit is None else min(limit, len(examples))
         lengths = examples.lengths[:count]
         bins = -(-first_fit(lengths, max_tokens) // ranks) * ranks
         self.examples = examples
+        self.stretch = stretch
         self.groups = balance(lengths, bins, max_tokens)[rank::ranks]
         self.share = StepShare(float(examples.targets[:count].sum(dtype=np.float64)), count, bins)
 
@@ -118,4 +134,4 @@ class EvaluationBatches:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[TokenTree]:
-        return (micro_batch(self.examples, group, self.share) for group in self.groups)
+        return (stretch_of(micro_batch(self.examples, group, self.share), self.stretch) for group in self.groups)

@@ -36,8 +36,7 @@ class Recipe:
     policy: builds the model; called once, on every rank, when the strategy is ready. optimizer: named parameters -> optimizer.
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
     seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
-    conversations in the same way. sharding: how weights lie over the ranks. trains: False for a method that only hands on what another
-    one has trained, and so needs no reference.
+    conversations in the same way. sharding: how weights lie over the ranks. trains: False for a method that only hands on what is trained.
     """
 
     policy: Callable[[], PolicyModel]
@@ -95,6 +94,7 @@ class Method(LightningModule, ABC):
     loss_inputs: names of the positional tensors the method hands to its loss. data_kind: which examples it trains on. language_model:
     whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
     (a name in posttrain.runs.reports); None for none. online: whether it learns from answers that it samples itself.
+    per_token: whether its loss and measures are sums over targets, so that a row may be cut anywhere, over several ranks.
     kept: what checkpoints hold beside tensors, by name. steps: set when training begins. place: of the present micro-batch among this
     rank's in the step. examples: of the present step.
     """
@@ -104,6 +104,7 @@ class Method(LightningModule, ABC):
     language_model: ClassVar[bool] = True
     report: ClassVar[str | None] = None
     online: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class Supervised(Method, ABC):
     """
 
     loss_inputs: ClassVar[tuple[str, ...]] = ("logps", "weight", "denominator")
+    per_token: ClassVar[bool] = True
 
     def __init__(
         self, recipe: Recipe, *, loss: Loss, label_smoothing: float = 0.0, z_loss: float = 0.0, neftune_alpha: float = 0.0

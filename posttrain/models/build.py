@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.attention import backends
+from posttrain.models.attention.passing import ALONE, own_ring
 from posttrain.models.float8 import to_float8
 from posttrain.models.loading import build_model, weights_dtype
 from posttrain.models.policy import PolicyModel, causal_lm
@@ -22,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def build_policy(
-    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, precision: str, seed: int, device: torch.device
+    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, precision: str, seed: int, device: torch.device, context: int = 1
 ) -> PolicyModel:
     """The policy of a model config, ready to train, on the CPU (the strategy moves it).
 
     tokenizer: every id of it gets a row in the vocabulary. precision: float32, bf16 or bf16_true. device: where it will run; the layout
-    is probed there. Raises ConfigError if the layout asked for is not exact for the model's family.
+    is probed there. context: ranks that rows are cut over; with several, every process calls this. Raises ConfigError if the layout asked
+    for is not exact for the model's family, or its rows cannot be cut.
     """
     base = build_model(model, dtype=weights_dtype(precision), seed=seed)
     fit_to_tokenizer(base, tokenizer, random_weights=model["weights"] == "random", seed=seed)
@@ -37,6 +39,8 @@ def build_policy(
     peft = model.get("peft")
     wrapped = base if peft is None else _adapted(base, peft, seed)
     inner = causal_lm(wrapped)
+    if context > 1 and (problems := list(obstacles(inner, found.layout))):
+        raise ConfigError(problems)
     if found.layout != "padded":
         inner.set_attn_implementation(backends.register())
     if model.get("gradient_checkpointing"):
@@ -50,6 +54,7 @@ def build_policy(
         attention=model.get("attention", "auto"),
         aux_coefficient=aux_coefficient(inner),
         base_with_adapters_off=peft is not None and _restores(peft),
+        ring=own_ring(context) if context > 1 else ALONE,
     )
     return policy.train()
 
@@ -78,6 +83,20 @@ def _probe(base: PreTrainedModel, model: Mapping[str, Any], device: torch.device
             "token trees are not exact for %s (%s): using the %s layout", base.config.model_type, found.errors["tree"], found.layout
         )
     return found
+
+
+def obstacles(model: PreTrainedModel, layout: str) -> Iterator[Problem]:
+    """Why a model's rows cannot be cut over ranks; nothing where they can. layout: what the probe found."""
+    key, family = "hardware.context_parallel", model.config.model_type
+    if layout != "tree":
+        yield Problem(key, f"only token trees can be cut, and {family} needs the {layout} layout", f"{key}=1")
+    if aux_coefficient(model):
+        message = f"the load-balancing loss of {family} is of whole rows, which no rank has"
+        yield Problem(key, message, f"{key}=1, or model.architecture.router_aux_loss_coef=0 with random weights")
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        yield Problem(key, f"the attention sinks of {family} are not known to the ring", f"{key}=1")
+    if getattr(model.config, "attention_dropout", 0.0):
+        yield Problem(key, f"{family} drops attention weights ({model.config.attention_dropout:g}), the ring does not", f"{key}=1")
 
 
 def aux_coefficient(model: PreTrainedModel) -> float:

@@ -64,8 +64,9 @@ class Measures:
         assert self.prepared.val is not None
         limit = self.config["validate"]["max_examples"]
         batches = EvaluationBatches(
-            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.reader, ranks=self.ranks.readers, limit=limit
-        )
+            self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.reader, ranks=self.ranks.readers, limit=limit,
+            stretch=self.ranks.stretch,
+        )  # fmt: skip
         return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
 
     def answers(self, method: Method, when: str) -> dict[str, float]:
@@ -74,7 +75,7 @@ class Measures:
         if wanted is None or not wanted[when] or not self.prepared.val_checkable:
             return {}
         chosen = spread(self.prepared.val_checkable, wanted["examples"])
-        mine = chosen[self.ranks.reader :: self.ranks.readers]
+        mine = chosen[self.ranks.member :: self.ranks.members]
         longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
         self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
         with method.sharding.gathered(method), self._precision(method):

@@ -10,30 +10,49 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from posttrain.types import Stretch
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank and world: over all nodes. local: on this node. together: neighbours that compute each micro-batch together."""
+    """rank and world: over all nodes. local: on this node. together: neighbours that compute each micro-batch together, each with a part of
+    the weights. context: neighbours that a micro-batch's row is cut over. Not both at once."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
     together: int = 1
+    context: int = 1
 
     @property
-    def reader(self) -> int:
-        """This process's place among those that read data of their own."""
+    def member(self) -> int:
+        """This process's place among those that compute something of their own."""
         return self.rank // self.together
 
     @property
-    def readers(self) -> int:
-        """Over how many the data are shared out."""
+    def members(self) -> int:
+        """Over how many what is computed is shared out."""
         return self.world // self.together
+
+    @property
+    def reader(self) -> int:
+        """Which of the step's micro-batches are this process's."""
+        return self.member // self.context
+
+    @property
+    def readers(self) -> int:
+        """What the micro-batches of a step are split over."""
+        return self.members // self.context
 
     @property
     def leads(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
+
+    @property
+    def stretch(self) -> Stretch:
+        """What of each of them is this process's."""
+        return Stretch(self.rank % self.context, self.context)
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:

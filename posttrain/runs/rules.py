@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import float8_rules, machine_rules, online_rules, strategy_rules, suggest, tensor_rules, zero_rules
+from posttrain.runs import context_rules, float8_rules, machine_rules, online_rules, strategy_rules, suggest, tensor_rules, zero_rules
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -234,6 +234,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_rules.strategy_fits, ("hardware",)),
     Rule(tensor_rules.tensor_parallel_fits, ("hardware", "model", "method", "evaluation")),
+    Rule(context_rules.rows_can_be_cut, ("hardware", "method", "model")),
     Rule(loss_fits_method, ("method",)),
     Rule(reference_is_there, ("method", "model")),
     Rule(attributes_agree, ("method", "data")),

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
     """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
-    ranks = replace(ranks, together=config["hardware"]["tensor_parallel"])
+    ranks = replace(ranks, together=config["hardware"]["tensor_parallel"], context=config["hardware"]["context_parallel"])
     quiet_libraries()
     disable_progress_bar()  # a bar a file written is of no use beside ours
     folder = Path(config["output_dir"])

@@ -80,8 +80,8 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | Expe
 
     try:
         return make_plan(
-            train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"], ranks=ranks.readers,
-            max_steps=config["max_steps"], epochs=config["epochs"],
+            train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"],
+            ranks=ranks.readers, max_steps=config["max_steps"], epochs=config["epochs"],
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(Problem("max_tokens", str(error), "raise max_tokens or lower max_length")) from error
@@ -96,7 +96,15 @@ def build_method(job: Job, *, trains: bool = True) -> Method:
     """The LightningModule of the configured method; its model is built by the strategy. trains: see `Recipe`."""
     config = job.config
     recipe = Recipe(
-        policy=partial(build_policy, config["model"], job.tokenizer, precision=config["precision"], seed=config["seed"], device=job.device),
+        policy=partial(
+            build_policy,
+            config["model"],
+            job.tokenizer,
+            precision=config["precision"],
+            seed=config["seed"],
+            device=job.device,
+            context=job.ranks.context if trains else 1,  # the leading rank alone builds one to hand on
+        ),
         optimizer=targets.build({**config["optimizer"], "_partial_": True}, allow=job.allow_targets),
         scheduler=targets.build({**config["scheduler"], "_partial_": True}, allow=job.allow_targets),
         max_steps=job.plan.steps,
@@ -163,7 +171,7 @@ def loader_of(job: Job, method: Method) -> TreeLoader | ExperienceLoader:
     if isinstance(job.plan, ExperiencePlan):
         assert isinstance(method, Online)
         return online.loader_of(job.config, job.tokenizer, job.prepared, job.plan, job.ranks, method, allow=job.allow_targets)
-    return TreeLoader(job.prepared.train, job.plan, rank=job.ranks.reader)
+    return TreeLoader(job.prepared.train, job.plan, rank=job.ranks.reader, stretch=job.ranks.stretch)
 
 
 def measures_of(job: Job, loader: TreeLoader | ExperienceLoader, say: Callable[[str], None]) -> Measures:

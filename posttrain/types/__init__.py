@@ -3,7 +3,7 @@
 from posttrain.types.examples import Answer, Example, Rendering, Step
 from posttrain.types.losses import AnswerLogps, Judged, PairLogps, PolicyTokens, Rated, TokenStats
 from posttrain.types.rollouts import Arrangement, Completion, Group, GroupRewards, Part, Rollout, Sample
-from posttrain.types.trees import StepShare, TokenizedExample, TokenTree
+from posttrain.types.trees import StepShare, Stretch, TokenizedExample, TokenTree
 from posttrain.types.work import Work
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "Step",
     "StepShare",
+    "Stretch",
     "TokenStats",
     "TokenTree",
     "TokenizedExample",

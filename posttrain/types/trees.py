@@ -56,6 +56,14 @@ class StepShare:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Which part of a micro-batch's row a rank computes: number `rank` of `size` equal ones."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True)
 class TokenTree:
     """One micro-batch: one row of T tokens cut into S segments; a segment sees itself, causally, and its ancestors.
 
@@ -67,6 +75,8 @@ class TokenTree:
     mark: int64 [M], places in 0..T-1 that `value`, float32 [M], is known of, see TokenizedExample. mark_segment: int64 [M], their segments.
     share: the step's global denominators. reference: float32 [N], the targets' log-probabilities under the reference policy where they
         were computed before; None elsewhere. columns: float32 [N] by name, see TokenizedExample.
+    stretch: where the row is cut over several ranks, what is here: T and N count only this part's, all places are counted from where it
+        begins, and segments (and example) are those of the whole row.
     """
 
     ids: Tensor
@@ -83,3 +93,4 @@ class TokenTree:
     share: StepShare
     reference: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    stretch: Stretch = Stretch()

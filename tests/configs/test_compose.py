@@ -103,6 +103,24 @@ def test_several_machines_are_refused_here_but_planned(monkeypatch: pytest.Monke
     assert compose_and_check(["hardware=2x8xh100"], rules=PLAN)["hardware"]["nodes"] == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        (["method=sft"], set()),
+        (["method=pretrain", "hardware=2xcpu_fsdp"], set()),
+        (["hardware=cpu"], {"hardware.context_parallel"}),
+        (["hardware=2xcpu_zero2"], {"hardware.context_parallel"}),
+        (["method=grpo"], {"hardware.context_parallel"}),
+        (["method.neftune_alpha=5"], {"method.neftune_alpha"}),
+        (["model.layout=packed", "model.attention=sdpa"], {"model.layout", "model.attention"}),
+    ],
+)
+def test_rows_are_cut_only_where_it_is_exact(given: list[str], wrong: set[str]) -> None:
+    base = ["hardware=2xcpu", "hardware.context_parallel=2"]
+    swapped = [word for word in base if not (word.startswith("hardware=") and any(one.startswith("hardware=") for one in given))]
+    assert {problem.where for problem in check(compose([*swapped, *given]), rules=PLAN)} == wrong
+
+
 def test_schema_of_data_is_what_the_data_code_reads() -> None:
     assert set(Data.model_fields) == set(KEYS)
 

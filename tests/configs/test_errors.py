@@ -37,8 +37,16 @@ CASES = {
     "key of a group that is not chosen": (["model.peft.r=8"], ["model.peft is null", "posttrain list model/peft"]),
     "missing file": (["data=files", "data.train=nowhere/a.jsonl"], ["data.train: no such file: nowhere/a.jsonl", "nowhere does not exist"]),
     "no data": (["data=files"], ["one of data.train, data.sources, data.generator is needed"]),
+    "whole answers in rows that are cut": (
+        ["hardware=2xcpu", "hardware.context_parallel=2", "method=dpo"],
+        ["hardware.context_parallel: method=dpo looks at whole answers", "method=sft"],
+    ),
     "devices that are not there": (["hardware=4xa100"], ["needs 4 CUDA devices", "posttrain plan hardware=4xa100", "hydra/launcher=slurm"]),
     "several machines": (["hardware=2x8xh100"], ["several machines (2) need a cluster"]),
+    "rows and layers cut": (
+        ["hardware=2xcpu_fsdp", "hardware.context_parallel=2", "hardware.tensor_parallel=2"],
+        ["not known to be cut right at the same time"],
+    ),
     "quantised and sharded": (["hardware=2xcpu_fsdp", "model/peft=qlora"], ["nf4 are packed", "hardware.strategy=ddp"]),
     "8-bit moments and sharded": (["hardware=2xcpu_fsdp", "optimizer=adamw_8bit"], ["in blocks of whole weights", "optimizer=adamw"]),
     "offload without shards": (["hardware=2xcpu", "hardware.offload=true"], ["does not say that there are any", "fsdp2"]),

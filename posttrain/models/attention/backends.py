@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from posttrain.models.attention import flex, segments, varlen
+from posttrain.models.attention import flex, ring, segments, varlen
 from posttrain.models.attention.layout import Layout, Scoring
 
 NAME = "tree"
@@ -36,7 +36,7 @@ class Backend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring) -> Tensor: ...
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": segments.attention, "flex": flex.attention, "varlen": varlen.attention}
+BACKENDS: dict[str, Backend] = {"sdpa": segments.attention, "flex": flex.attention, "varlen": varlen.attention, "ring": ring.attention}
 
 
 @torch.compiler.disable  # a layout is host data: traced, every micro-batch would be compiled anew

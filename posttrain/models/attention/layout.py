@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from posttrain.models.attention.passing import ALONE, Ring
 from posttrain.types import TokenTree
 
 
@@ -31,7 +32,8 @@ class Scoring:
 class Layout:
     """Segments of one row of T tokens.
 
-    segments: (start, end, parent), parents before children, parent -1 for a root. positions: int64 [T] on the compute device.
+    segments: (start, end, parent), parents before children, parent -1 for a root. positions: int64 [T] on the compute device; of the
+    stretch that this rank computes where the row is cut over the ranks of a ring.
     backend: name of the attention backend. cache: what a backend computes once a micro-batch and uses in every layer (masks).
     """
 
@@ -39,6 +41,7 @@ class Layout:
     positions: Tensor
     backend: str = "sdpa"
     cache: dict[Any, Any] = field(default_factory=dict)
+    ring: Ring = ALONE
 
     @property
     def shared(self) -> bool:
@@ -63,6 +66,6 @@ class Layout:
         return chain[::-1]
 
 
-def layout_of(tree: TokenTree, backend: str) -> Layout:
-    """The layout of a micro-batch for one attention backend."""
-    return Layout(tuple((start, end, parent) for start, end, parent in tree.segments.tolist()), tree.positions, backend)
+def layout_of(tree: TokenTree, backend: str, ring: Ring = ALONE) -> Layout:
+    """The layout of a micro-batch for one attention backend. ring: the ranks that the row is cut over."""
+    return Layout(tuple((start, end, parent) for start, end, parent in tree.segments.tolist()), tree.positions, backend, ring=ring)

@@ -103,6 +103,6 @@ def _speeds(work: Work, phases: Mapping[str, float]) -> dict[str, float]:
 
 def micro_seed(seed: int, batch_idx: int, ranks: Ranks) -> int:
     """A 63-bit seed of its own for every (seed, micro-batch of the run, rank)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + batch_idx * 0xBF58476D1CE4E5B9 + ranks.reader * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = (seed * 0x9E3779B97F4A7C15 + batch_idx * 0xBF58476D1CE4E5B9 + ranks.member * 0x94D049BB133111EB) & (2**64 - 1)
     mixed ^= mixed >> 31
     return (mixed * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
+from posttrain.runs.planning.attention import RING
 from posttrain.runs.planning.duration import Duration, duration_of
 from posttrain.runs.planning.machine import SLACK, capacity_of
 from posttrain.runs.planning.memory import Setup, most_tokens, phases_of
@@ -53,7 +54,7 @@ def estimate(config: Config, method: Method, model: ModelShape, work: Workload, 
     whole = setup_of(config, method, work, overhead)
     chosen = choice_of(config)
     setup = replace(whole, strategy=chosen.name)
-    most = None if capacity is None else most_tokens(model, setup, capacity)
+    most = None if capacity is None else most_tokens(model, setup, capacity) * hardware["context_parallel"]
     rates = rates_of(hardware, config["precision"])
     return Estimate(
         model, setup, chosen, phases_of(model, setup), capacity, most, _duration(config, method, model, work, rates), rates
@@ -63,7 +64,7 @@ def estimate(config: Config, method: Method, model: ModelShape, work: Workload, 
 def setup_of(config: Config, method: Method, work: Workload, overhead: float) -> Setup:
     """How a configuration trains, with a whole copy on each device."""
     model, hardware = config["model"], config["hardware"]
-    devices = devices_of(config)
+    devices, context = devices_of(config), hardware["context_parallel"]
     return Setup(
         precision=config["precision"],
         accelerator=hardware["accelerator"],
@@ -72,12 +73,12 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         strategy="single" if devices == 1 else "ddp",
         offload=hardware["offload"],
         checkpointing=bool(model.get("gradient_checkpointing")),
-        attention=model.get("attention", "auto"),
+        attention=model.get("attention", "auto") if context == 1 else RING,
         optimizer=config["optimizer"],
         copies=method.copies(adapters_off_restore=adapters_off_restore(model.get("peft"))),
         heads=method.language_model,
         several=work.micro_batches > 1,
-        row=work.row,
+        row=work.row if context == 1 else work.row.cut(context),
         sampling=work.sampling,
         overhead=overhead,
         slack=SLACK[hardware["accelerator"]],

@@ -91,6 +91,11 @@ class Row:
         """Tokens of the longest segment with its ancestors."""
         return max((length + before for length, before in self.segments), default=0)
 
+    def cut(self, parts: int) -> Row:
+        """One of equal parts, with its share of every segment."""
+        shares = tuple((-(-length // parts), -(-before // parts)) for length, before in self.segments)
+        return Row(shares, -(-self.targets // parts))
+
     def times(self, factor: float) -> Row:
         """The same mixture of segments in another number."""
         count = max(1, round(len(self.segments) * factor))

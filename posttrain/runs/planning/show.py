@@ -71,6 +71,8 @@ def strategy_rows(config: Config, found: Estimate, work: Workload) -> Rows:
     """How the devices share the work, and how large a micro-batch may be."""
     name = found.chosen.name
     rows = [("strategy", f"{name}: {SHARDINGS[name].words} ({found.chosen.why})")]
+    if (size := config["hardware"]["context_parallel"]) > 1:
+        rows.append(("rows", f"each micro-batch is cut over {size} devices; keys and values travel round them"))
     if found.most_tokens is not None:
         most = f"{found.most_tokens:,}" if found.most_tokens < LARGEST else "more than any sequence needs"
         rows.append(

@@ -16,6 +16,7 @@ from posttrain.runs.planning.shapes import Row
 if TYPE_CHECKING:
     from posttrain.data.prepare import Prepared
     from posttrain.data.tokenized import TokenizedSet
+    from posttrain.runs.ranks import Ranks
 
 Config = Mapping[str, Any]
 LOOKED_AT = 32  # optimizer steps whose micro-batches are looked at
@@ -24,9 +25,9 @@ BRANCHES = {"preference": 2}  # answers to one prompt in a tree, by the kind of 
 
 @dataclass(frozen=True)
 class Workload:
-    """row: the largest micro-batch of a device. micro_batches: a step and device. tokens, targets, pairs: trained on in a step over all
-    devices, pairs of (query, key). steps: None where only the data could say. exact: whether the data were looked at. sampling: a device's
-    share of a rollout; sampled: answers of a step's share of rollouts; words: rows for the reader."""
+    """row: the largest micro-batch, of a device or of those that its row is cut over. micro_batches: a step and device. tokens, targets,
+    pairs: trained on in a step over all devices, pairs of (query, key). steps: None where only the data could say. exact: whether the data
+    were looked at. sampling: a device's share of a rollout; sampled: answers of a step's share of rollouts; words: rows for the reader."""
 
     row: Row
     micro_batches: int
@@ -39,6 +40,14 @@ class Workload:
     words: tuple[tuple[str, str], ...]
 
 
+def ranks_of(config: Config) -> Ranks:
+    """The first of the run's ranks, as its step plan sees it."""
+    from posttrain.runs.ranks import Ranks
+
+    hardware = config["hardware"]
+    return Ranks(world=devices_of(config), together=hardware["tensor_parallel"], context=hardware["context_parallel"])
+
+
 def of_data(config: Config, prepared: Prepared) -> Workload:
     """From the tokenised data."""
     return _online(config, prepared) if config["rollout"] is not None else _offline(config, prepared)
@@ -46,11 +55,9 @@ def of_data(config: Config, prepared: Prepared) -> Workload:
 
 def _offline(config: Config, prepared: Prepared) -> Workload:
     from posttrain.data.plan import StepPlan
-    from posttrain.runs.ranks import Ranks
     from posttrain.runs.train import plan_of
 
-    ranks = Ranks(world=devices_of(config), together=config["hardware"]["tensor_parallel"])
-    plan = plan_of(config, prepared, ranks)
+    plan = plan_of(config, prepared, ranks_of(config))
     assert isinstance(plan, StepPlan)
     train, lengths = prepared.train, prepared.train.lengths
     steps = [plan.step(number) for number in range(min(plan.steps, LOOKED_AT))]
@@ -74,10 +81,9 @@ def _offline(config: Config, prepared: Prepared) -> Workload:
 
 def _online(config: Config, prepared: Prepared) -> Workload:
     from posttrain.rollout.plan import ExperiencePlan
-    from posttrain.runs.ranks import Ranks
     from posttrain.runs.train import plan_of
 
-    plan = plan_of(config, prepared, Ranks(world=devices_of(config)))
+    plan = plan_of(config, prepared, ranks_of(config))
     assert isinstance(plan, ExperiencePlan)
     lengths = prepared.train.lengths
     words = (("prompts", f"{len(lengths):,}"), ("tokens a prompt", f"{lengths.mean():,.1f} on average, {lengths.max():,} at most"))
@@ -133,7 +139,7 @@ def bound(config: Config, kind: str, why: str) -> Workload:
         )
     branches = BRANCHES.get(kind, 1)
     one = ((longest, 0),) if branches == 1 else ((longest - 2 * (longest // 3), 0), *(((longest // 3, longest // 3),) * branches))
-    batch, devices = config["global_batch"], devices_of(config) // config["hardware"]["tensor_parallel"]
+    batch, devices = config["global_batch"], ranks_of(config).readers
     here = min(math.ceil(batch / devices), max(1, config["max_tokens"] // longest))
     row = Row(one * here, longest * here)
     words = (
