@@ -50,7 +50,7 @@ class Measures:
         with method.sharding.gathered(method), self._precision(method):
             found = validate(method.validation_parts, self._held_out(method, batches), keep=rows.append)
         sums = sum_over_ranks(found, method.device)
-        self._keep(method, [index for group in batches.groups for index in group], rows)
+        self._keep(method, batches.groups, rows)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def outcomes(self, method: Method) -> dict[str, np.ndarray]:
@@ -79,11 +79,14 @@ class Measures:
         """The micro-batches, on the method's device."""
         return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
 
-    def _keep(self, method: Method, indices: Sequence[int], rows: Sequence[Mapping[str, Tensor]]) -> None:
-        """The single examples of all ranks, in the order of the validation set. indices: of this rank's examples, as `rows` have them."""
+    def _keep(self, method: Method, groups: Sequence[Sequence[int]], rows: Sequence[Mapping[str, Tensor]]) -> None:
+        """The single examples of all ranks, in the order of the validation set. groups: this rank's examples, batch by batch, as `rows`."""
         assert self.prepared.val is not None
-        mine = {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
-        parts = gather((list(indices), mine))
+        mine = {  # what stands in for a batch without examples is none
+            name: torch.cat([row[name][: len(group)] for group, row in zip(groups, rows, strict=True)])
+            for name in (rows[0] if rows else {})
+        }
+        parts = gather(([int(index) for group in groups for index in group], mine))
         order = np.argsort([index for found, _ in parts for index in found])
         whole = {name: torch.cat([part[name] for _, part in parts])[order] for name in mine}
         chosen = sorted(index for found, _ in parts for index in found) if whole else []

@@ -70,6 +70,23 @@ def test_seeds_cannot_make_up_for_examples(tmp_path: Path) -> None:
     assert "not even 200 seeds an arm on 40 examples" in found["verdict"][0]
 
 
+def test_arms_without_any_spread_are_not_certain(tmp_path: Path) -> None:
+    for count, verdict in ((12, "inconclusive"), (400, "equivalent")):
+        home = tmp_path / str(count)
+        wrong = [
+            [make_run(home / f"{name}{seed}", seed=seed, scores=np.zeros(count), config={"method": {"name": name}}) for seed in (1, 2)]
+            for name in ("sft", "dpo")
+        ]
+        found = compared(home, *wrong)
+        assert found["pairs"][0]["verdict"] == verdict, "twelve wrong answers could hide a difference of 0.01, four hundred could not"
+        assert found["pairs"][0]["equivalence_p"] == pytest.approx(0.99**count)
+        assert (found["arms"][0]["low"], found["arms"][0]["high"]) == (0.0, pytest.approx(1 - 0.025 ** (1 / count)))
+        for group in wrong:
+            for folder in group:
+                shutil.rmtree(folder / "eval")
+        assert compared(home, *wrong)["verdict"][0].startswith("No verdict:")
+
+
 def test_one_seed_speaks_of_these_models_only(tmp_path: Path) -> None:
     arms = make_arm(tmp_path, "sft", gain=0.0, seeds=1), make_arm(tmp_path, "grpo", gain=0.2, seeds=2)
     found = compared(tmp_path, *arms)

@@ -42,4 +42,4 @@ def test_trained_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert command(Call(arguments=(f"runs={tmp_path}", f"to={tmp_path / 'again'}"))) == 0
     exact = json.loads((tmp_path / "again" / "compare.json").read_text())
     assert (exact["metric"], exact["examples"]) == ("eval/exact_match", 16)
-    assert exact["pairs"][0]["verdict"] == "equivalent", "nobody answers anything in two tokens"
+    assert exact["pairs"][0]["verdict"] == "inconclusive", "nobody answers anything in two tokens, and sixteen examples are few"

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from posttrain.evaluation.statistics.alike import is_share, reach, unseen
 from posttrain.evaluation.statistics.bootstrap import bootstrap_difference
 from posttrain.evaluation.statistics.crossed import Crossed, crossed, difference, mean
 from posttrain.evaluation.statistics.estimate import Estimate
@@ -104,7 +105,12 @@ def analyse(
 ) -> Analysis:
     """All arms, and their pairs: those with the baseline, or every one where the best is only known from the same numbers."""
     parts = None if data.scores is None else [crossed(scores, data.weights) for scores in data.scores]
-    arms = tuple(_quality(names[k], seeds[k], data.values[k], None if parts is None else parts[k]) for k in range(len(names)))
+    arms = tuple(
+        _quality(
+            names[k], seeds[k], data.values[k], *((None, None) if parts is None or data.scores is None else (data.scores[k], parts[k]))
+        )
+        for k in range(len(names))
+    )
     best = min(range(len(arms)), key=lambda place: arms[place].mean * (1 if lower else -1))
     reference = best if baseline is None else baseline
     places = [*combinations(range(len(arms)), 2)] if baseline is None else [(k, baseline) for k in range(len(arms)) if k != baseline]
@@ -115,10 +121,16 @@ def analyse(
     return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected))
 
 
-def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, parts: Crossed | None) -> Quality:
+def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, scores: np.ndarray | None, parts: Crossed | None) -> Quality:
     found = student(values) if parts is None else mean(parts)
     low, high = found.interval()
-    return Quality(name, seeds, tuple(map(float, values)), float(found.value), float(low), float(high))
+    arm = Quality(name, seeds, tuple(map(float, values)), float(found.value), float(low), float(high))
+    if found.variance != 0:
+        return arm
+    if scores is None or not is_share(scores):
+        return replace(arm, low=float("nan"), high=float("nan"))
+    far = reach(scores.shape[-1])
+    return replace(arm, low=max(0.0, arm.mean - far), high=min(1.0, arm.mean + far))
 
 
 def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured, parts: Sequence[Crossed] | None, smallest: float) -> Pair:
@@ -129,7 +141,7 @@ def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured
     close_low, close_high = found.interval(1 - 2 * ALPHA)
     tests = _tests(one, other, seeds, data, parts)
     noise = _noise(data.values[one], data.values[other], None if parts is None else (parts[one], parts[other])) if several else None
-    return Pair(
+    pair = Pair(
         one=one,
         other=other,
         scope=scope,
@@ -145,6 +157,21 @@ def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured
         seeds_needed=None if noise is None else seeds_needed(noise, smallest, wanted=POWER, alpha=ALPHA, most=MOST_SEEDS),
         tests=tests,
     )
+    return pair if found.variance != 0 else _without_spread(pair, data, smallest)
+
+
+def _without_spread(pair: Pair, data: Measured, smallest: float) -> Pair:
+    """A pair that differs by the same on every example and seed: what shares of right answers can still hide; else nothing is known."""
+    nothing = float("nan")
+    bare = replace(pair, power=nothing, seeds_needed=None)
+    if data.scores is None or not all(is_share(data.scores[place]) for place in (pair.one, pair.other)):
+        return replace(bare, low=nothing, high=nothing, close_low=nothing, close_high=nothing, p=nothing, equivalence_p=nothing)
+    count, apart = len(data.examples), pair.difference
+    far, close = reach(count), reach(count, 1 - 2 * ALPHA)
+    p, alike = (1.0, unseen(count, smallest)) if apart == 0 else (pair.tests["sign flip of examples"], 1.0)
+    return replace(
+        bare, low=apart - far, high=apart + far, close_low=apart - close, close_high=apart + close, p=p, equivalence_p=alike
+    )  # fmt: skip
 
 
 def _noise(one: np.ndarray, other: np.ndarray, parts: tuple[Crossed, Crossed] | None) -> Noise:

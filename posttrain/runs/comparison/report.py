@@ -39,7 +39,7 @@ def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
     if pair is None:
         return (*row, "baseline" if analysis.is_baseline else "best", "", "", "", "")
     apart = "-" if math.isnan(pair.low) else between(pair.low, pair.high)
-    return (*row, f"{pair.difference:+.4g}", apart, p_value(pair.holm), number(pair.effect), kind(pair))
+    return (*row, f"{pair.difference + 0.0:+.4g}", apart, p_value(pair.holm), number(pair.effect), kind(pair))
 
 
 def cost_rows(report: Report) -> list[tuple[str, ...]]:

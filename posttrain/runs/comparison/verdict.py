@@ -9,7 +9,7 @@ from posttrain.runs.comparison.analyse import ALPHA, MOST_SEEDS, POWER, Analysis
 
 def number(value: float) -> str:
     """Four significant digits; `-` for what is not known."""
-    return "-" if math.isnan(value) else f"{value:.4g}"
+    return "-" if math.isnan(value) else f"{value + 0.0:.4g}"  # no negative zero
 
 
 def p_value(value: float) -> str:
@@ -102,8 +102,8 @@ def _wanted(analysis: Analysis, pair: Pair) -> str:
 
 def _unknown(analysis: Analysis, pair: Pair, one: str, other: str) -> str:
     return (
-        f"No verdict: {one} and {other} differ by {number(pair.difference)}, and with one run in an arm and no scores of single examples "
-        "there is nothing to test by: run more seeds, or posttrain eval on both."
+        f"No verdict: {one} and {other} differ by {number(pair.difference)}, and there is nothing to test by, for want of seeds, of scores "
+        "of single examples, or of any spread: run more seeds, or posttrain eval on both."
     )
 
 
