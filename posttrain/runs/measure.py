@@ -83,7 +83,7 @@ class Measures:
         """The single examples of all ranks, in the order of the validation set. groups: this rank's examples, batch by batch, as `rows`."""
         assert self.prepared.val is not None
         mine = {  # what stands in for a batch without examples is none
-            name: torch.cat([row[name][: len(group)] for group, row in zip(groups, rows, strict=True)])
+            name: torch.cat([row[name][: len(group)].double().cpu() for group, row in zip(groups, rows, strict=True)])
             for name in (rows[0] if rows else {})
         }
         parts = gather(([int(index) for group in groups for index in group], mine))
