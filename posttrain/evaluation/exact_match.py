@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.evaluation.generation import greedy
+from posttrain.evaluation.scores import Scores, names_of
 from posttrain.rewards.answers import choice_letter, final_answer, same_answer
 
 
@@ -52,6 +53,12 @@ class ExactMatch:
     @property
     def accuracy(self) -> float:
         return sum(c.correct for c in self.checked) / self.n if self.checked else float("nan")
+
+    @property
+    def scores(self) -> Scores:
+        """1 for each example that is answered correctly, else 0."""
+        names = names_of(f"{c.prompt}\0{c.expected}" for c in self.checked)
+        return Scores(names, np.array([float(c.correct) for c in self.checked]))
 
     @property
     def rows(self) -> list[dict[str, Any]]:

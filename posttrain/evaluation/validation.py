@@ -24,15 +24,19 @@ def likelihood_of(score: Score) -> Parts:
     return parts
 
 
-def validate(parts: Parts, batches: Iterable[TokenTree]) -> dict[str, float]:
+def validate(parts: Parts, batches: Iterable[TokenTree], *, keep: Callable[[Mapping[str, Tensor]], None] | None = None) -> dict[str, float]:
     """Sums of what `parts` gives for each of `batches`, in float64; they add up over ranks.
 
-    batches: micro-batches of this rank, on the model's device.
+    batches: micro-batches of this rank, on the model's device. A part may be a scalar, or a value for each example of the batch; `keep`
+    is given those of each batch.
     """
     totals: dict[str, Tensor] = {}
     with torch.no_grad():
         for tree in batches:
-            for name, value in parts(tree).items():
-                part = value.detach().double()
+            found = parts(tree)
+            if keep is not None:
+                keep({name: value for name, value in found.items() if value.ndim})
+            for name, value in found.items():
+                part = value.detach().double().sum()
                 totals[name] = totals[name] + part if name in totals else part
     return {name: float(value) for name, value in totals.items()}

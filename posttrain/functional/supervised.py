@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from posttrain.errors import DataError, Problem
 from posttrain.functional.reductions import step_mean
+from posttrain.types import TokenTree
 
 Metrics = dict[str, Tensor]
 LARGEST_EXPONENT = 709.0  # a float holds its exponential
@@ -54,6 +56,26 @@ def likelihood_sums(logps: Tensor, correct: Tensor | None, weight: Tensor) -> di
         raise ValueError("the statistics must tell which targets are correct")
     wide = weight.double()
     return {"sum_nll": (-logps.double() * wide).sum(), "sum_weight": wide.sum(), "sum_correct": (correct.double() * wide).sum()}
+
+
+def likelihood_rows(logps: Tensor, correct: Tensor | None, tree: TokenTree) -> dict[str, Tensor]:
+    """`likelihood_sums` of each of a tree's examples, [E] on the host."""
+    if correct is None:
+        raise ValueError("the statistics must tell which targets are correct")
+    # On the host: atomic additions of a device come in any order, and validation must give the same number twice.
+    wide, owner = tree.weight.double().cpu(), tree.example[tree.segment.cpu()]
+    parts = {"sum_nll": -logps.detach().double().cpu() * wide, "sum_weight": wide, "sum_correct": correct.double().cpu() * wide}
+    examples = int(tree.example.max()) + 1
+    return {name: torch.zeros(examples, dtype=torch.float64).index_add_(0, owner, part) for name, part in parts.items()}
+
+
+def likelihood_scores(rows: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Value and weight of each example in `loss` and `token_accuracy`, whose weighted means these are. rows: of `likelihood_rows`.
+
+    Without a target, an example has the value NaN and the weight 0.
+    """
+    weight = rows["sum_weight"]
+    return {"loss": (rows["sum_nll"] / weight, weight), "token_accuracy": (rows["sum_correct"] / weight, weight)}
 
 
 def likelihood_metrics(sums: Mapping[str, float]) -> dict[str, float]:

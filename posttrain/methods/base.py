@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
 from posttrain.errors import Problem
-from posttrain.functional.supervised import likelihood_metrics, likelihood_sums
+from posttrain.functional.supervised import likelihood_metrics, likelihood_rows, likelihood_scores
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.flops import FlopModel, flop_model
 from posttrain.models.policy import PolicyModel
@@ -56,28 +56,22 @@ class Steps(Protocol):
     @property
     def micro_batches(self) -> int:
         """Of this rank, in each optimizer step."""
-        ...
 
     @property
     def parts(self) -> int:
         """Micro-batches of a step over all ranks."""
-        ...
 
     def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
         """This rank's micro-batches of optimizer step `step`; mismatched: its prompts with answers to other prompts."""
-        ...
 
     def work(self, step: int) -> Work:
         """What optimizer step `step` computes on, over all ranks."""
-        ...
 
     def notes(self, step: int) -> Mapping[str, float]:
         """What is reported with step `step` besides the method's own metrics."""
-        ...
 
     def pop_seconds(self) -> Mapping[str, float]:
         """Seconds by phase, of what happened between steps since the last call."""
-        ...
 
 
 class Stateful(Protocol):
@@ -211,9 +205,13 @@ class Method(LightningModule, ABC):
 
     @torch.no_grad()
     def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
-        """What this tree adds to the sums that `validation_summary` reads: here those of the targets' likelihood."""
+        """What this tree adds to the sums that `validation_summary` reads, in all or for each example: here the targets' likelihood."""
         stats, _ = self.model(tree, correct=True)
-        return likelihood_sums(stats.logps, stats.correct, tree.weight)
+        return likelihood_rows(stats.logps, stats.correct, tree)
+
+    def validation_scores(self, rows: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Of metrics that are means over examples: value and weight of each, [E]. rows: the parts that were given for each example."""
+        return likelihood_scores(rows) if rows else {}
 
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Validation metrics from the sums over all trees; `loss` is among them."""

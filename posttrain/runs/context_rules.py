@@ -51,3 +51,6 @@ def _model_problems(model: Config) -> Iterator[Problem]:
     if model["attention"] != "auto":
         message = f"{model['attention']} would not be used: attention over a row that is cut goes round a ring of devices"
         yield Problem("model.attention", message, f"model.attention=auto, or {WHOLE_ROWS}")
+    if model.get("float8"):
+        message = "8-bit layers scale by whole operands, and a device has a part of the row"
+        yield Problem("model.float8", message, f"model.float8=null, or {WHOLE_ROWS}")

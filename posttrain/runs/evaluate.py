@@ -18,6 +18,7 @@ from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.eval_tracking import log_to_run
 from posttrain.runs.files import prepare_folder, write_atomic
+from posttrain.runs.kept_scores import keep_scores
 from posttrain.runs.options import config_dir, options
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.records import encode, versions
@@ -43,7 +44,8 @@ def main(args: Mapping[str, Any]) -> int:
     result = evaluate(folder, suite, settings, device=device)
     path = write_results(home / "eval", suite.name, settings, folder, result)
     show(suite.name, result, path)
-    if record := log_to_run(home, suite.name, result.metrics, [path, samples_of(path)]):
+    kept = [keep_scores(home, result.scores, suite.name)] if result.scores else []
+    if record := log_to_run(home, suite.name, result.metrics, [path, samples_of(path), *kept]):
         print(f"MLflow: {record}")
     return 0
 

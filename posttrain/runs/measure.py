@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.loader import EvaluationBatches
 from posttrain.data.prepare import Prepared
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.scores import Scores, content_of, names_of
 from posttrain.evaluation.validation import validate
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
@@ -24,7 +26,8 @@ from posttrain.types import TokenTree
 class Measures:
     """Evaluates a method on held-out data, shared out over the ranks.
 
-    say: told what is about to take its time. samples: the generations of the last exact match, as rows.
+    say: told what is about to take its time. samples: the generations of the last exact match, as rows. scores: the single examples
+    behind the last value of each metric that is a mean over examples, of all ranks.
     """
 
     config: Mapping[str, Any]
@@ -33,6 +36,7 @@ class Measures:
     ranks: Ranks
     say: Callable[[str], None]
     samples: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)
 
     def ready(self, method: Method) -> None:
         """Called before anything is measured or sampled, when the model is on its device; may be called again."""
@@ -41,8 +45,13 @@ class Measures:
         """The method's validation metrics as `val/NAME`; nothing without validation data."""
         if self.prepared.val is None:
             return {}
+        batches = self._batches()
+        rows: list[Mapping[str, Tensor]] = []
         with method.sharding.gathered(method), self._precision(method):
-            sums = sum_over_ranks(validate(method.validation_parts, self._held_out(method)), method.device, together=self.ranks.together)
+            found = validate(method.validation_parts, self._held_out(method, batches), keep=rows.append)
+        sums = sum_over_ranks(found, method.device, together=self.ranks.together)
+        if self.ranks.context == 1:  # where a row is cut, no rank knows the whole of an example
+            self._keep(method, batches.groups, rows)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def outcomes(self, method: Method) -> dict[str, np.ndarray]:
@@ -50,7 +59,7 @@ class Measures:
         if self.prepared.val is None:
             return {}
         with method.sharding.gathered(method), self._precision(method):
-            columns = [method.outcomes(tree) for tree in self._held_out(method)]
+            columns = [method.outcomes(tree) for tree in self._held_out(method, self._batches())]
         found = [{name: value.double().cpu().numpy() for name, value in column.items()} for column in columns]
         parts = [part for rank in gather(found) for part in rank]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -59,15 +68,34 @@ class Measures:
         """What training computes in."""
         return torch.autocast(method.device.type, torch.bfloat16, enabled=self.config["precision"] == "bf16")
 
-    def _held_out(self, method: Method) -> Iterator[TokenTree]:
-        """This rank's micro-batches of the validation set, on the method's device."""
+    def _batches(self) -> EvaluationBatches:
+        """This rank's micro-batches of the validation set."""
         assert self.prepared.val is not None
         limit = self.config["validate"]["max_examples"]
-        batches = EvaluationBatches(
+        return EvaluationBatches(
             self.prepared.val, max_tokens=self.config["max_tokens"], rank=self.ranks.reader, ranks=self.ranks.readers, limit=limit,
             stretch=self.ranks.stretch,
         )  # fmt: skip
+
+    def _held_out(self, method: Method, batches: EvaluationBatches) -> Iterator[TokenTree]:
+        """The micro-batches, on the method's device."""
         return (method.transfer_batch_to_device(tree, method.device, 0) for tree in batches)
+
+    def _keep(self, method: Method, groups: Sequence[Sequence[int]], rows: Sequence[Mapping[str, Tensor]]) -> None:
+        """The single examples of all ranks, in the order of the validation set. groups: this rank's examples, batch by batch, as `rows`."""
+        assert self.prepared.val is not None
+        mine = {  # what stands in for a batch without examples is none
+            name: torch.cat([row[name][: len(group)].double().cpu() for group, row in zip(groups, rows, strict=True)])
+            for name in (rows[0] if rows else {})
+        }
+        parts = gather(([int(index) for group in groups for index in group], mine))[:: self.ranks.together]
+        order = np.argsort([index for found, _ in parts for index in found])
+        whole = {name: torch.cat([part[name] for _, part in parts])[order] for name in mine}
+        chosen = sorted(index for found, _ in parts for index in found) if whole else []
+        names = np.array(names_of(content_of(self.prepared.val[index]) for index in chosen))
+        for name, (value, weight) in method.validation_scores(whole).items():
+            some = (weight > 0).numpy()
+            self.scores[f"val/{name}"] = Scores(names[some].tolist(), value.numpy()[some], weight.numpy()[some])
 
     def answers(self, method: Method, when: str) -> dict[str, float]:
         """`eval/exact_match` of greedy answers to held-out prompts, if the evaluation asks for it at this time (before or after)."""
@@ -81,7 +109,7 @@ class Measures:
         with method.sharding.gathered(method), self._precision(method):
             found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found)[:: self.ranks.together])
-        self.samples = whole.rows
+        self.samples, self.scores["eval/exact_match"] = whole.rows, whole.scores
         return {"eval/exact_match": whole.accuracy}
 
     def _longest_answer(self, indices: Sequence[int]) -> int:

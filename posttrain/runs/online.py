@@ -18,6 +18,7 @@ from posttrain.data.mixture import epoch_order
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, check, merge
+from posttrain.evaluation.scores import Scores, names_of
 from posttrain.functional.pairing import most_pairs
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
@@ -191,10 +192,21 @@ class OnlineMeasures(Measures):
             return {}
         samples = [sample for place, group in enumerate(groups) for sample in held_out.samples(group, place)]
         whole = torch.cat(gather(rewards.measure(samples).raw), 1)
-        scored = {f"val/reward/{name}": mean(values) for name, values in zip(rewards.components, whole.numpy(), strict=True)}
-        if any(component.weight for component in held_out.rewards.comparing().components.values()):
-            return scored
-        return {"val/reward": mean(plain(whole, list(rewards.components.values())).numpy()), **scored}
+        single = {f"val/reward/{name}": values for name, values in zip(rewards.components, whole.numpy(), strict=True)}
+        if not any(component.weight for component in held_out.rewards.comparing().components.values()):
+            single = {"val/reward": plain(whole, list(rewards.components.values())).numpy(), **single}
+        self._keep_rewards(single, [group.example for group in groups])
+        return {name: mean(values) for name, values in single.items()}
+
+    def _keep_rewards(self, single: Mapping[str, np.ndarray], mine: Sequence[int]) -> None:
+        """What each prompt's answer got, of all ranks; one that a component could not judge has no score. mine: this rank's prompts."""
+        assert self.prepared.val is not None
+        indices = np.array([index for part in gather(list(mine)) for index in part])
+        order = np.argsort(indices)
+        names = np.array(names_of(self.prepared.val[int(index)].ids.tobytes() for index in indices[order]))
+        for metric, values in single.items():
+            known = ~np.isnan(values[order])
+            self.scores[metric] = Scores(names[known].tolist(), values[order][known].astype(float))
 
     def _right(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
         if self.config["evaluation"]["exact_match"] is None or not self.prepared.val_checkable:
@@ -203,7 +215,7 @@ class OnlineMeasures(Measures):
         checkable = {example.example_index: example for example in _of(self.prepared, [group.example for group in groups])}
         checked = [check(checkable[group.example], held_out.text(group.completions[0])) for group in groups if group.example in checkable]
         whole = merge(gather(ExactMatch(tuple(checked))))
-        self.samples = whole.rows
+        self.samples, self.scores["eval/exact_match"] = whole.rows, whole.scores
         return {"eval/exact_match": whole.accuracy}
 
     def answers(self, method: Method, when: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.context import check_context
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
+from posttrain.runs.kept_scores import keep_scores
 from posttrain.runs.opening import Opening, next_commands, paths_of, print_samples, run_info, tracking_node
 from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
@@ -114,8 +115,11 @@ class Session:
         method.sharding.place(method, job.device)
         method.eval()
         self.measures.ready(method)  # training has not begun where the checkpoint is of the last step
+        self.measures.scores.clear()  # those of an evaluation before the end
         loss = self.measures.loss(method) if job.config["validate"]["at_end"] else {}
         self.reporter.final(trainer.global_step, {**loss, **self.measures.answers(method, "after")})
+        if job.ranks.leads and self.measures.scores:
+            self.tracker.artifact(keep_scores(job.folder, self.measures.scores), "eval")
         artifact = save_run_artifact(job, method, self.reporter.latest)
         self._report(method)
         self._close(trainer, "finished", artifact)

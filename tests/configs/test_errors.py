@@ -78,7 +78,7 @@ CASES = {
     "unknown command": (["tarin"], ["did you mean train?"]),
     "unknown flag": (["--multi"], ["did you mean --multirun?"]),
     "flag without value": (["--config"], ["--config: needs a value"]),
-    "command of a later version": (["compare", "study=x"], ["comes with studies"]),
+    "command of a later version": (["serve", "run=x"], ["comes with serving"]),
     "config that is not there": (["--config", "no.yaml"], ["no.yaml: no such file"]),
     "config folder that is not there": (["--config-dir", "mine"], ["no such folder"]),
     "unknown group": (["list", "modle"], ["there is no such group (did you mean model?)"]),

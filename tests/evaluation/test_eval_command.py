@@ -17,6 +17,7 @@ from posttrain.evaluation.suites import registry
 from posttrain.evaluation.suites.registry import GROUP, find_suite
 from posttrain.runs.arguments import parameters_of
 from posttrain.runs.evaluate import main, read_arguments, stderr_of
+from posttrain.runs.kept_scores import kept_scores
 from posttrain.runs.options import config_dir, options
 from posttrain.runs.tracking.journal import Journal, State
 
@@ -42,6 +43,7 @@ def test_exact_match_on_a_local_file(run_dir: Path, questions: Path, capsys: pyt
     assert report["settings"]["max_new_tokens"] == 20
     rows = [json.loads(line) for line in (run_dir / "eval" / "exact_match.samples.jsonl").read_text().splitlines()]
     assert [(row["extracted"], row["expected"], row["correct"]) for row in rows] == [("4", "4", True), ("8", "9", False)]
+    assert kept_scores(run_dir)["eval/exact_match/exact_match"].values.tolist() == [1.0, 0.0]
     shown = capsys.readouterr().out
     assert "exact_match" in shown
     assert "0.5 +- 0.35" in shown
@@ -57,6 +59,7 @@ def test_validation_on_a_local_file(run_dir: Path, questions: Path) -> None:
     rows = [json.loads(line) for line in (run_dir / "eval" / "validation.samples.jsonl").read_text().splitlines()]
     weighted = sum(row["loss"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
     assert report["metrics"]["loss"] == pytest.approx(weighted)
+    assert kept_scores(run_dir)["eval/validation/loss"].mean == pytest.approx(weighted)
 
 
 def test_validation_of_plain_text(run_dir: Path, questions: Path) -> None:
@@ -90,6 +93,7 @@ def test_results_reach_the_mlflow_run(run_dir: Path, questions: Path, tmp_path: 
         assert {file.path for file in client.list_artifacts(run.info.run_id, "eval")} == {
             "eval/exact_match.json",
             "eval/exact_match.samples.jsonl",
+            "eval/exact_match.examples.parquet",
         }
         assert run.info.run_id in capsys.readouterr().out
         record(journal, "http://127.0.0.1:9", run.info.run_id)

@@ -8,6 +8,7 @@ from posttrain.errors import ConfigError
 from posttrain.runs import evaluate
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
+from posttrain.runs.kept_scores import kept_scores
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,18 @@ def test_validation_gives_the_loss_the_run_ended_with(trained):
     ended = json.loads((trained / "result.json").read_text())["metrics"]
     assert measured["loss"] == pytest.approx(ended["val/loss"], rel=1e-5)
     assert measured["token_accuracy"] == pytest.approx(ended["val/token_accuracy"])
+
+
+def test_single_examples_are_kept_and_named_alike(trained):
+    """Runs after the evaluation: its examples are those that the run held out."""
+    ended = json.loads((trained / "result.json").read_text())["metrics"]
+    scores = kept_scores(trained)
+    assert len(scores["val/loss"].values) == 20
+    for metric in ("val/loss", "val/token_accuracy"):
+        assert scores[metric].mean == pytest.approx(ended[metric], rel=1e-9)
+    later = scores["eval/validation/loss"]
+    assert sorted(later.examples) == sorted(scores["val/loss"].examples)
+    assert later.mean == pytest.approx(scores["val/loss"].mean, rel=1e-5)
 
 
 def test_a_plain_folder_has_no_held_out_data(trained):

@@ -15,6 +15,7 @@ from posttrain.data.rows import BadRow
 from posttrain.data.sources import find_files, read_file
 from posttrain.data.tree import tree_of
 from posttrain.errors import DataError, Problem
+from posttrain.evaluation.scores import Scores, names_of
 from posttrain.evaluation.scoring import micro_batches, scorer
 from posttrain.evaluation.suites.harness import safe_name
 from posttrain.evaluation.suites.questions import Question, parse
@@ -50,7 +51,10 @@ def multiple_choice(
     trees = [_tree(tokenizer, question, compare, instruction) for question in questions]
     rows = [_row(q, scores, compare) for q, scores in zip(questions, _scores(model, trees, max_tokens), strict=True)]
     details = {"left_out": sum(left_out.values()), "reasons": dict(left_out.most_common(10))}
-    return SuiteResult(_metrics(rows), rows, details)
+    names = names_of(f"{question.text}\0{question.labels[question.answer]}" for question in questions)
+    measured = {"accuracy": "correct", "accuracy_norm": "correct_norm"}
+    scores = {name: Scores(names, np.array([float(row[key]) for row in rows])) for name, key in measured.items() if key in rows[0]}
+    return SuiteResult(_metrics(rows), rows, details, scores)
 
 
 def read_questions(data: str, limit: int | None) -> tuple[list[Question], Counter[str]]:

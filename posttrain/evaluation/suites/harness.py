@@ -6,6 +6,7 @@ Tasks come from the harness's own collection (their data from the Hugging Face h
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import random
 import re
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, DataError, Problem
+from posttrain.evaluation.scores import Scores, names_of
 from posttrain.evaluation.suites.result import SuiteResult
 from posttrain.models.hub import hub_reachable
 from posttrain.models.policy import causal_lm
@@ -28,6 +30,7 @@ from posttrain.runs.suggest import hint
 log = logging.getLogger(__name__)
 
 SEED = 1234
+ASKED = {"task", "example", "filter", "arguments", "expected", "answers", "extracted"}  # of `sample_rows`; the other keys are scores
 
 
 def harness(
@@ -72,7 +75,8 @@ def harness(
             apply_chat_template=templated, log_samples=True, bootstrap_iters=bootstrap_iters, random_seed=SEED, numpy_random_seed=SEED,
             torch_random_seed=SEED, fewshot_random_seed=SEED,
         )  # fmt: skip
-    return SuiteResult(flat_metrics(results["results"]), list(sample_rows(results["samples"])), _details(results))
+    metrics, rows = flat_metrics(results["results"]), list(sample_rows(results["samples"]))
+    return SuiteResult(metrics, rows, _details(results), example_scores(metrics, rows))
 
 
 def task_manager(tasks: Sequence[str], include_path: str | None) -> Any:
@@ -129,6 +133,21 @@ def sample_rows(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[
                 "extracted": _jsonable(sample["filtered_resps"]),
                 **scores,
             }
+
+
+def example_scores(metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
+    """The single examples of each metric that is their mean; the harness has others (perplexity, corpus scores). rows: of `sample_rows`."""
+    found: dict[str, tuple[list[str], list[float]]] = {}
+    for row in rows:
+        asked = json.dumps([row["task"], row["example"], row["arguments"], row["expected"]], sort_keys=True)
+        for key, value in row.items():
+            if key not in ASKED and isinstance(value, int | float):
+                rule = [] if row["filter"] == "none" else [row["filter"]]
+                names, values = found.setdefault(safe_name("/".join([row["task"], key, *rule])), ([], []))
+                names.append(asked)
+                values.append(float(value))
+    made = {metric: Scores(names_of(names), np.array(values)) for metric, (names, values) in found.items()}
+    return {metric: scores for metric, scores in made.items() if metric in metrics and np.isclose(scores.mean, metrics[metric], rtol=1e-9)}
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +12,13 @@ from rich.progress import track
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.examples import Examples
 from posttrain.data.prepare import CheckableExample, Prepared, prepare
 from posttrain.data.readers import kind_of
 from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import DataError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.scores import Scores, content_of, names_of
 from posttrain.evaluation.scoring import micro_batches, scorer
 from posttrain.evaluation.suites.result import SuiteResult
 from posttrain.evaluation.validation import likelihood_of, validate
@@ -64,7 +67,9 @@ def generative(
     whole: ExactMatch = merge(parts)
     metrics = {"exact_match": whole.accuracy, "exact_match_stderr": _stderr(whole.accuracy, whole.n), "n": float(whole.n)}
     metrics["answered"] = sum(c.extracted is not None for c in whole.checked) / whole.n
-    return SuiteResult(metrics, whole.rows, _facts(prepared))
+    answered = np.array([float(c.extracted is not None) for c in whole.checked])
+    scores = {"exact_match": whole.scores, "answered": replace(whole.scores, values=answered)}
+    return SuiteResult(metrics, whole.rows, _facts(prepared), scores)
 
 
 def likelihood(
@@ -99,7 +104,19 @@ def likelihood(
     with scorer(model) as score:
         batches = micro_batches((examples[i] for i in range(len(examples))), max_tokens=max_tokens)
         sums = validate(likelihood_of(_recording(score, rows)), batches)
-    return SuiteResult({**likelihood_metrics(sums), "tokens": sums["sum_weight"]}, rows, _facts(prepared) | {"kind": chosen})
+    metrics = {**likelihood_metrics(sums), "tokens": sums["sum_weight"]}
+    return SuiteResult(metrics, rows, _facts(prepared) | {"kind": chosen}, {"loss": _loss_scores(examples, rows)})
+
+
+def _loss_scores(examples: Examples, rows: Sequence[Mapping[str, Any]]) -> Scores:
+    """The loss of each example with a target, weighted by its targets. rows: in the order of the examples."""
+    some = [
+        (name, row)
+        for name, row in zip(names_of(content_of(examples[index]) for index in range(len(examples))), rows, strict=True)
+        if row["tokens"] > 0
+    ]
+    losses, tokens = (np.array([row[key] for _, row in some], dtype=float) for key in ("loss", "tokens"))
+    return Scores([name for name, _ in some], losses, tokens)
 
 
 def _prepared(

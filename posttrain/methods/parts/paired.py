@@ -108,6 +108,13 @@ class Preference(Method, ABC):
 
     def _totals(self, losses: Tensor, pairs: PairLogps, stats: TokenStats, known: Tensor | None, tree: TokenTree) -> dict[str, Tensor]:
         """Sums over the pairs of a tree: of the loss and of what is reported."""
+        whole, sums = self._by_pair(losses, pairs, stats, known, tree)
+        return {"loss": whole.sum(), **sums}
+
+    def _by_pair(
+        self, losses: Tensor, pairs: PairLogps, stats: TokenStats, known: Tensor | None, tree: TokenTree
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The whole loss of each pair [P], and sums of what else is reported."""
         sums: dict[str, Tensor] = {}
         if stats.log_collision is not None:
             weights = on_pairs.likely_weights(stats.logps, stats.log_collision, tree)
@@ -119,7 +126,7 @@ class Preference(Method, ABC):
             sums |= on_pairs.drift(stats.logps, known, tree)
         if self.running is not None:
             sums["ratio"] = on_pairs.mean_ratio(pairs).sum()
-        return {"loss": losses.sum(), **on_pairs.reported(pairs, beta=self._current_beta()), **sums}
+        return losses, {**on_pairs.reported(pairs, beta=self._current_beta()), **sums}
 
     @torch.no_grad()
     def validation_parts(self, tree: TokenTree) -> Mapping[str, Tensor]:
@@ -128,10 +135,14 @@ class Preference(Method, ABC):
         # a loss on sorted pairs would depend on how validation is split: there each pair counts by itself
         singles = on_pairs.one_by_one(pairs) if self.whole_step else [pairs]
         losses = torch.cat([self._losses(part) for part in singles]) if singles else pairs.chosen
-        return {**self._totals(losses, pairs, stats, known, tree), "pairs": torch.tensor(float(len(pairs.chosen)))}
+        whole, sums = self._by_pair(losses, pairs, stats, known, tree)
+        return {"loss": whole, **sums, "pairs": torch.ones_like(whole)}  # an example is a pair
 
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs"}
+
+    def validation_scores(self, rows: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return {"loss": (rows["loss"], rows["pairs"])}
 
 
 def _try(loss: PairLoss, *, reference: bool) -> None:

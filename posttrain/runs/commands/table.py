@@ -51,6 +51,7 @@ COMMANDS: Sequence[Command] = (
     _command("plan", "[overrides]", "train nothing: parameters, memory by component, time, what to change if it does not fit"),
     _command("data", "[overrides]", "show examples as the model will see them: tokens, masks, lengths, drops"),
     _command("eval", "run=DIR suite=NAME", "evaluate the artifact of a run"),
+    _command("compare", "runs=[DIR,DIR,...]", "which of some finished runs is better, by how much, and whether the difference is real"),
     _command("chat", "run=DIR", "talk to the artifact of a run in the terminal"),
     _command("export", "run=DIR to=DIR", "write an artifact as a plain Hugging Face folder"),
     _command("constitution", "data=DATA to=DIR", "make data by critique and revision: the model mends its own answers by principles"),
@@ -59,4 +60,4 @@ COMMANDS: Sequence[Command] = (
     _command("cancel", "sweep=DIR", "cancel the SLURM jobs of a sweep"),
     _command("list", "[group]", "the options of every group, one line each"),
 )
-NOT_YET = {"compare": "studies", "serve": "serving", "human-eval": "human evaluation"}
+NOT_YET = {"serve": "serving", "human-eval": "human evaluation"}

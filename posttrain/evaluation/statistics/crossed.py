@@ -1,0 +1,108 @@
+"""Means over seeds and examples, and their differences: every seed answers the same examples, and both are samples of what might be.
+
+Model: x_si = mu + seed_s + example_i + rest_si, all random. The mean over S seeds and N examples has the variance
+var(seed)/S + var(example)/N + var(rest)/(SN). The variance of the seeds' means over S estimates the first and the last part, the variance
+of the examples' means over N the second and the last; so the mean square of the rest is taken off once (two-way analysis of variance
+without replication; Searle, Casella & McCulloch, Variance Components, 1992, chapter 4). Intervals are those of Student's t, with degrees
+of freedom close to S - 1 where seeds decide and to N - 1 where examples do. A percentile bootstrap has no such correction, and covers far
+too little below ten seeds.
+
+In 90 simulated worlds (3 to 5 seeds, 50 to 500 examples, normal scores and right-or-wrong ones, seeds that decide nothing to everything)
+the intervals of means covered the truth in 92.3 to 97.2 %, those of differences in 94.9 to 98.8 %, most where seeds decide nothing.
+
+A difference of two arms takes examples as pairs and seeds as independent: a seed of one arm has no counterpart in another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from posttrain.evaluation.statistics.estimate import Array, Estimate, Term, cochran, satterthwaite
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """An arm taken apart. mean [...]; seeds [..., S]: the seeds' means; examples [..., N]: how far each example is from the mean, weighted
+    so that the mean of `examples` is 0; rest [...]: mean square of the rest, NaN with a single seed."""
+
+    mean: Array
+    seeds: Array
+    examples: Array
+    rest: Array
+
+    @property
+    def seed_term(self) -> Term:
+        """Variance of the seeds' means over S, with S - 1 degrees of freedom."""
+        count = self.seeds.shape[-1]
+        return self.seeds.var(-1, ddof=1) / count, count - 1
+
+    @property
+    def rest_term(self) -> Term:
+        """Mean square of the rest over SN."""
+        seeds, examples = self.seeds.shape[-1], self.examples.shape[-1]
+        return self.rest / (seeds * examples), (seeds - 1) * (examples - 1)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one seed, without which nothing is known about seeds."""
+        return self.seeds.shape[-1] > 1
+
+
+def crossed(scores: Array, weights: Array | None = None) -> Crossed:
+    """Take scores [..., S, N] apart. weights [N]: of the examples (tokens of each, for a mean over tokens); the examples' deviations are
+    then those of a ratio estimator, w_i (x_i - mean) / mean(w) (Cochran, Sampling Techniques, 1977, section 2.11).
+
+    Raises ValueError for fewer than two examples.
+    """
+    seeds, examples = scores.shape[-2:]
+    if examples < 2:
+        raise ValueError(f"needs at least two examples, got {examples}")
+    share = np.ones(examples) if weights is None else weights / weights.mean()
+    by_seed = (scores * share).mean(-1)
+    mean = by_seed.mean(-1)
+    by_example = scores.mean(-2)
+    rest = share * (scores - by_seed[..., None] - by_example[..., None, :] + mean[..., None, None])
+    square = np.square(rest).sum((-1, -2)) / ((seeds - 1) * (examples - 1)) if seeds > 1 else np.full(mean.shape, np.nan)
+    return Crossed(mean, by_seed, share * (by_example - mean[..., None]), square)
+
+
+def mean(arm: Crossed) -> Estimate:
+    """The mean over seeds and examples. With one seed: over examples, of this one model."""
+    example = _of_examples(arm.examples)
+    if not arm.several:
+        return Estimate(arm.mean, *map(np.asarray, example))
+    seed, rest = arm.seed_term, arm.rest_term
+    pure = np.maximum(seed[0] - rest[0] / 2, 0.0)  # with all of the rest off, few seeds would be trusted too much; with none, too little
+    return Estimate(arm.mean, _summed([seed], example, [rest]), cochran([(pure, seed[1]), example]))
+
+
+def difference(one: Crossed, other: Crossed) -> Estimate:
+    """one - other on the same examples. Where either has one seed: of these models, examples being the only chance."""
+    arms = (one, other) if one.several and other.several else ()
+    seeds, rest = [arm.seed_term for arm in arms], [arm.rest_term for arm in arms]
+    example = _of_examples(one.examples - other.examples)
+    variance = _summed(seeds, example, rest)
+    return Estimate(one.mean - other.mean, variance, satterthwaite(variance, [*seeds, example, *rest]))
+
+
+def example_variance(one: Crossed, other: Crossed) -> Array:
+    """The part of a difference's variance that no number of seeds removes: of the examples, without the rest that they average."""
+    found = _of_examples(one.examples - other.examples)[0]
+    for arm in (one, other):
+        found = found - (arm.rest_term[0] if arm.several else 0.0)
+    return np.maximum(found, 0.0)
+
+
+def _of_examples(deviations: Array) -> Term:
+    """Variance of a mean over N examples, with N - 1 degrees of freedom."""
+    count = deviations.shape[-1]
+    return np.square(deviations).sum(-1) / (count * (count - 1)), count - 1
+
+
+def _summed(seeds: list[Term], example: Term, rest: list[Term]) -> Array:
+    """Seeds and examples together. Each alone is a lower bound: the rest, which is taken off once, is in both."""
+    by_seeds = sum((term for term, _ in seeds), np.zeros_like(example[0]))
+    twice = sum((term for term, _ in rest), np.zeros_like(example[0]))
+    return np.maximum(by_seeds + example[0] - twice, np.maximum(by_seeds, example[0]))

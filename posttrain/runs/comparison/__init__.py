@@ -1,0 +1,1 @@
+"""`posttrain compare`: which of some finished runs is better, by how much, at what cost, and whether the difference is real."""

@@ -1,0 +1,107 @@
+"""Which metric decides, and the examples it was measured on: the same for all runs, or it decides nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.evaluation.scores import Scores
+from posttrain.runs import suggest
+from posttrain.runs.comparison.arms import Arm
+from posttrain.runs.comparison.read import Run
+
+PREFERRED = ("eval/exact_match", "val/reward", "val/loss")
+LOWER = re.compile(r"(^|[/_])(loss|nll|perplexity|word_perplexity|byte_perplexity|bits_per_byte|error|ece|kl|wer|ter)$")
+NO_QUALITY = re.compile(r"(/before|stderr.*|/n|/tokens)$")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """values: of each arm's runs, [S] each. scores: [S, N] each, of the same N examples in the same order; None where some run kept none.
+
+    weights: [N], of the examples. examples: their names.
+    """
+
+    metric: str
+    values: tuple[np.ndarray, ...]
+    scores: tuple[np.ndarray, ...] | None = None
+    weights: np.ndarray | None = None
+    examples: tuple[str, ...] = ()
+
+
+def lower_is_better(metric: str) -> bool:
+    """By its name: losses, perplexities, errors."""
+    return LOWER.search(metric) is not None
+
+
+def measured(arms: Sequence[Arm], metric: str | None) -> Measured:
+    """The metric, or the first that all runs have. Raises ConfigError where they do not have it, or measured it on other examples."""
+    runs = [run for arm in arms for run in arm.runs]
+    chosen = choose(runs, metric)
+    if problems := list(_other_data(runs, chosen)):
+        raise ConfigError(problems)
+    values = tuple(np.array([run.metrics[chosen] for run in arm.runs]) for arm in arms)
+    if any(chosen not in run.scores for run in runs):
+        return Measured(chosen, values)
+    names, _, weights = by_example(runs[0].scores[chosen])
+    if len(names) < 2:
+        return Measured(chosen, values)
+    scores = tuple(np.stack([by_example(run.scores[chosen])[1] for run in arm.runs]) for arm in arms)
+    return Measured(chosen, values, scores, weights, tuple(names.tolist()))
+
+
+def choose(runs: Sequence[Run], metric: str | None) -> str:
+    """The metric that decides. Raises ConfigError where runs lack it or have none in common."""
+    everywhere = set.intersection(*(set(run.metrics) for run in runs))
+    useful = sorted(name for name in everywhere if name.startswith(("eval/", "val/")) and not NO_QUALITY.search(name))
+    if metric is None:
+        found = next((name for name in (*PREFERRED, *useful) if name in everywhere), None)
+        if found is None:
+            advice = "evaluate all with the same suite: posttrain eval run=DIR suite=NAME"
+            raise ConfigError(Problem("metric", "the runs have no metric in common", advice))
+        return found
+    lacking = [run for run in runs if metric not in run.metrics]
+    if lacking:
+        hint = suggest.hint(metric, useful, most=40)
+        raise ConfigError([Problem(f"metric={metric}", f"{run.folder} has no such metric", hint) for run in lacking])
+    return metric
+
+
+def by_example(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names [N], sorted; the mean over the samples of each; the weight of each."""
+    names, place = np.unique(np.array(scores.examples), return_inverse=True)
+    count = np.bincount(place)
+    weights = np.ones(len(place)) if scores.weights is None else scores.weights
+    return names, np.bincount(place, scores.values) / count, np.bincount(place, weights) / count
+
+
+def _other_data(runs: Sequence[Run], metric: str) -> Iterator[Problem]:
+    """Runs that were measured on other examples than the first."""
+    first = runs[0]
+    hint = "evaluate all on the same data: posttrain eval run=DIR suite=NAME data=FILE"
+    for run in runs[1:]:
+        if metric in first.scores and metric in run.scores:
+            mine, _, weights = by_example(run.scores[metric])
+            theirs, _, others = by_example(first.scores[metric])
+            if set(mine) != set(theirs):
+                shared = len(set(mine) & set(theirs))
+                message = f"{metric} was measured on {len(mine)} examples, of which {shared} are among the {len(theirs)} of {first.folder}"
+                yield Problem(f"runs: {run.folder}", message, hint)
+            elif not np.allclose(weights, others):
+                yield Problem(f"runs: {run.folder}", f"{metric} weighs the examples otherwise than {first.folder}", hint)
+        elif differing := _differing(run, first, metric):
+            yield Problem(f"runs: {run.folder}", f"{metric} was measured on other data than in {first.folder}: {differing} differs", hint)
+
+
+def _differing(run: Run, first: Run, metric: str) -> str:
+    """What is known to differ where examples were not kept; empty where nothing is."""
+    suite = metric.split("/")[1] if metric.startswith("eval/") else ""
+    if suite in run.suites and suite in first.suites:
+        mine, theirs = run.suites[suite], first.suites[suite]
+    else:  # held out by the run itself: a source of the same name must have the same contents
+        mine, theirs = ({name: side.data[name] for name in run.data.keys() & first.data.keys()} for side in (run, first))
+    return ", ".join(sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)))

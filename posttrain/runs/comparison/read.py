@@ -1,0 +1,127 @@
+"""Finished runs as they lie in their folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.evaluation.scores import Scores
+from posttrain.runs.kept_scores import FOLDER, kept_scores
+from posttrain.runs.records import decode
+
+CONFIG, RESULT, ARTIFACT = "config.yaml", "result.json", "artifact/artifact.json"
+TOLERANCE = 1e-4  # relative: rewards are float32
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. config: resolved. result: of result.json. metrics: final ones, and eval/SUITE/NAME of later evaluations.
+
+    scores: of single examples, where they were kept. data: digests of its data by source. suites: what each later evaluation read.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    scores: Mapping[str, Scores]
+    data: Mapping[str, str]
+    suites: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+
+def read_runs(given: Sequence[str]) -> list[Run]:
+    """The runs in these folders; a folder of runs (a sweep's) stands for all in it. Raises ConfigError with all that is wrong."""
+    problems: list[Problem] = []
+    folders: list[Path] = []
+    for text in given:
+        found = run_folders(Path(text).expanduser().absolute())
+        folders += found
+        problems += [] if found else [_no_run(text)]
+    twice = {str(folder) for folder in folders if [other.resolve() for other in folders].count(folder.resolve()) > 1}
+    problems += [Problem(f"runs: {folder}", "is named twice") for folder in sorted(twice)]
+    runs = []
+    for folder in dict.fromkeys(folders):
+        try:
+            runs.append(read_run(folder))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return runs
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else those in it that are, by name."""
+    if (folder / CONFIG).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+
+
+def _no_run(text: str) -> Problem:
+    there = Path(text).expanduser()
+    what = "is no run's folder, nor are folders in it" if there.is_dir() else "is a file" if there.exists() else "no such folder"
+    return Problem(f"runs: {text}", what, "give the output_dir of finished runs, or the folder of a sweep")
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ConfigError for a run that is not finished or whose files are broken."""
+    where = f"runs: {folder}"
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        result: dict[str, Any] = _json(folder / RESULT) if (folder / RESULT).is_file() else {"status": "not finished"}
+        if result["status"] != "finished":
+            hint = f"run the same command again with output_dir={folder}: it resumes from the last checkpoint"
+            raise ConfigError(Problem(where, f"the run is {result['status']}", hint))
+        suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
+        data = _json(folder / ARTIFACT)["data"] if (folder / ARTIFACT).is_file() else {}
+        metrics = dict(_numbers(result["metrics"], ""))
+        for suite, found in suites.items():
+            metrics |= _numbers(found["metrics"], f"eval/{suite}/")
+        run = Run(folder, config, result, metrics, kept_scores(folder), data, {name: _read_by(found) for name, found in suites.items()})
+        int(config["seed"])
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(Problem(where, f"its files are broken: {reason}", "see config.yaml, result.json and eval/")) from error
+    if stale := list(_stale(run)):
+        raise ConfigError(stale)
+    return run
+
+
+def _json(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Finite values by their whole name."""
+    for name, value in decode(json.dumps(metrics)).items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            yield prefix + name, float(value)
+
+
+def _read_by(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation read: its settings that name data, and digests."""
+    settings, details = suite.get("settings", {}), suite.get("details", {})
+    chosen = {name: settings[name] for name in ("data", "limit", "tasks", "num_fewshot", "format", "system", "compare") if name in settings}
+    return {**chosen, **{name: details[name] for name in ("digest", "examples", "left_out") if name in details}}
+
+
+def _stale(run: Run) -> Iterator[Problem]:
+    """Scores of single examples that do not make the run's metric, as where one of the files was replaced."""
+    for metric, scores in run.scores.items():
+        if metric in run.metrics and not np.isclose(scores.mean, run.metrics[metric], rtol=TOLERANCE, atol=1e-6):
+            message = f"{metric} is {run.metrics[metric]:.6g}, but the examples kept in {FOLDER}/ make {scores.mean:.6g}"
+            yield Problem(f"runs: {run.folder}", message, "evaluate it again: posttrain eval run=... suite=...")

@@ -1,0 +1,109 @@
+"""A comparison as rows of tables and as JSON: what the terminal, the page and compare.json show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from posttrain.runs.comparison.analyse import Analysis
+from posttrain.runs.comparison.arms import Arm
+from posttrain.runs.comparison.costs import Cost, Curve
+from posttrain.runs.comparison.verdict import between, kind, number, p_value
+
+QUALITY = ("arm", "seeds", "mean", "95 % interval", "difference", "its 95 % interval", "p (Holm)", "effect", "verdict")
+COSTS = ("arm", "FLOPs", "hours", "tokens", "peak memory")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a comparison says. notes: what a reader must know of how it was made."""
+
+    analysis: Analysis
+    arms: Sequence[Arm]
+    costs: Sequence[Cost]
+    curves: Sequence[Sequence[Curve]]
+    verdicts: Sequence[str]
+    notes: Sequence[str]
+
+
+def quality_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """A row an arm, the best first."""
+    return [_quality_row(analysis, place) for place in analysis.order]
+
+
+def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
+    arm, pair = analysis.arms[place], analysis.against(place)
+    row = (arm.name, str(len(arm.seeds)), number(arm.mean), "-" if math.isnan(arm.low) else between(arm.low, arm.high))
+    if pair is None:
+        return (*row, "baseline" if analysis.is_baseline else "best", "", "", "", "")
+    apart = "-" if math.isnan(pair.low) else between(pair.low, pair.high)
+    return (*row, f"{pair.difference + 0.0:+.4g}", apart, p_value(pair.holm), number(pair.effect), kind(pair))
+
+
+def cost_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row an arm: means over its runs, of memory the most."""
+    return [_cost_row(report.arms[place].name, report.costs[place]) for place in report.analysis.order]
+
+
+def _cost_row(name: str, cost: Cost) -> tuple[str, ...]:
+    return name, f"{cost.flops:.3g}", f"{cost.hours:.3g}", f"{cost.tokens:,.0f}", f"{cost.peak_bytes / 2**30:.2f} GiB"
+
+
+def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
+    """How the numbers were made, and what they cannot say."""
+    about = f"{analysis.examples} examples, the same for all runs" if analysis.examples else (
+        "final values of the runs alone: not all of them kept the scores of single examples, so intervals are over seeds, and whether "
+        "they were measured on the same examples is known only as far as digests of the data tell"
+    )  # fmt: skip
+    count = len(analysis.pairs)
+    tested = (
+        f"{count} comparisons with the baseline" if analysis.is_baseline else f"{count} pairs, since the same numbers say which is best"
+    )
+    adjusted = f"p-values are adjusted by Holm for {tested}; intervals of differences are not." if count > 1 else ""
+    notes = [
+        f"{analysis.metric}: {about}.",
+        f"Intervals cover seeds and examples where both are known. {adjusted}".strip(),
+        f"Smallest difference that matters: {number(analysis.smallest)}. Effect: Hedges' g over seeds, else over examples.",
+    ]
+    if any(len(arm.runs) == 1 for arm in arms):
+        notes.append("An arm with one seed has an interval over examples only, about this one model.")
+    methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
+    if analysis.metric == "val/loss" and len(methods) > 1:
+        notes.append(
+            f"val/loss is the loss of each method ({', '.join(sorted(methods))}): compare it only where that is the same quantity."
+        )
+    return notes
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything, numbers that are not known as null."""
+    analysis = report.analysis
+    arms = [
+        {
+            **asdict(quality), "differs": dict(arm.differs), "cost": asdict(cost),
+            "runs": [{"folder": str(run.folder), "seed": run.seed, "value": run.metrics[analysis.metric]} for run in arm.runs],
+        }
+        for quality, arm, cost in zip(analysis.arms, report.arms, report.costs, strict=True)
+    ]  # fmt: skip
+    pairs = [
+        {**asdict(pair), "one": analysis.arms[pair.one].name, "other": analysis.arms[pair.other].name, "verdict": kind(pair)}
+        for pair in analysis.pairs
+    ]
+    found = {
+        "verdict": list(report.verdicts), "metric": analysis.metric, "better": "lower" if analysis.lower else "higher",
+        "smallest": analysis.smallest, "examples": analysis.examples, "reference": analysis.arms[analysis.reference].name,
+        "is_baseline": analysis.is_baseline, "arms": arms, "pairs": pairs, "notes": list(report.notes),
+    }  # fmt: skip
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither NaN nor infinities."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
