@@ -50,8 +50,7 @@ class Measures:
         with method.sharding.gathered(method), self._precision(method):
             found = validate(method.validation_parts, self._held_out(method, batches), keep=rows.append)
         sums = sum_over_ranks(found, method.device, together=self.ranks.together)
-        if self.ranks.context == 1:  # where a row is cut, no rank knows the whole of an example
-            self._keep(method, batches.groups, rows)
+        self._keep(method, batches.groups, rows)
         return {f"val/{name}": value for name, value in method.validation_summary(sums).items()}
 
     def outcomes(self, method: Method) -> dict[str, np.ndarray]:
@@ -89,10 +88,14 @@ class Measures:
             for name in (rows[0] if rows else {})
         }
         parts = gather(([int(index) for group in groups for index in group], mine))[:: self.ranks.together]
-        order = np.argsort([index for found, _ in parts for index in found])
-        whole = {name: torch.cat([part[name] for _, part in parts])[order] for name in mine}
-        chosen = sorted(index for found, _ in parts for index in found) if whole else []
-        names = np.array(names_of(content_of(self.prepared.val[index]) for index in chosen))
+        chosen, place = np.unique([index for found, _ in parts for index in found], return_inverse=True)
+        whole = {  # ranks that a row is cut over have each a part of an example
+            name: torch.zeros(len(chosen), dtype=torch.float64).index_add_(
+                0, torch.from_numpy(place), torch.cat([p[name] for _, p in parts])
+            )
+            for name in mine
+        }
+        names = np.array(names_of(content_of(self.prepared.val[int(index)]) for index in (chosen if whole else ())))
         for name, (value, weight) in method.validation_scores(whole).items():
             some = (weight > 0).numpy()
             self.scores[f"val/{name}"] = Scores(names[some].tolist(), value.numpy()[some], weight.numpy()[some])
