@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.formats import Format, RowError
+from posttrain.discovery import import_modules
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.types import Example, TokenizedExample
 
@@ -82,9 +81,7 @@ def encoder(kind: str, *, reads: tuple[str, ...] = ("conversation", "text")) -> 
 @cache
 def encoders() -> Mapping[str, Encoder]:
     """Every encoder by kind; imports the modules of this folder on first use."""
-    package = importlib.import_module("posttrain.data.encoders")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules("posttrain.data.encoders")
     return _ENCODERS
 
 

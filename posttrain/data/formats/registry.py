@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +12,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from posttrain.data.rows import Row
+from posttrain.discovery import import_modules
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.types import Example
 
@@ -84,9 +83,7 @@ def register(
 @cache
 def formats() -> Mapping[str, Format]:
     """Every format by name; imports the modules of this folder on first use."""
-    package = importlib.import_module("posttrain.data.formats")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules("posttrain.data.formats")
     return _FORMATS
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import itertools
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from posttrain.discovery import import_modules
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Judged
 
@@ -67,9 +66,7 @@ def head(name: str) -> Callable[[HeadClass], HeadClass]:
 @cache
 def heads() -> Mapping[str, type[RewardHead]]:
     """Every head by name; imports the modules of this folder on first use."""
-    package = importlib.import_module("posttrain.models.heads")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules("posttrain.models.heads")
     return _HEADS
 
 

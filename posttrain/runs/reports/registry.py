@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from posttrain.discovery import import_modules
 from posttrain.runs.files import write_atomic
 from posttrain.runs.plots import write_png
 from posttrain.runs.records import encode
@@ -38,9 +37,7 @@ def report(name: str) -> Callable[[Report], Report]:
 @cache
 def reports() -> Mapping[str, Report]:
     """Every report by name; imports the modules of this folder on first use."""
-    package = importlib.import_module("posttrain.runs.reports")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules("posttrain.runs.reports")
     return _REPORTS
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from posttrain.discovery import import_modules
 from posttrain.runs.strategies import rule
 
 if TYPE_CHECKING:
@@ -44,9 +43,7 @@ def strategy(*names: str) -> Callable[[Make], Make]:
 @cache
 def strategies() -> Mapping[str, Make]:
     """Every strategy by name; imports the modules of this folder on first use."""
-    package = importlib.import_module("posttrain.runs.strategies")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    import_modules("posttrain.runs.strategies")
     return _MADE
 
 
