@@ -59,7 +59,7 @@ def test_mistakes(name: str) -> None:
 
 @pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
 def test_single_answers_are_enough_where_none_are_compared(method: list[str]) -> None:
-    compose_and_check([*BASE, *method, "rollout.group_size=1"])
+    assert compose_and_check([*BASE, *method, "rollout.group_size=1"])["rollout"]["group_size"] == 1
 
 
 @pytest.mark.parametrize("name", COMPARING)
