@@ -27,7 +27,8 @@ Found = dict[str, float]
 class Contest:
     """One comparison. task: of the workload. kind, batch: of trl_peer.py. unit: key of both results that counts, and its name in words.
 
-    overrides: of the posttrain run; steps: (theirs, ours), the first of each is left out.
+    overrides: of the posttrain run; steps: (theirs, ours), the first of each is left out. variants: further runs of ours, by what is
+    added to their overrides.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Contest:
     words: str
     overrides: tuple[str, ...]
     steps: tuple[int, int]
+    variants: tuple[str, ...] = ()
 
 
 def workload(peers: Path, folder: Path, task: str, vocab: int) -> None:
@@ -103,7 +105,7 @@ def compare(
     rounds: int,
     overrides: Sequence[str],
 ) -> None:
-    """Let the two take turns, so that a drift of the machine's speed meets both, and print the table.
+    """Let them take turns, so that a drift of the machine's speed meets all, and print the table.
 
     made: the contest, or what makes it of the workload's folder.
     """
@@ -111,12 +113,14 @@ def compare(
         folder = Path(temporary)
         prepare(folder)
         contest = made if isinstance(made, Contest) else made(folder)
-        runs: dict[str, list[Found]] = {"TRL": [], "posttrain": []}
+        variants: dict[str, tuple[str, ...]] = {"posttrain": ()} | {f"posttrain {added}": (added,) for added in contest.variants}
+        runs: dict[str, list[Found]] = {name: [] for name in ("TRL", *variants)}
         rates = []
         for _ in range(rounds):
             rates.append(matmul_rate())
             runs["TRL"].append(trl(contest, peers, folder))
-            runs["posttrain"].append(ours(contest, folder, *overrides))
+            for name, added in variants.items():
+                runs[name].append(ours(contest, folder, *added, *overrides))
     report(contest, title, runs, statistics.median(rates))
 
 
@@ -130,11 +134,12 @@ def report(contest: Contest, title: str, runs: dict[str, list[Found]], rate: flo
     for name, found in runs.items():
         speed, memory = (statistics.median(run[key] for run in found) for key in ("speed", "gib"))
         table.add_row(name, f"{speed:,.4g}", f"{memory:.2f}", f"{speed * flops / rate:.0%}")
-    pairs = list(zip(runs["posttrain"], runs["TRL"], strict=True))
-    faster = [a["speed"] / b["speed"] for a, b in pairs]
-    smaller = [a["gib"] / b["gib"] for a, b in pairs]
-    table.add_row("ratio", f"{statistics.median(faster):.2f}x", f"{statistics.median(smaller):.2f}x", "")
-    table.add_row("  least, most", f"{min(faster):.2f} {max(faster):.2f}", f"{min(smaller):.2f} {max(smaller):.2f}", "")
+    for name in list(runs)[1:]:
+        pairs = list(zip(runs[name], runs["TRL"], strict=True))
+        faster = [a["speed"] / b["speed"] for a, b in pairs]
+        smaller = [a["gib"] / b["gib"] for a, b in pairs]
+        table.add_row(f"{name} / TRL", f"{statistics.median(faster):.2f}x", f"{statistics.median(smaller):.2f}x", "")
+        table.add_row("  least, most", f"{min(faster):.2f} {max(faster):.2f}", f"{min(smaller):.2f} {max(smaller):.2f}", "")
     Console(width=100).print(table)
 
 
