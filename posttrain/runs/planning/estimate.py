@@ -83,7 +83,7 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         sampling=work.sampling,
         overhead=overhead,
         slack=SLACK[hardware["accelerator"]],
-        packs=hardware["accelerator"] == "cpu" and not model.get("compile") and packed.available(),
+        packs=hardware["accelerator"] == "cpu" and packed.available(),
     )
 
 
