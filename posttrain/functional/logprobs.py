@@ -121,7 +121,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, out: Tensor | None = None) -> Tensor:
     """Final logits [N, v] of hidden [N, H] and a block [v, H] of the head, of one type; at least float32; written to `out` if given."""
-    logits = _matmul_float32(hidden, weight.t(), out)
+    return finished_logits(_matmul_float32(hidden, weight.t(), out), bias, head)
+
+
+def finished_logits(logits: Tensor, bias: Tensor | None, head: HeadSpec) -> Tensor:
+    """Final logits from `hidden @ weight.T` [N, v], which is overwritten."""
     if bias is not None:
         logits += bias
     if head.scale != 1.0:

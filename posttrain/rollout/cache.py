@@ -134,7 +134,8 @@ class Cohort:
 
     def _arrange(self) -> None:
         """How rows lie by prompt: `slots` [P * G], the row of each place of a prompt's group (0 where it is empty), `home` [N], the place
-        of each row; both None where rows already lie so. `padding` [P, longest]: where a prompt shorter than the longest has nothing."""
+        of each row; both None where rows already lie so. `padding` float32 [P, longest], added to scores: -inf where a prompt shorter than
+        the longest has nothing; None where all are equally long."""
         counts = np.bincount(self.group, minlength=len(self.lengths))
         self.width = int(counts.max(initial=0))
         order = np.argsort(self.group, kind="stable")
@@ -149,4 +150,5 @@ class Cohort:
         short = self.longest - self.lengths
         self.padding = None
         if short.any():
-            self.padding = torch.from_numpy(np.arange(self.longest)[None] < short[:, None]).to(self.device)
+            nothing = np.arange(self.longest)[None] < short[:, None]
+            self.padding = torch.from_numpy(np.where(nothing, np.float32(-np.inf), np.float32(0))).to(self.device)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.functional.logprobs import compute_dtype, head_logits
+from posttrain.functional.logprobs import compute_dtype, finished_logits, head_logits
+from posttrain.models.packed import Product, packed_linears, packed_product
 from posttrain.models.policy import PolicyModel, dense_head
 from posttrain.rollout import attention
 from posttrain.rollout.answers import Answers
@@ -41,8 +42,7 @@ class Decoder:
         self.body = policy.causal_lm.base_model
         self.device: torch.device = next(policy.parameters()).device
         self.head = replace(policy.head, temperature=1.0)
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.project: Product | None = None
 
     @torch.no_grad()
     def run(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -53,12 +53,15 @@ class Decoder:
         answers = Answers(requests, self.sampling.max_new_tokens, self.stops)
         waiting = deque(sorted((i for i, r in enumerate(requests) if r.samples), key=lambda i: -len(requests[i].prompt)))
         live = Batch.empty(self.device)
-        with decoding_mode(self.policy.model, attention.register()):
-            while waiting or len(live):
-                for entered in self._entrants(answers, waiting, live.reserved()):
-                    live.join(self._prefill(answers, entered))
-                if len(live):
-                    self._step(answers, live)
+        try:
+            with decoding_mode(self.policy.model, attention.register()), packed_linears(self.body):
+                while waiting or len(live):
+                    for entered in self._entrants(answers, waiting, live.reserved()):
+                        live.join(self._prefill(answers, entered))
+                    if len(live):
+                        self._step(answers, live)
+        finally:
+            self.project = None  # made of weights that may change before the next run
         return answers.completions()
 
     def _entrants(self, answers: Answers, waiting: deque[int], reserved: int) -> Iterator[list[int]]:
@@ -130,12 +133,18 @@ class Decoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Final logits [N, V] of hidden [N, H], as the policy's log-probabilities have them."""
-        dtype = compute_dtype(hidden)
-        if self.weight is None:
-            output: Any = self.policy.causal_lm.get_output_embeddings()
-            self.weight = dense_head(output).to(dtype)
-            self.bias = output.bias if isinstance(output, nn.Linear) else None
-        return head_logits(hidden.to(dtype), self.weight, self.bias, self.head)
+        if self.project is None:
+            self.project = self._projection(compute_dtype(hidden))
+        return self.project(hidden)
+
+    def _projection(self, dtype: torch.dtype) -> Product:
+        """The head in a type, packed where it can be."""
+        output: Any = self.policy.causal_lm.get_output_embeddings()
+        weight, bias = dense_head(output).to(dtype), output.bias if isinstance(output, nn.Linear) else None
+        product = packed_product(weight)
+        if product is None:
+            return lambda hidden: head_logits(hidden.to(dtype), weight, bias, self.head)
+        return lambda hidden: finished_logits(product(hidden.to(dtype)).float(), bias, self.head)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

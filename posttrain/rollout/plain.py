@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from posttrain.models.packed import packed_linears
 from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.decoding import batches, decoding_mode, left_padded
@@ -34,7 +35,7 @@ class TransformersGenerator(Generator):
         asked = sampling or self.sampling
         answers = Answers(requests, asked.max_new_tokens, self.stops(asked))
         prompts = [request.prompt for request in requests for _ in range(request.samples)]
-        with decoding_mode(self.policy.model):
+        with decoding_mode(self.policy.model), packed_linears(self.policy.model):
             for rows in batches([len(prompt) for prompt in prompts], asked.max_new_tokens, self.batch_tokens):
                 self._answer(answers, np.array(rows), [prompts[row] for row in rows], asked)
         return answers.completions()

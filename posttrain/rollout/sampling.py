@@ -66,16 +66,15 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
 def invert(masses: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
     """The token, int64 [B], at which the cumulative mass passes `uniform` of the whole.
 
-    masses: [B, N, BLOCK], not negative. sums: float64 [B, N], of the blocks. The sums over blocks and within one are matrix products, which
-    are deterministic on every device. A token without mass is never returned.
+    masses: [B, N, BLOCK], not negative. sums: float64 [B, N], of the blocks. A token without mass is never returned.
     """
     rows = torch.arange(len(masses), device=masses.device)
-    reached = sums @ _triangle(sums.shape[1], sums.device)
+    reached = _cumulative(sums)
     goal = uniform * reached[:, -1]
     block = (reached <= goal[:, None]).sum(1).clamp_(max=sums.shape[1] - 1)
     inner = masses[rows, block].double()
     rest = goal - (reached[rows, block] - sums[rows, block])
-    place = (inner @ _triangle(BLOCK, sums.device) <= rest[:, None]).sum(1).clamp_(max=BLOCK - 1)
+    place = (_cumulative(inner) <= rest[:, None]).sum(1).clamp_(max=BLOCK - 1)
     place = torch.where(inner[rows, place] > 0, place, inner.argmax(1))  # rounding went past the last token of the block
     return block * BLOCK + place
 
@@ -107,6 +106,11 @@ def _logps(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def _truncates(sampling: Sampling) -> bool:
     return sampling.top_k is not None or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+def _cumulative(x: Tensor) -> Tensor:
+    """Sums of float64 [B, N] along its rows; on a device as a matrix product, which is deterministic there."""
+    return x.cumsum(-1) if x.device.type == "cpu" else x @ _triangle(x.shape[1], x.device)
 
 
 @cache

@@ -25,6 +25,7 @@ from posttrain.runs.commands.plan import workload_of
 from posttrain.runs.compose import compose
 from posttrain.runs.planning.estimate import estimate
 from posttrain.runs.planning.memory import Setup, activations, head_bytes, most_tokens, peak_of, phases_of
+from posttrain.runs.planning.sampling import Sampling
 from posttrain.runs.planning.shapes import ModelShape, Row
 from posttrain.runs.planning.states import optimizer_bytes, states_of
 from posttrain.runs.planning.strategies import SHARDINGS
@@ -130,6 +131,14 @@ def test_the_largest_micro_batch_fits_and_no_larger_one(nano: ModelShape) -> Non
     most = most_tokens(nano, setup(), capacity)
     assert most == pytest.approx(10 * ROW.tokens, rel=0.05)
     assert most_tokens(nano, setup(), nano.weights.trained_bytes) == 0
+
+
+def test_sampling_on_a_cpu_holds_linear_layers_twice(nano: ModelShape) -> None:
+    built = build_model(compose(["model=nano"])["model"], dtype=torch.float32)
+    assert nano.weights.linears == sum(m.weight.numel() for m in built.modules() if type(m) is torch.nn.Linear)
+    sampling = Sampling(prompts=4, group=2, prompt=30, answer=20, cache=10_000)
+    plain, packing = (phases_of(nano, setup(sampling=sampling, packs=packs))[0] for packs in (False, True))
+    assert packing.total - plain.total == packing.parts["packed weights"] == 4 * nano.weights.linears
 
 
 def test_a_gradient_of_the_step_before_is_there_in_the_forward_pass(nano: ModelShape) -> None:

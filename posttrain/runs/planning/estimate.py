@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
+from posttrain.models import packed
 from posttrain.runs.planning.attention import RING
 from posttrain.runs.planning.duration import Duration, duration_of
 from posttrain.runs.planning.machine import SLACK, capacity_of
@@ -82,6 +83,7 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         sampling=work.sampling,
         overhead=overhead,
         slack=SLACK[hardware["accelerator"]],
+        packs=hardware["accelerator"] == "cpu" and packed.available(),
     )
 
 

@@ -24,8 +24,8 @@ class Setup:
 
     devices: over all nodes. together: of them, that share each micro-batch; the activations that each keeps are counted as if it computed
     alone, which are more. copies: frozen models beside the policy. heads: whether the output head is used. several: whether a step has more
-    than one micro-batch a device. overhead: bytes that are there before anything of ours (interpreter and libraries, or the CUDA
-    context). slack: share of what comes and goes that the allocator holds beyond it.
+    than one micro-batch a device. packs: whether sampling packs linear layers. overhead: bytes that are there before anything of ours
+    (interpreter and libraries, or the CUDA context). slack: share of what comes and goes that the allocator holds beyond it.
     """
 
     precision: str
@@ -44,6 +44,7 @@ class Setup:
     overhead: float
     slack: float
     together: int = 1
+    packs: bool = False
 
     @property
     def half(self) -> bool:
@@ -157,8 +158,9 @@ def head_bytes(model: ModelShape, setup: Setup) -> Head:
 
 
 def _sampling(model: ModelShape, setup: Setup, sampling: Sampling, kept: States) -> Phase:
-    found = sampling_bytes(model, sampling, half=setup.half)
-    return Phase(SAMPLING, _base(setup, kept) | {"keys and values": found.cache, "sampled logits": found.passing})
+    found = sampling_bytes(model, sampling, half=setup.half, packs=setup.packs)
+    parts = {"keys and values": found.cache, "sampled logits": found.passing, "packed weights": found.packed}
+    return Phase(SAMPLING, _base(setup, kept) | parts)
 
 
 LASTING = {"process and libraries", "CUDA context", "weights", "frozen copy", "gradients", "optimizer state", "communication"}

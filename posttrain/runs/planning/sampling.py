@@ -1,4 +1,4 @@
-"""Memory of sampling: keys and values of what is being answered, and the logits of one token of every answer."""
+"""Memory of sampling: keys and values of what is being answered, the logits of one token of every answer, weights laid out for it."""
 
 from __future__ import annotations
 
@@ -39,16 +39,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SamplingBytes:
-    """cache: keys and values. passing: logits, scores and a prefill's states."""
+    """cache: keys and values. passing: logits, scores and a prefill's states. packed: the second copy of linear layers on a CPU."""
 
     cache: float
     passing: float
+    packed: float
 
 
-def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool) -> SamplingBytes:
-    """What sampling holds at its worst moment."""
+def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool, packs: bool) -> SamplingBytes:
+    """What sampling holds at its worst moment. packs: whether it computes with packed weights (`posttrain.models.packed`)."""
     if sampling.cache is None:
-        return SamplingBytes(0, 0)
+        return SamplingBytes(0, 0, 0)
     element = 2 if half else 4
     prompts = sampling.rows / sampling.group
     cached = 0.0
@@ -60,4 +61,4 @@ def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool) -> Samp
     logits = LOGITS * 4.0 * sampling.rows * model.vocabulary
     scores = SCORES * 4.0 * sampling.rows * heads * (sampling.prompt + sampling.answer)
     prefill = model.layer * min(PREFILL_TOKENS, round(prompts * sampling.prompt))
-    return SamplingBytes(cached, max(logits, prefill) + scores)
+    return SamplingBytes(cached, max(logits, prefill) + scores, element * model.weights.linears if packs else 0)

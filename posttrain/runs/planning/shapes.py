@@ -29,7 +29,7 @@ class Weights:
     packed_bytes: of the model that enters the stage, quantised as the policy is (what a frozen copy takes). largest_layer: bytes of the
     decoder layer with the most weights; outside: of embeddings, head and norms outside the layers. vectors: trained weights in tensors
     of one dimension; factored: rows and columns of the others (what factored second moments keep). small: trained weights in tensors of
-    fewer than 4,096 elements.
+    fewer than 4,096 elements. linears: numbers in plain linear layers and the head.
     """
 
     trained: int
@@ -42,6 +42,7 @@ class Weights:
     vectors: int
     factored: int
     small: int
+    linears: int
 
 
 @dataclass(frozen=True)

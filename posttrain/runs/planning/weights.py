@@ -42,7 +42,15 @@ def weights_of(built: nn.Module, inner: PreTrainedModel, peft: Mapping[str, Any]
         vectors=sum(p.numel() for _, p in trained if p.dim() < 2),
         factored=sum(p.numel() // p.shape[-1] + p.numel() // p.shape[-2] for _, p in trained if p.dim() >= 2),
         small=sum(p.numel() for _, p in trained if p.numel() < SMALL),
+        linears=_linears(built, inner, packed),
     )
+
+
+def _linears(built: nn.Module, inner: PreTrainedModel, quantised: Mapping[int, float]) -> int:
+    """Weights in plain linear layers, below adapters too, and in the head."""
+    head: Any = inner.get_output_embeddings()
+    weights = {id(m.weight): m.weight for m in built.modules() if type(m) is nn.Linear} | {id(head.weight): head.weight}
+    return sum(weight.numel() for key, weight in weights.items() if key not in quantised)
 
 
 def _packed(inner: PreTrainedModel, peft: Mapping[str, Any] | None) -> dict[int, float]:
