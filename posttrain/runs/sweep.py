@@ -32,7 +32,7 @@ from posttrain.runs.overrides import expand, parse
 from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
 from posttrain.runs.slurm.follow import LeftRunning, word
-from posttrain.runs.sweep_record import FILE, JOBS, JobRecord, Outcome, SweepRecord, read_record
+from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord, jobs_so_far, read_record
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -97,15 +97,15 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
 
     def launch(jobs: Sequence[Job]) -> list[int]:
         requests = slurm.requests_of([_launcher_node(master, job) for job in jobs]) if target == slurm.TARGET else []
-        earlier = read_record(folder).jobs if (folder / FILE).is_file() else ()
+        earlier = jobs_so_far(folder)
         record = _recorded(jobs, folder, None, first=len(earlier))
-        try:
-            if requests:
-                return slurm.run(requests, record, call.allow_targets)
+        record.beside(earlier).write()
+        if not requests:
             return _launch(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
-        finally:  # the record that launchers read names the jobs of this time, that which is left those of all times
-            latest = {job.name: job for job in (*earlier, *read_record(folder).jobs)}
-            replace(record, jobs=tuple(latest.values())).write()
+        try:
+            return slurm.run(requests, record, call.allow_targets)
+        finally:
+            read_record(folder).beside(earlier).write()
 
     node = cast(dict[str, Any], OmegaConf.to_container(master.hydra.sweeper, resolve=True))
     sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, _child)

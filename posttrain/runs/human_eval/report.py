@@ -23,10 +23,13 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.3g} %"
 
 
-def _span(value: Value, shown: Any) -> str:
-    if math.isnan(value.low):
-        return "-"
-    return f"{shown(value.low)} to {shown(value.high)}"
+def _shares(value: Value) -> str:
+    """`54.1 to 70.2 %`."""
+    return "-" if math.isnan(value.low) else f"{100 * value.low:.3g} to {100 * value.high:.3g} %"
+
+
+def _numbers(value: Value) -> str:
+    return "-" if math.isnan(value.low) else f"{value.low:.3g} to {value.high:.3g}"
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -43,15 +46,15 @@ def tables(summary: Summary) -> list[Table]:
 
 def _standing(one: Standing) -> tuple[str, ...]:
     return (
-        one.arm, percent(one.win_rate.value), _span(one.win_rate, percent), str(one.wins), str(one.ties),
-        number(one.rating.value), _span(one.rating, number), f"{one.strength.value:+.3g}", between(one.strength.low, one.strength.high),
+        one.arm, percent(one.win_rate.value), _shares(one.win_rate), str(one.wins), str(one.ties),
+        f"{one.rating.value:.3g}", _numbers(one.rating), f"{one.strength.value:+.3g}", _numbers(one.strength),
     )  # fmt: skip
 
 
 def _duel(one: Duel) -> tuple[str, ...]:
     return (
-        f"{one.one} over {one.other}", percent(one.win_rate.value), _span(one.win_rate, percent), p_value(one.holm),
-        f"{one.rating.value:+.3g}", _span(one.rating, number), p_value(one.rating_holm),
+        f"{one.one} over {one.other}", percent(one.win_rate.value), _shares(one.win_rate), p_value(one.holm),
+        f"{one.rating.value:+.3g}", _numbers(one.rating), p_value(one.rating_holm),
     )  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def verdicts(summary: Summary) -> list[str]:
 
 
 def _verdict(one: Duel) -> str:
-    said = f"{percent(one.win_rate.value)} of the judgements, 95 % interval {_span(one.win_rate, percent)}, p {p_value(one.holm)}"
+    said = f"{percent(one.win_rate.value)} of the judgements, 95 % interval {_shares(one.win_rate)}, p {p_value(one.holm)}"
     if one.holm < ALPHA:
         return f"{one.one} is preferred to {one.other} ({said})."
     return f"Inconclusive: {one.one} and {one.other} are not shown to differ ({said})."
@@ -87,7 +90,7 @@ def _position(summary: Summary) -> str:
     word = "There is a bias for or against" if found.p < ALPHA else "No bias is shown for or against"
     return (
         f"{word} the answer shown first: it is preferred in {percent(found.first.value)} of {sum(found.counts)} judgements without a tie "
-        f"(95 % interval {_span(found.first, percent)}, {percent(found.expected)} without bias, p {p_value(found.p)})."
+        f"(95 % interval {_shares(found.first)}, {percent(found.expected)} without bias, p {p_value(found.p)})."
     )
 
 
