@@ -18,6 +18,7 @@ from posttrain.runs.search.best import write_best
 from posttrain.runs.search.settings import goal, settings_of
 from posttrain.runs.search.space import Space
 from posttrain.runs.search.store import Store, open_store
+from posttrain.runs.slurm.follow import LeftRunning
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -88,15 +89,18 @@ def _tracked(store: Store, sweep: Sweep, first: Job, metric: str) -> None:
         return
     parent = store.parent or start_parent(first.config, sweep.overrides)
     store.set_parent(parent)
-    status: Literal["finished", "stopped", "failed"] = "failed"
+    status: Literal["finished", "stopped", "failed"] | None = "failed"
     try:
         _trials(store, sweep, metric, parent)
         status = "finished" if store.finished() else "failed"
+    except LeftRunning:
+        status = None
+        raise
     except KeyboardInterrupt:
         status = "stopped"
         raise
     finally:
-        if parent is not None:
+        if parent is not None and status is not None:
             finish_parent(first.config, parent, status)
 
 
