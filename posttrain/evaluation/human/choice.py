@@ -40,12 +40,12 @@ def strengths(orders: Array, chosen: Array, clusters: Array, *, prior: float = 0
     """
     arms = orders.shape[1]
     basis = _contrasts(arms)
-    features, picked = _features(orders, basis), _picked(chosen)
+    features, picked = _features(orders, basis), np.asarray(chosen, int)
     rolled = np.stack([np.roll(np.arange(arms), turn) for turn in range(arms)])
     imagined, outcomes = np.repeat(rolled, arms + 1, 0), np.tile(np.arange(arms + 1), arms)
     everything = np.concatenate([features, _features(imagined, basis)])
     weights = np.concatenate([np.ones(len(chosen)), np.full(len(outcomes), prior / arms)])
-    theta, hessian = _newton(everything, np.concatenate([picked, _picked(outcomes)]), weights)
+    theta, hessian = _newton(everything, np.concatenate([picked, outcomes]), weights)
     inverse = np.linalg.pinv(hessian)
     scores = _scores(features, picked, theta)
     _, place = np.unique(clusters, return_inverse=True)
@@ -62,10 +62,6 @@ def _contrasts(count: int) -> Array:
     """[count, count - 1]: columns that span all vectors summing to 0."""
     found = np.eye(count, count - 1) - 1 / count
     return np.linalg.qr(found)[0]
-
-
-def _picked(chosen: Array) -> Array:
-    return np.asarray(chosen, int)
 
 
 def _features(orders: Array, basis: Array) -> Array:

@@ -25,7 +25,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sheet:
-    """name: which key and which rater it belongs to. title: what stands above it."""
+    """name: which key and which rater it belongs to."""
 
     name: str
     rows: tuple[Shown, ...]

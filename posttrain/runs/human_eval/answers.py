@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.runs.arguments import find_artifact
+from posttrain.runs.base_config import load_config
 from posttrain.runs.human_eval.arms import Arm, last_stage
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _kept_questions(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Que
     from posttrain.data.chat import Chat
     from posttrain.runs.inputs import load_inputs
 
-    config = _config(folder)
+    config = load_config(folder)
     tokenizer, prepared = load_inputs(config)
     chat = Chat(tokenizer, config["data"].get("template_kwargs") or {})
     assert prepared.val is not None
@@ -111,17 +111,12 @@ def without_template(prompt: str, chat: Chat) -> str:
     return prompt[len(before) : len(prompt) - len(after)] if inside else prompt
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return config
-
-
 def held_out(folder: Path) -> list[Question]:
     """What a run held out, as questions: its validation data, of a part cut off from the training data the same rows."""
     from posttrain.data.prepare import prepare
     from posttrain.runs.inputs import load_inputs
 
-    config = _config(folder)
+    config = load_config(folder)
     tokenizer, own = load_inputs(config)
     if own.val is None:
         raise DataError(Problem(f"runs: {folder}", "the run held no examples out", "train with data.val=FILE or data.val_fraction"))
@@ -161,7 +156,7 @@ def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, 
 
     folder = find_artifact(str(last_stage(run)))
     model, tokenizer = load(folder, device=device)
-    chat = Chat(tokenizer, _config(last_stage(run))["data"].get("template_kwargs") or {})
+    chat = Chat(tokenizer, load_config(last_stage(run))["data"].get("template_kwargs") or {})
     texts = [chat.render(chat.fitted(question.messages or ()), (), prompt=True) for question in questions]
     prompts = [ids for ids, _ in encode_texts(tokenizer, texts)]
     for tokens in greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.human.sheet import LETTERS
+from posttrain.runs.base_config import load_config
 from posttrain.runs.comparison.arms import names_of, settings_of
 from posttrain.runs.comparison.read import CONFIG, RESULT, run_folders
 
@@ -53,7 +52,7 @@ def of_runs(given: Sequence[str]) -> list[Arm]:
     groups: dict[str, list[Path]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        flat = settings_of(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+        flat = settings_of(load_config(folder / CONFIG))
         name = json.dumps(flat, sort_keys=True, default=str)
         groups.setdefault(name, []).append(folder)
         settings[name] = flat
