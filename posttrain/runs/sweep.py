@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,9 +29,10 @@ from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
+from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
 from posttrain.runs.slurm.follow import LeftRunning, word
-from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord
+from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord, jobs_so_far, read_record
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -60,6 +61,8 @@ def run_sweep(call: Call) -> int:
     folders = options.search_path(call.config_dirs)
     parsed = parse(call.overrides, options.groups(folders))
     task = [line for line in call.overrides if line not in parsed.hydra]
+    if _searches(parsed.hydra, folders):
+        return _search(call, task, parsed.hydra, folders)
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = _master(parsed.hydra, _common(combinations), folders)
     target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
@@ -71,6 +74,42 @@ def run_sweep(call: Call) -> int:
         slurm.show_scripts(requests, [job.name for job in jobs], folder)
         return 0
     return _run(jobs, call, folder, lambda record: slurm.run(requests, record, call.allow_targets))
+
+
+def _searches(hydra_lines: Sequence[str], folders: Sequence[Path]) -> bool:
+    """Whether the line asks for a search. What is wrong with Hydra's keys is told later."""
+    chosen = [line for line in hydra_lines if line.startswith("hydra/sweeper=")]
+    return bool(chosen) and hydra_config([], folders, extra=chosen).hydra.sweeper._target_ == settings.TARGET
+
+
+def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders: Sequence[Path]) -> int:
+    """A sweep whose runs are not known before: trials are checked, recorded and launched as they come."""
+    from posttrain.runs.search.command import Sweep, run_search
+    from posttrain.runs.search.space import space_of
+
+    space = space_of(task, lambda group: [option.name for option in options.options(folders, group)])
+    master = _master(hydra_lines, list(space.fixed.values()), folders)
+    target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
+    must_hold = RULES.get(target, rules.ELSEWHERE)
+
+    def check(name: str, combination: Mapping[str, str]) -> Job:
+        return _checked_job(name, combination, call, folder, must_hold)
+
+    def launch(jobs: Sequence[Job]) -> list[int]:
+        requests = slurm.requests_of([_launcher_node(master, job) for job in jobs]) if target == slurm.TARGET else []
+        earlier = jobs_so_far(folder)
+        record = _recorded(jobs, folder, None, first=len(earlier))
+        record.beside(earlier).write()
+        if not requests:
+            return _launch(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
+        try:
+            return slurm.run(requests, record, call.allow_targets)
+        finally:
+            read_record(folder).beside(earlier).write()
+
+    node = cast(dict[str, Any], OmegaConf.to_container(master.hydra.sweeper, resolve=True))
+    sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, _child)
+    return run_search(node, space, sweep)
 
 
 def _run(jobs: Sequence[Job], call: Call, folder: Path, launch: Callable[[SweepRecord], list[int]]) -> int:
@@ -98,9 +137,9 @@ def _run(jobs: Sequence[Job], call: Call, folder: Path, launch: Callable[[SweepR
     return max(codes)
 
 
-def _recorded(jobs: Sequence[Job], folder: Path, parent: str | None) -> SweepRecord:
-    """Writes each job's config into the sweep's folder, and which jobs there are."""
-    files = [_write_job(job, folder / JOBS / f"{number}.yaml") for number, job in enumerate(jobs)]
+def _recorded(jobs: Sequence[Job], folder: Path, parent: str | None, first: int = 0) -> SweepRecord:
+    """Writes each job's config into the sweep's folder, and which jobs there are. first: the number of the first."""
+    files = [_write_job(job, folder / JOBS / f"{number}.yaml") for number, job in enumerate(jobs, first)]
     entries = [JobRecord(job.name, Path(job.config["output_dir"]), file) for job, file in zip(jobs, files, strict=True)]
     for entry in entries:
         Outcome(entry.file).clear()
@@ -131,13 +170,13 @@ def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence
         ConfigError: another sweeper than the built-in one, or a launcher that is not there.
     """
     _require_plugin(hydra_lines)
-    if problems := _unknown_launcher_keys(hydra_lines, folders):
+    if problems := [*_unknown_keys(hydra_lines, folders, "launcher"), *_unknown_keys(hydra_lines, folders, "sweeper")]:
         raise ConfigError(problems)
     output = [line.partition("=")[2] for line in common if line.startswith("output_dir=")]
     folder = [f"hydra.sweep.dir={output[-1]}"] if output else []
     master = hydra_config([], folders, extra=[*folder, *hydra_lines])
-    if master.hydra.sweeper._target_ != SWEEPER:
-        raise ConfigError(Problem("hydra/sweeper", "only the basic sweeper is supported", "leave hydra/sweeper out"))
+    if master.hydra.sweeper._target_ not in (SWEEPER, settings.TARGET):
+        raise ConfigError(Problem("hydra/sweeper", "there are the basic sweeper and optuna", "hydra/sweeper=optuna, or leave it out"))
     return master
 
 
@@ -149,14 +188,15 @@ def _require_plugin(hydra_lines: Sequence[str]) -> None:
             raise MissingExtra(line, "slurm")
 
 
-def _unknown_launcher_keys(hydra_lines: Sequence[str], folders: Sequence[Path]) -> list[Problem]:
-    """Keys that the chosen launcher does not have, with the nearest one; Hydra itself would advise to add them."""
-    setting = [line for line in hydra_lines if line.startswith("hydra.launcher.")]
+def _unknown_keys(hydra_lines: Sequence[str], folders: Sequence[Path], part: str) -> list[Problem]:
+    """Keys that the chosen launcher or sweeper does not have, with the nearest one; Hydra itself would advise to add them."""
+    setting = [line for line in hydra_lines if line.startswith(f"hydra.{part}.")]
     if not setting:
         return []
-    known = [f"hydra.launcher.{key}" for key in hydra_config([], folders, extra=[*set(hydra_lines) - set(setting)]).hydra.launcher]
+    chosen = [line for line in hydra_lines if not line.startswith(("hydra.launcher.", "hydra.sweeper."))]
+    known = [f"hydra.{part}.{key}" for key in hydra_config([], folders, extra=chosen).hydra[part]]
     keys = {line: ".".join(line.partition("=")[0].split(".")[:3]) for line in setting}
-    return [Problem(line, f"the launcher has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
+    return [Problem(line, f"the {part} has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
 
 
 def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> list[Job]:
@@ -166,18 +206,20 @@ def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Pa
     swept = [key for key in combinations[0] if len({job[key] for job in combinations}) > 1]
     for number, combination in enumerate(combinations):
         name = job_name([combination[key] for key in swept]) if swept else str(number)
-        lines = [*(line for key, line in combination.items() if key != "output_dir"), f"output_dir={quoted(str(folder / name))}"]
         try:
-            config = compose_and_check(
-                lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=must_hold
-            )
+            jobs.append(_checked_job(name, combination, call, folder, must_hold))
         except ConfigError as error:
             problems += error.problems
-            continue
-        jobs.append(Job(name, tuple(combination.values()), config))
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return jobs
+
+
+def _checked_job(name: str, combination: Mapping[str, str], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> Job:
+    """One job of a sweep, composed and checked. Raises ConfigError with its problems."""
+    lines = [*(line for key, line in combination.items() if key != "output_dir"), f"output_dir={quoted(str(folder / name))}"]
+    config = compose_and_check(lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=must_hold)
+    return Job(name, tuple(combination.values()), config)
 
 
 def job_name(swept: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.files import write_atomic
@@ -43,6 +45,18 @@ class SweepRecord:
     def submitted(self, ids: Mapping[int, str]) -> SweepRecord:
         """The same with the SLURM ids of the jobs with these numbers."""
         return replace(self, jobs=tuple(replace(job, slurm_id=ids.get(number, job.slurm_id)) for number, job in enumerate(self.jobs)))
+
+    def beside(self, earlier: Sequence[JobRecord]) -> SweepRecord:
+        """The same with the jobs of earlier records before it; a job that is named again counts once, as it is now."""
+        return replace(self, jobs=tuple({job.name: job for job in (*earlier, *self.jobs)}.values()))
+
+
+def jobs_so_far(folder: Path) -> tuple[JobRecord, ...]:
+    """The jobs of a sweep that grows, also where a kill has left but some of them in its record: each has a file of its own."""
+    files = sorted((folder / JOBS).glob("*.yaml"), key=lambda file: int(file.stem))
+    folders = [Path(yaml.safe_load(file.read_text(encoding="utf-8"))["output_dir"]) for file in files]
+    known = {job.file: job for job in (read_record(folder).jobs if (folder / FILE).is_file() else ())}
+    return tuple(known.get(file, JobRecord(run.name, run, file)) for file, run in zip(files, folders, strict=True))
 
 
 def read_record(folder: Path) -> SweepRecord:

@@ -42,7 +42,7 @@ class Command:
 
 
 def _command(name: str, usage: str, summary: str) -> Command:
-    return Command(name, usage, summary, f"posttrain.runs.commands.{name}")
+    return Command(name, usage, summary, f"posttrain.runs.commands.{name.replace('-', '_')}")
 
 
 TRAIN = _command("train", "[overrides]", "check everything, then train (also without the word `train`)")
@@ -52,6 +52,7 @@ COMMANDS: Sequence[Command] = (
     _command("data", "[overrides]", "show examples as the model will see them: tokens, masks, lengths, drops"),
     _command("eval", "run=DIR suite=NAME", "evaluate the artifact of a run"),
     _command("compare", "runs=[DIR,DIR,...]", "which of some finished runs is better, by how much, and whether the difference is real"),
+    _command("human-eval", "make|score [key=value]", "blinded sheets for annotators, and what they say of the arms"),
     _command("chat", "run=DIR", "talk to the artifact of a run in the terminal"),
     _command("export", "run=DIR to=DIR", "write an artifact as a plain Hugging Face folder"),
     _command("constitution", "data=DATA to=DIR", "make data by critique and revision: the model mends its own answers by principles"),
@@ -60,4 +61,4 @@ COMMANDS: Sequence[Command] = (
     _command("cancel", "sweep=DIR", "cancel the SLURM jobs of a sweep"),
     _command("list", "[group]", "the options of every group, one line each"),
 )
-NOT_YET = {"serve": "serving", "human-eval": "human evaluation"}
+NOT_YET = {"serve": "serving"}

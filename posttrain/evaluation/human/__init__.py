@@ -1,0 +1,1 @@
+"""Human evaluation: blinded sheets for annotators, and what their judgements say."""

@@ -1,0 +1,1 @@
+"""`-m hydra/sweeper=optuna`: a sweep that searches."""
