@@ -16,13 +16,14 @@ from posttrain.runs.tracking.journal import Journal
 from posttrain.runs.tracking.sweep import is_mlflow
 
 RECORDS = ("config.yaml", "metrics.jsonl", "throughput.jsonl", "result.json")
+WAIT_SECONDS = 120.0  # for a store that is there: the sender has had no training to start beside
 PLOTS = ("loss.png", "reward.png")
 
 
-def mirror(stage: Path, place: Path, config: Mapping[str, Any]) -> str | None:
-    """Send a finished stage's records as a run of their own, once; returns its id. Nothing without MLflow, or where the stage's own run
-    hangs under the same parent already.
+def mirror(stage: Path, place: Path, config: Mapping[str, Any]) -> Tracker | None:
+    """Begin to send a finished stage's records as a run of their own, once; `finish("finished")` of what is returned waits for it.
 
+    None without MLflow, and where the stage's own run hangs under the same parent, or it was sent before.
     place: the folder of the copies. config: of the stage, with the `tracking` node that it would have had.
     """
     tracking = config["tracking"]
@@ -34,13 +35,12 @@ def mirror(stage: Path, place: Path, config: Mapping[str, Any]) -> str | None:
     for name in (name for name in (*RECORDS, *PLOTS) if (stage / name).is_file()):
         shutil.copyfile(stage / name, place / name)
     tags = {"reused": "true", "made_in": str(stage), **_digests(stage)}
-    node = {key: value for key, value in tracking.items() if key != "name"} | {"system_seconds": None}
+    node = {key: value for key, value in tracking.items() if key != "name"} | {"system_seconds": None, "finish_seconds": WAIT_SECONDS}
     tracker: Tracker = targets.build(node)
     tracker.start(RunInfo(output_dir=place, name=place.name, config=config, tags=tags))
     for name in (name for name in PLOTS if (place / name).is_file()):
         tracker.figure(place / name)
-    tracker.finish("finished")
-    return tracker.run_id
+    return tracker
 
 
 def _parents(stage: Path) -> list[str | None]:

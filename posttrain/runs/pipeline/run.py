@@ -27,6 +27,7 @@ from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import CONFIG, differences, set_aside
 from posttrain.runs.signals import HANDLED
+from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
 
@@ -112,6 +113,7 @@ class Pipeline:
         self.store = Path(config["stages_dir"])
         self.ended: list[Ended] = []
         self.parent = Parent(config, folder)
+        self.mirrors: list[Tracker | None] = []
 
     def run(self) -> int:
         """All stages; whatever ends it, result.json and the tracking run say how."""
@@ -168,7 +170,7 @@ class Pipeline:
             reason = store.distrust(folder, wanted)
             if reason is None:
                 say(f"{title}: reused, {shown(folder)}")
-                mirror(folder, self.folder / ".reused" / place.name, wanted)
+                self.mirrors.append(mirror(folder, self.folder / ".reused" / place.name, wanted))
                 return DONE, True
             say(f"{title}: made anew, {reason}")
             store.begin_anew(folder)
@@ -191,6 +193,8 @@ class Pipeline:
         if status == "finished":
             store.link(self.folder / store.ARTIFACT, self.ended[-1].place / store.ARTIFACT)
         write_result(self.folder / "result.json", result)
+        for tracker in filter(None, self.mirrors):
+            tracker.finish("finished")
         self.parent.finish(status)
         if self.ended:
             report.console().print(table_of(self.ended, f"{result.method}: {status}, {shown(self.folder)}", shown))
