@@ -148,6 +148,14 @@ class Evaluation(Group):
     samples: Natural = Field(4, description="generations shown at the end")
 
 
+class Budget(Group):
+    """Where a run stops besides its steps; at most one."""
+
+    flops: Positive | None = None
+    tokens: Positive | None = None
+    gpu_seconds: Positive | None = None
+
+
 class Run(Group):
     """One training run."""
 
@@ -161,6 +169,9 @@ class Run(Group):
     gradient_clip: Positive | None = Field(1.0, description="largest global gradient norm; null = off")
     limit: Count | None = Field(None, description="most rows read of a source")
     output_dir: str | None = None
+    stages: list[dict[str, Any]] | None = Field(None, description="of a pipeline: {name, inputs, share, config} each")
+    stages_dir: str | None = Field(None, description="where finished stages of pipelines are kept; null = outputs/stages")
+    budget: Budget | None = None
     entering: list[str] | None = Field(None, description="overrides of a run that is made first, and whose artifact this one starts from")
     resume: str = Field("auto", description="auto, never, or the path of a checkpoint")
     checkpoint: Checkpoint
