@@ -18,7 +18,7 @@ COLOURS = (
     ("#0072b2", "#5fb4ea"), ("#d55e00", "#ff9150"), ("#009e73", "#3fd3a6"), ("#cc79a7", "#ec9cc8"),
     ("#303132", "#e8e9ea"), ("#e69f00", "#f5bd41"), ("#56b4e9", "#9bd6f8"), ("#7a4b1e", "#c79a6b"),
 )  # fmt: skip
-MARKS = ("o", "s", "^", "D", "X", "v", "P", "*", "p")
+MARKS = ("o", "s", "^", "D", "X", "v", "P", "h", "*")
 LINES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
 VARIABLES = {INK: "ink", SOFT: "soft", BACK: "back", BAND: "band"} | {light: f"arm-{place}" for place, (light, _) in enumerate(COLOURS)}
 SHORT = 14  # letters of a name that fits beside an axis
@@ -80,6 +80,8 @@ def dress(axes: Axes, xlabel: str, ylabel: str = "") -> None:
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25, linewidth=0.6)
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=6)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -16,7 +16,7 @@ from posttrain.runs.comparison.study import Study
 from posttrain.runs.comparison.verdict import between, kind, number, p_value
 
 QUALITY = ("arm", "seeds", "mean", "95 % interval", "difference", "its 95 % interval", "p (Holm)", "effect", "verdict")
-COSTS = ("arm", "FLOPs", "device-hours", "hours", "tokens trained", "tokens generated", "peak memory", "best for its FLOPs")
+COSTS = ("arm", "FLOPs", "device-hours", "hours", "tokens trained", "tokens generated", "peak memory", "Pareto front")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def cost_rows(report: Report) -> list[tuple[str, ...]]:
 def _cost_row(name: str, cost: Cost, is_best: bool) -> tuple[str, ...]:
     return (
         name, f"{cost.flops:.3g}", f"{cost.device_hours:.3g}", f"{cost.hours:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}",
-        f"{cost.peak_bytes / 2**30:.2f} GiB", "yes" if is_best else "no",
+        f"{cost.peak_bytes / 2**30:.2f} GiB", "on it" if is_best else "",
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(
 th {{ font-weight: 600; }} th:first-child, td:first-child {{ text-align: left; }}
 thead th {{ border-bottom: 2px solid var(--ink); vertical-align: bottom; }}
 td:first-child {{ min-width: 9rem; max-width: 20rem; overflow-wrap: anywhere; }}
-.plain td {{ overflow-wrap: anywhere; min-width: 5rem; }}
+td + td {{ white-space: nowrap; }}
+.plain td {{ white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }}
 .scroll {{ overflow-x: auto; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }}
 figure {{ margin: .5rem 0; min-width: 0; }} figure svg {{ width: 100%; max-width: 34rem; height: auto; display: block; }}
