@@ -21,6 +21,10 @@ import numpy as np
 
 from posttrain.evaluation.statistics.estimate import Array, Estimate, Term, cochran, satterthwaite
 
+# Which part of the rest is taken off the seeds' variance and off the examples'. Little where seeds are so few that their own variance is
+# hardly known. Chosen by simulation, see above.
+OF_SEEDS, OF_FEW, OF_EXAMPLES, FEW = 0.7, 0.4, 0.2, 1.5
+
 
 @dataclass(frozen=True)
 class Crossed:
@@ -73,18 +77,30 @@ def mean(arm: Crossed) -> Estimate:
     example = _of_examples(arm.examples)
     if not arm.several:
         return Estimate(arm.mean, *map(np.asarray, example))
-    seed, rest = arm.seed_term, arm.rest_term
-    pure = np.maximum(seed[0] - rest[0] / 2, 0.0)  # with all of the rest off, few seeds would be trusted too much; with none, too little
-    return Estimate(arm.mean, _summed([seed], example, [rest]), cochran([(pure, seed[1]), example]))
+    return _estimate(arm.mean, arm.seed_term, example, arm.rest_term[0])
 
 
 def difference(one: Crossed, other: Crossed) -> Estimate:
     """one - other on the same examples. Where either has one seed: of these models, examples being the only chance."""
-    arms = (one, other) if one.several and other.several else ()
-    seeds, rest = [arm.seed_term for arm in arms], [arm.rest_term for arm in arms]
     example = _of_examples(one.examples - other.examples)
-    variance = _summed(seeds, example, rest)
-    return Estimate(one.mean - other.mean, variance, satterthwaite(variance, [*seeds, example, *rest]))
+    if not (one.several and other.several):
+        return Estimate(one.mean - other.mean, *map(np.asarray, example))
+    seeds = [one.seed_term, other.seed_term]
+    variance = seeds[0][0] + seeds[1][0]
+    return _estimate(one.mean - other.mean, (variance, satterthwaite(variance, seeds)), example, one.rest_term[0] + other.rest_term[0])
+
+
+def _estimate(value: Array, seeds: Term, example: Term, rest: Array) -> Estimate:
+    """Seeds and examples together, the rest, which is in both, taken off by parts."""
+    parts = [(part, term[1]) for part, term in zip(split(seeds, example[0], rest), (seeds, example), strict=True)]
+    return Estimate(value, parts[0][0] + parts[1][0], cochran(parts))
+
+
+def split(seeds: Term, example: Array | float, rest: Array | float) -> tuple[Array, Array]:
+    """The variances of the two parts that make an interval: what the seeds vary by beyond most of the rest, and what the examples do."""
+    variance, df = seeds
+    taken = np.where(np.asarray(df) < FEW, OF_FEW, OF_SEEDS)
+    return np.maximum(variance - taken * rest, 0.0), np.asarray(example - OF_EXAMPLES * np.minimum(rest, example))
 
 
 def example_variance(one: Crossed, other: Crossed) -> Array:
@@ -99,10 +115,3 @@ def _of_examples(deviations: Array) -> Term:
     """Variance of a mean over N examples, with N - 1 degrees of freedom."""
     count = deviations.shape[-1]
     return np.square(deviations).sum(-1) / (count * (count - 1)), count - 1
-
-
-def _summed(seeds: list[Term], example: Term, rest: list[Term]) -> Array:
-    """Seeds and examples together. Each alone is a lower bound: the rest, which is taken off once, is in both."""
-    by_seeds = sum((term for term, _ in seeds), np.zeros_like(example[0]))
-    twice = sum((term for term, _ in rest), np.zeros_like(example[0]))
-    return np.maximum(by_seeds + example[0] - twice, np.maximum(by_seeds, example[0]))

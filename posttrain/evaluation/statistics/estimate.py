@@ -68,15 +68,16 @@ GRID = np.geomspace(1, 1e7, 2000)
 
 
 def cochran(terms: Sequence[Term]) -> Array:
-    """Degrees of freedom whose 97.5 % quantile of t is the mean of the terms' quantiles, weighted by their variances.
+    """Degrees of freedom whose 97.5 % quantile of t, squared, is the mean of the terms' squared quantiles, weighted by their variances.
 
-    Cochran & Cox, Experimental Designs, 1957, section 4.14. Unlike Satterthwaite's, they do not grow where a term of few degrees of
+    So that t^2 (v_1 + v_2) = t_1^2 v_1 + t_2^2 v_2: the squares of what each term alone would reach add up (Cochran & Cox, Experimental
+    Designs, 1957, section 4.14, weight the quantiles themselves). Unlike Satterthwaite's, they do not grow where a term of few degrees of
     freedom happens to come out small. terms: (v_k, df_k); where every v_k is 0: the smallest df_k.
     """
     whole = sum((value for value, _ in terms), np.zeros_like(terms[0][0]))
-    quantile = sum((value * stats.t.ppf(0.975, df) for value, df in terms), np.zeros_like(whole))
-    most = max(float(stats.t.ppf(0.975, np.min(df))) for _, df in terms)
+    square = sum((value * np.square(stats.t.ppf(0.975, df)) for value, df in terms), np.zeros_like(whole))
+    most = np.max([np.broadcast_to(stats.t.ppf(0.975, df), whole.shape) for _, df in terms], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        wanted = np.where(whole > 0, quantile / whole, most)
+        wanted = np.where(whole > 0, np.sqrt(square / whole), most)
     quantiles = stats.t.ppf(0.975, GRID)
     return np.exp(np.interp(wanted, quantiles[::-1], np.log(GRID)[::-1]))

@@ -27,7 +27,7 @@ from posttrain.types import TokenStats, TokenTree
 
 Kind = Literal["auto", "conversation", "text"]
 PART = 128  # prompts between two moves of the progress bar
-_ANY_LENGTH = 1 << 30
+ANY_LENGTH = 1 << 30
 
 
 def generative(
@@ -56,7 +56,7 @@ def generative(
         DataError: the file cannot be read, or no row has a checkable answer.
     """
     # A worked solution of any length may stand in the file; only the prompt and the final answer matter here.
-    prepared = _prepared(data, tokenizer, kind="conversation", max_length=_ANY_LENGTH, limit=limit, format=format, system=system)
+    prepared = prepared_of(data, tokenizer, kind="conversation", max_length=ANY_LENGTH, limit=limit, format=format, system=system)
     found = list(prepared.val_checkable)[:limit]
     if not found:
         raise DataError(Problem("data", "no row has a checkable answer", "suite=validation measures the loss on any data"))
@@ -69,7 +69,7 @@ def generative(
     metrics["answered"] = sum(c.extracted is not None for c in whole.checked) / whole.n
     answered = np.array([float(c.extracted is not None) for c in whole.checked])
     scores = {"exact_match": whole.scores, "answered": replace(whole.scores, values=answered)}
-    return SuiteResult(metrics, whole.rows, _facts(prepared), scores)
+    return SuiteResult(metrics, whole.rows, facts(prepared), scores)
 
 
 def likelihood(
@@ -97,7 +97,7 @@ def likelihood(
         system: system message for conversations without one.
     """
     chosen = kind if kind != "auto" else _kind_of(data) if isinstance(data, str) else "conversation"
-    prepared = _prepared(data, tokenizer, kind=chosen, max_length=max_length, limit=limit, format=format, system=system)
+    prepared = prepared_of(data, tokenizer, kind=chosen, max_length=max_length, limit=limit, format=format, system=system)
     examples = prepared.val
     assert examples is not None, "the data were given as validation data"
     rows: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ def likelihood(
         batches = micro_batches((examples[i] for i in range(len(examples))), max_tokens=max_tokens)
         sums = validate(likelihood_of(_recording(score, rows)), batches)
     metrics = {**likelihood_metrics(sums), "tokens": sums["sum_weight"]}
-    return SuiteResult(metrics, rows, _facts(prepared) | {"kind": chosen}, {"loss": _loss_scores(examples, rows)})
+    return SuiteResult(metrics, rows, facts(prepared) | {"kind": chosen}, {"loss": _loss_scores(examples, rows)})
 
 
 def _loss_scores(examples: Examples, rows: Sequence[Mapping[str, Any]]) -> Scores:
@@ -119,7 +119,7 @@ def _loss_scores(examples: Examples, rows: Sequence[Mapping[str, Any]]) -> Score
     return Scores([name for name, _ in some], losses, tokens)
 
 
-def _prepared(
+def prepared_of(
     data: str | Prepared,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -175,7 +175,7 @@ def _example_rows(tree: TokenTree, stats: TokenStats, *, first: int) -> Iterator
         yield {"example": first + index, "tokens": total, "loss": float(nll[mine].sum()) / total if total else float(np.nan)}
 
 
-def _facts(prepared: Prepared) -> dict[str, Any]:
+def facts(prepared: Prepared) -> dict[str, Any]:
     """What preparation read and left out."""
     report = prepared.report.sources[-1]
     kept = ("format", "digest", "rows", "examples", "truncated", "lost")

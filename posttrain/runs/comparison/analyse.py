@@ -14,7 +14,7 @@ from posttrain.evaluation.statistics.bootstrap import bootstrap_difference
 from posttrain.evaluation.statistics.crossed import Crossed, crossed, difference, mean
 from posttrain.evaluation.statistics.estimate import Estimate
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
-from posttrain.evaluation.statistics.power import Noise, noise_of, power, seeds_needed
+from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import hedges_g, paired, student, welch
 from posttrain.runs.comparison.metric import Measured
 
@@ -153,7 +153,9 @@ def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured
         p=tests["sign flip of examples"] if scope == "models" else float(found.p()),
         equivalence_p=float(found.equivalence_p(smallest)),
         effect=_effect(data.values[one], data.values[other], None if parts is None else parts[one].examples - parts[other].examples, found),
-        power=float(power(smallest, found.variance, found.df)) if several else float("nan"),
+        power=float("nan")
+        if noise is None
+        else power_with(noise, smallest, min(len(data.values[one]), len(data.values[other])), alpha=ALPHA),
         seeds_needed=None if noise is None else seeds_needed(noise, smallest, wanted=POWER, alpha=ALPHA, most=MOST_SEEDS),
         tests=tests,
     )
@@ -175,7 +177,9 @@ def _without_spread(pair: Pair, data: Measured, smallest: float) -> Pair:
 
 
 def _noise(one: np.ndarray, other: np.ndarray, parts: tuple[Crossed, Crossed] | None) -> Noise:
-    return Noise(float(one.var(ddof=1)), float(other.var(ddof=1))) if parts is None else noise_of(*parts)
+    if parts is not None:
+        return noise_of(*parts)
+    return Noise(float(one.var(ddof=1)), float(other.var(ddof=1)), known_df=float(welch(one, other).df))
 
 
 def _effect(one: np.ndarray, other: np.ndarray, apart: np.ndarray | None, found: Estimate) -> float:
