@@ -17,10 +17,11 @@ run: $(VENV)/.base
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# On the cluster that this machine reaches; without one, on a SLURM of this machine that is started for the tests.
+# On the cluster that this machine reaches; without one, on a SLURM of this machine, which is started for the tests where it does not run.
 slurm: $(VENV)/.dev
 	@set -e; if ! sinfo --noheader > /dev/null 2>&1; then \
-		settings=$$(launchers/local_slurm start); eval "$$settings"; trap 'launchers/local_slurm stop' EXIT; fi; \
+		launchers/local_slurm status > /dev/null 2>&1 || trap 'launchers/local_slurm stop' EXIT; \
+		settings=$$(launchers/local_slurm start); eval "$$settings"; fi; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm
 
 check: $(VENV)/.dev

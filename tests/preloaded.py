@@ -30,6 +30,7 @@ IMPORTED = [
     "datasets",
     "peft",
 ]
+RANKS = ("posttrain.runs.worker", "tests.distributed.ranks")  # modules with a `main`
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 
@@ -107,7 +108,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], folder:
         os.dup2(os.open(f"{told}/{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
     rank_zero_only.rank = int(environment.get("RANK", "0"))  # read when lightning is imported
-    main = importlib.import_module(module if module.startswith("posttrain.") else f"{module}.__main__").main
+    main = importlib.import_module(module if module in RANKS else f"{module}.__main__").main
     sys.exit(main(arguments))
 
 
@@ -118,7 +119,7 @@ def posttrain(*arguments: str, folder: Path | None = None, **env: str) -> Preloa
 
 def popen(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Preloaded | subprocess.Popen[bytes]:
     """A preloaded process where the command is a run of this package, else an ordinary one."""
-    if list(command[1:3]) == ["-m", "posttrain.runs.worker"]:
+    if command[1] == "-m" and command[2] in RANKS:
         return Preloaded(command[2], command[3:], env=env)
     return subprocess.Popen(command, env=env, **options)
 

@@ -23,13 +23,20 @@ log = logging.getLogger(__name__)
 
 
 def build_policy(
-    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, precision: str, seed: int, device: torch.device, context: int = 1
+    model: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    precision: str,
+    seed: int,
+    device: torch.device,
+    context: int = 1,
+    context_method: str = "ring",
 ) -> PolicyModel:
     """The policy of a model config, ready to train, on the CPU (the strategy moves it).
 
     tokenizer: every id of it gets a row in the vocabulary. precision: float32, bf16 or bf16_true. device: where it will run; the layout
-    is probed there. context: ranks that rows are cut over; with several, every process calls this. Raises ConfigError if the layout asked
-    for is not exact for the model's family, or its rows cannot be cut.
+    is probed there. context: ranks that rows are cut over; with several, every process calls this. context_method: of attention over such
+    rows, ring or ulysses. Raises ConfigError if the layout asked for is not exact for the model's family, or its rows cannot be cut.
     """
     base = build_model(model, dtype=weights_dtype(precision), seed=seed)
     fit_to_tokenizer(base, tokenizer, random_weights=model["weights"] == "random", seed=seed)
@@ -39,7 +46,7 @@ def build_policy(
     peft = model.get("peft")
     wrapped = base if peft is None else _adapted(base, peft, seed)
     inner = causal_lm(wrapped)
-    if context > 1 and (problems := list(obstacles(inner, found.layout))):
+    if context > 1 and (problems := [*obstacles(inner, found.layout), *uneven_heads(inner, context_method, context)]):
         raise ConfigError(problems)
     if found.layout != "padded":
         inner.set_attn_implementation(backends.register())
@@ -55,6 +62,7 @@ def build_policy(
         aux_coefficient=aux_coefficient(inner),
         base_with_adapters_off=peft is not None and _restores(peft),
         ring=own_ring(context) if context > 1 else ALONE,
+        cut=context_method,
     )
     return policy.train()
 
@@ -94,9 +102,19 @@ def obstacles(model: PreTrainedModel, layout: str) -> Iterator[Problem]:
         message = f"the load-balancing loss of {family} is of whole rows, which no rank has"
         yield Problem(key, message, f"{key}=1, or model.architecture.router_aux_loss_coef=0 with random weights")
     if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
-        yield Problem(key, f"the attention sinks of {family} are not known to the ring", f"{key}=1")
+        yield Problem(key, f"the attention sinks of {family} are not known to attention over cut rows", f"{key}=1")
     if getattr(model.config, "attention_dropout", 0.0):
-        yield Problem(key, f"{family} drops attention weights ({model.config.attention_dropout:g}), the ring does not", f"{key}=1")
+        yield Problem(
+            key, f"{family} drops attention weights ({model.config.attention_dropout:g}), attention over cut rows does not", f"{key}=1"
+        )
+
+
+def uneven_heads(model: PreTrainedModel, method: str, size: int) -> Iterator[Problem]:
+    """Why heads cannot be exchanged for stretches over so many ranks; nothing where they can, and for other methods."""
+    heads = model.config.get_text_config().num_attention_heads
+    if method == "ulysses" and heads % size:
+        message = f"{heads} heads are not shared out evenly over {size} devices"
+        yield Problem("hardware.context_method", message, "hardware.context_method=ring, or another hardware.context_parallel")
 
 
 def aux_coefficient(model: PreTrainedModel) -> float:

@@ -26,7 +26,7 @@ class PolicyModel(nn.Module):
     layout. The three give the same numbers. attention: auto, sdpa, flex or varlen. head: how the model's logits come from its hidden
     states. aux_coefficient: weight of a mixture-of-experts' load-balancing loss, 0 where the family has none. base_with_adapters_off:
     whether switching its adapters off gives the model that they were put on. ring: the ranks that rows are cut over; a tree that is not
-    cut is computed here alone.
+    cut is computed here alone. cut: the attention over rows that are: ring or ulysses.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class PolicyModel(nn.Module):
         aux_coefficient: float = 0.0,
         base_with_adapters_off: bool = False,
         ring: Ring = ALONE,
+        cut: str = "ring",
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,7 +48,7 @@ class PolicyModel(nn.Module):
         self.attention = attention
         self.aux_coefficient = aux_coefficient
         self.base_with_adapters_off = base_with_adapters_off
-        self.ring = ring
+        self.ring, self.cut = ring, cut
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -83,7 +84,7 @@ class PolicyModel(nn.Module):
 
     def _row(self, tree: TokenTree, noise: float) -> tuple[Tensor, Tensor | None]:
         config = self.causal_lm.config
-        layout = layout_of(tree, self._backend(tree), self.ring)
+        layout = layout_of(tree, self._backend(tree), self.ring, self.cut)
         lengths = sequence_lengths(tree) if noise and self.training else None
         out = self.backbone(tree.ids[None], noise, lengths, position_ids=tree.positions[None], token_tree=layout)
         return out.last_hidden_state[0], self.auxiliary(out, config)
@@ -110,8 +111,6 @@ class PolicyModel(nn.Module):
         return self.aux_coefficient * loss
 
     def _backend(self, tree: TokenTree) -> str:
-        if tree.stretch.size > 1:
-            return "ring"
         config = self.causal_lm.config
         shared = bool((tree.segments[:, 2] >= 0).any()) and self.layout == "tree"
         plain = getattr(config, "attn_logit_softcapping", None) is None and "sinks" not in _leaf_names(self.causal_lm)

@@ -20,6 +20,8 @@ def rows_can_be_cut(config: Config) -> Iterator[Problem]:
     hardware = config["hardware"]
     size = hardware["context_parallel"]
     if size == 1:
+        if hardware["context_method"] is not None:
+            yield Problem("hardware.context_method", "rows are not cut, so nothing is exchanged", f"null, or {KEY}=2")
         return
     if hardware["devices"] % size:
         message = f"{size} devices a row do not divide the {hardware['devices']} of a node"
@@ -29,7 +31,7 @@ def rows_can_be_cut(config: Config) -> Iterator[Problem]:
     if hardware["tensor_parallel"] > 1:
         yield Problem(KEY, "rows and layers are not known to be cut right at the same time", f"{WHOLE_ROWS}, or hardware.tensor_parallel=1")
     yield from _method_problems(config["method"])
-    yield from _model_problems(config["model"])
+    yield from _model_problems(config["model"], hardware["context_method"] or "ring")
 
 
 def _divisors(devices: int) -> list[int]:
@@ -45,12 +47,12 @@ def _method_problems(method: Config) -> Iterator[Problem]:
         yield Problem("method.neftune_alpha", "embedding noise goes by the length of whole sequences", f"0.0, or {WHOLE_ROWS}")
 
 
-def _model_problems(model: Config) -> Iterator[Problem]:
+def _model_problems(model: Config, method: str) -> Iterator[Problem]:
     if model["layout"] not in ("auto", "tree"):
         yield Problem("model.layout", f"{model['layout']} rows cannot be cut over devices", f"model.layout=auto, or {WHOLE_ROWS}")
-    if model["attention"] != "auto":
+    if model["attention"] != "auto" and method == "ring":
         message = f"{model['attention']} would not be used: attention over a row that is cut goes round a ring of devices"
-        yield Problem("model.attention", message, f"model.attention=auto, or {WHOLE_ROWS}")
+        yield Problem("model.attention", message, f"model.attention=auto, hardware.context_method=ulysses, or {WHOLE_ROWS}")
     if model.get("float8"):
         message = "8-bit layers scale by whole operands, and a device has a part of the row"
         yield Problem("model.float8", message, f"model.float8=null, or {WHOLE_ROWS}")

@@ -1,8 +1,9 @@
 """What `posttrain plan` says of memory beside what runs took: SFT, DPO and GRPO at three sizes on the CPU.
 
-    python tests/benchmarks/plan_memory.py [--sizes nano small medium] [--methods sft dpo grpo] [--steps 3]
+    python tests/benchmarks/plan_memory.py [--sizes nano small medium] [--methods sft dpo grpo] [--hardware cpu 2xcpu_fsdp] [--steps 3]
 
-Each run and each plan is a process of its own, on texts of the script's own making. Prints one table; `off` is (plan - run) / run.
+Each run and each plan is a process of its own, on texts of the script's own making; of several ranks the leading one is measured. Prints
+one table; `off` is (plan - run) / run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -32,16 +34,16 @@ METHODS = {
     "grpo": ("method=grpo", "data=arithmetic", "data.generator.held_out=8", "global_batch=4", "rollout.max_new_tokens=64"),
 }
 COMMON = (
-    "model=nano", "hardware=cpu", "max_tokens=2048", "evaluation=none", "tracking=none", "validate.at_start=false", "validate.at_end=false",
+    "model=nano", "max_tokens=2048", "evaluation=none", "tracking=none", "validate.at_start=false", "validate.at_end=false",
 )  # fmt: skip
 
 
-def overrides(size: str, method: str, folder: Path, steps: int) -> list[str]:
+def overrides(size: str, method: str, hardware: str, folder: Path, steps: int) -> list[str]:
     """Of the run and of its plan."""
     numbers = SIZES[size]
     shape = [] if numbers is None else [f"model.architecture.{key}={value}" for key, value in zip(KEYS, numbers, strict=True)]
     files = [] if method == "grpo" else ["data=files", f"data.train={folder / method}.jsonl"]
-    return [*COMMON, *shape, *METHODS[method], *files, f"max_steps={steps}"]
+    return [*COMMON, f"hardware={hardware}", *shape, *METHODS[method], *files, f"max_steps={steps}"]
 
 
 def write_texts(folder: Path, rows: int = 256) -> None:
@@ -84,17 +86,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--hardware", nargs="+", default=["cpu"], help="cpu, 2xcpu_fsdp, ...: shapes of this machine's CPU")
     parser.add_argument("--steps", type=int, default=3)
     given = parser.parse_args()
-    table = Table("size", "method", "plan, GiB", "run, GiB", "off", title=f"Peak memory, {given.steps} steps on the CPU, float32")
+    table = Table(
+        "size", "method", "hardware", "plan, GiB", "run, GiB", "off", title=f"Peak memory, {given.steps} steps on the CPU, float32"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         write_texts(Path(temporary))
-        for size in given.sizes:
-            for method in given.methods:
-                words = overrides(size, method, Path(temporary), given.steps)
-                plan, run = planned(words), taken(words, Path(temporary) / f"{size}-{method}")
-                table.add_row(size, method, f"{plan:.2f}", f"{run:.2f}", f"{plan / run - 1:+.0%}")
-                Console(stderr=True).print(f"{size} {method}: plan {plan:.2f}, run {run:.2f}")
+        for size, method, hardware in product(given.sizes, given.methods, given.hardware):
+            words = overrides(size, method, hardware, Path(temporary), given.steps)
+            plan, run = planned(words), taken(words, Path(temporary) / f"{size}-{method}-{hardware}")
+            table.add_row(size, method, hardware, f"{plan:.2f}", f"{run:.2f}", f"{plan / run - 1:+.0%}")
+            Console(stderr=True).print(f"{size} {method} {hardware}: plan {plan:.2f}, run {run:.2f}")
     Console(width=80).print(table)
 
 

@@ -110,6 +110,8 @@ def test_several_machines_are_refused_here_but_planned(monkeypatch: pytest.Monke
         (["method=grpo"], {"hardware.context_parallel"}),
         (["method.neftune_alpha=5"], {"method.neftune_alpha"}),
         (["model.layout=packed", "model.attention=sdpa"], {"model.layout", "model.attention"}),
+        (["model.attention=sdpa", "hardware.context_method=ulysses"], set()),
+        (["hardware.context_parallel=1", "hardware.context_method=ulysses"], {"hardware.context_method"}),
     ],
 )
 def test_rows_are_cut_only_where_it_is_exact(given: list[str], wrong: set[str]) -> None:

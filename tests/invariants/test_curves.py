@@ -9,6 +9,13 @@ SAME = {
     "two ranks": ("hardware=2xcpu",),
     "two ranks, many micro-batches": ("hardware=2xcpu", "max_tokens=256", "max_length=256"),
     "rows cut over two ranks": ("hardware=2xcpu", "hardware.context_parallel=2", "max_tokens=256", "max_length=256"),
+    "rows cut over two ranks that exchange heads": (
+        "hardware=2xcpu",
+        "hardware.context_parallel=2",
+        "hardware.context_method=ulysses",
+        "max_tokens=256",
+        "max_length=256",
+    ),
     "packed": ("model.layout=packed",),
     "padded": ("model.layout=padded",),
     "checkpointed activations": ("model.gradient_checkpointing=true",),

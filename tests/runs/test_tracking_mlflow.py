@@ -17,6 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from posttrain.errors import ConfigError
 from posttrain.runs.records import MetricsFile, Result, Status, read_result, write_result
+from posttrain.runs.slurm import closing
+from posttrain.runs.sweep_record import JobRecord, Outcome
 from posttrain.runs.tracking import DatasetRecord, RunInfo, mlflow
 from posttrain.runs.tracking.journal import Journal
 from posttrain.runs.tracking.mlflow import CLIENT_SETTINGS, MLflowTracker
@@ -95,6 +97,8 @@ def expected(last: int) -> list[tuple[int, float]]:
 
 def test_a_whole_run_is_recorded(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run", database, system_seconds=0.1).start()
+    assert run.tracker._sender is not None
+    run.tracker._sender.terminate()  # as a cluster does to every process of a job, here to one that is still importing
     run.metrics.append(0, {"val/loss": 3.0, "eval/exact_match/accuracy": float("nan")})
     run.steps(1, 30)
     run.tracker.table("samples", [{"prompt": "1+1", "answer": "2"}, {"prompt": "2+2", "answer": None}])
@@ -397,3 +401,22 @@ def test_server_down_at_start_and_killed_midway(tmp_path: Path, server: Server, 
     assert record.info.status == "FINISHED"
     assert {item.path for item in MlflowClient(server.uri).list_artifacts(run_id)} == {"config.yaml", "result.json"}
     assert json.loads((tmp_path / "run" / "result.json").read_text())["mlflow_run_id"] == run_id
+
+
+def test_what_a_cluster_ended_too_soon_is_sent_by_who_follows(tmp_path: Path, database: str) -> None:
+    """A job that said how it ended and could not send it; and one that could say nothing."""
+    jobs = [JobRecord(name, tmp_path / name, tmp_path / f"{name}.yaml") for name in ("stopped", "killed")]
+    for job in jobs:
+        run = Run(job.folder, database).start()
+        assert run.tracker._sender is not None
+        run.tracker._sender.kill()
+        run.steps(1, 2)
+        if job.name == "stopped":
+            run.tracker.finish("stopped")
+            Outcome(job.file).write(143)
+    closing.send_rest(jobs[0])
+    closing.close(jobs[1], 1)
+    assert Outcome(jobs[1].file).read() == 1
+    found = {job.name: MlflowClient(database).get_run(str(state.run_id)) for job in jobs if (state := Journal(job.folder).state())}
+    assert {name: record.info.status for name, record in found.items()} == {"stopped": "KILLED", "killed": "FAILED"}
+    assert all(history(database, record.info.run_id) == expected(2) for record in found.values())

@@ -18,9 +18,16 @@ class Sweep:
     def __init__(self, folder: Path, arguments: tuple[str, ...]) -> None:
         self.folder = folder / "sweep"
         self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "posttrain", "-m", *arguments, "hydra/launcher=slurm", f"output_dir={self.folder}"]
+        heeded = ["env", "--default-signal=INT"]  # processes in a shell's background ignore SIGINT, and hand that on
+        command = [*heeded, sys.executable, "-m", "posttrain", "-m", *arguments, "hydra/launcher=slurm", f"output_dir={self.folder}"]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,  # a background job that reads the terminal is stopped
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def until(self, ready: Callable[[], bool], seconds: float = 540, *, alive: bool = True) -> None:

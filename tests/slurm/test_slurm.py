@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from slurm_helpers import Sweep
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 COMMON = (
-    "model=nano", "limit=200", "global_batch=8", "max_steps=60", "evaluation=none", "validate.at_start=false", "validate.at_end=false",
+    "model=nano", "limit=200", "global_batch=8", "max_steps=40", "evaluation=none", "validate.at_start=false", "validate.at_end=false",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_a_sweep_survives_its_shell_and_a_requeue_bit_for_bit(sweep: Callable[..
     database = tmp_path / "mlflow.db"
     one = sweep("method=sft,dpo", "seed=1,2", "hardware=2xcpu", *COMMON, f"tracking.uri=sqlite:///{database}")
     first, names = "method=sft,seed=1", [f"method={method},seed={seed}" for method in ("sft", "dpo") for seed in (1, 2)]
-    one.until(one.reached(first, 3))
+    one.until(one.reached(first, 1))
     job = json.loads((one.folder / "sweep.json").read_text())["jobs"][0]["slurm_id"]
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     one.process.send_signal(signal.SIGINT)
@@ -57,7 +57,7 @@ def test_a_sweep_survives_its_shell_and_a_requeue_bit_for_bit(sweep: Callable[..
 def test_a_dead_rank_ends_its_job_and_the_others_go_on(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     one = sweep("method=sft", "hardware=2xcpu,cpu", *COMMON, f"tracking.uri=sqlite:///{database}")
-    one.until(one.reached("hardware=2xcpu", 3))
+    one.until(one.reached("hardware=2xcpu", 1))
     began = time.monotonic()
     os.kill(task_of(rank=1, folder=one.folder), signal.SIGKILL)
     one.until((one.folder / ".jobs" / "0.outcome").is_file)
@@ -65,8 +65,46 @@ def test_a_dead_rank_ends_its_job_and_the_others_go_on(sweep: Callable[..., Swee
     shown, _ = one.process.communicate(timeout=240)
     assert one.process.returncode == 1, shown
     assert re.search(r"hardware=2xcpu\s+failed", shown), shown
-    assert re.search(r"hardware=cpu\s+finished\s+60", shown), shown
+    assert re.search(r"hardware=cpu\s+finished\s+40", shown), shown
     assert statuses(database) == {"": "FAILED", "hardware=2xcpu": "FAILED", "hardware=cpu": "FINISHED"}, one.logs()
+
+
+def test_a_time_limit_is_no_end(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    """Before its limit, of two minutes, a job saves and goes back into the queue; its curve is that of a run without a limit."""
+    endless = ("method=sft", "hardware=cpu", *COMMON, "max_steps=100000", "tracking=none")
+    asleep = "hydra.launcher.setup=['[ \"$SLURM_RESTART_COUNT\" ] || sleep 50']"  # few steps to compare: SLURM counts only minutes
+    one = sweep("seed=1", *endless, "hardware.time_limit=0.03", "hydra.launcher.signal_delay_s=20", asleep)
+    line = [sys.executable, "-m", "posttrain", *endless, "seed=1", f"output_dir={tmp_path / 'undisturbed'}"]
+    undisturbed = subprocess.Popen(line, env=one.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        one.until(lambda: "continuing after step" in one.logs())
+        saved = int(re.findall(r"continuing after step (\d+)", one.logs())[-1])
+        ours, theirs = (folder / "metrics.jsonl" for folder in (one.folder / "0", tmp_path / "undisturbed"))
+        one.until(lambda: min(len(file.read_bytes().splitlines()) for file in (ours, theirs)) >= saved + 5)
+    finally:
+        undisturbed.kill()
+        undisturbed.wait()
+    assert saved > 0
+    assert "is queued again" in one.logs()
+    assert ours.read_bytes().splitlines()[: saved + 5] == theirs.read_bytes().splitlines()[: saved + 5]
+
+
+def test_jobs_that_the_cluster_cancels_are_told_as_what_they_are(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    """One is cancelled and saves; of one every process is killed, so that whoever follows it must close its record; one goes on."""
+    database = tmp_path / "mlflow.db"
+    one = sweep("max_steps=5000,6000,24", "method=sft", "hardware=cpu", *COMMON[:3], *COMMON[4:], f"tracking.uri=sqlite:///{database}")
+    for name, end in (("max_steps=5000", cancel), ("max_steps=6000", kill_all)):
+        one.until(one.reached(name, 1))
+        end(next(job["slurm_id"] for job in json.loads((one.folder / "sweep.json").read_text())["jobs"] if job["name"] == name))
+    shown, _ = one.process.communicate(timeout=300)
+    assert one.process.returncode == 143, shown
+    table = one.command("status")
+    for name, status in (("max_steps=5000", "stopped"), ("max_steps=6000", "failed"), ("max_steps=24", "finished")):
+        assert f"{status}: {name}" in shown, shown
+        assert re.search(rf"{name}\s.*{status}\s+\d+", table), table
+    assert json.loads((one.folder / "max_steps=5000" / "result.json").read_text())["status"] == "stopped"
+    ended = {"max_steps=5000": "KILLED", "max_steps=6000": "FAILED", "max_steps=24": "FINISHED"}
+    assert statuses(database) == {"": "FAILED"} | ended, shown + one.logs()
 
 
 def test_waiting_jobs_can_be_cancelled_from_another_shell(sweep: Callable[..., Sweep]) -> None:
@@ -80,14 +118,31 @@ def test_waiting_jobs_can_be_cancelled_from_another_shell(sweep: Callable[..., S
     assert shown.count("stopped: seed") == 2
 
 
+def cancel(job: str) -> None:
+    """As a user or an administrator does, from any shell."""
+    subprocess.run(["scancel", job], check=True)
+
+
+def kill_all(job: str) -> None:
+    """Every process of a job, its batch script among them."""
+    for number, environment, _ in processes():
+        if f"SLURM_JOB_ID={job}" in environment:
+            os.kill(number, signal.SIGKILL)
+
+
 def task_of(rank: int, folder: Path) -> int:
     """Process id of a rank of the job whose files lie in `folder`."""
+    for number, environment, words in processes():
+        if f"SLURM_PROCID={rank}" in environment and "submitit.core._submit" in words and str(folder / ".slurm") in words:
+            return number
+    raise LookupError(f"no rank {rank}")
+
+
+def processes() -> Iterator[tuple[int, list[str], list[str]]]:
+    """Number, environment and command line of each process of this machine that we may look at."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (process / "environ").read_text().split("\0")
-            words = (process / "cmdline").read_text().split("\0")
+            environment, words = ((process / name).read_text(errors="replace").split("\0") for name in ("environ", "cmdline"))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if f"SLURM_PROCID={rank}" in environment and "submitit.core._submit" in words and str(folder / ".slurm") in words:
-            return int(process.name)
-    raise LookupError(f"no rank {rank}")
+        yield int(process.name), environment, words

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from posttrain.models.attention import flex, ring, segments, varlen
+from posttrain.models.attention import flex, ring, segments, ulysses, varlen
 from posttrain.models.attention.layout import Layout, Scoring
 
 NAME = "tree"
@@ -36,7 +36,17 @@ class Backend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring) -> Tensor: ...
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": segments.attention, "flex": flex.attention, "varlen": varlen.attention, "ring": ring.attention}
+def _over_heads(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring) -> Tensor:
+    return ulysses.attention(q, k, v, layout, scoring, attend=BACKENDS[layout.within])
+
+
+BACKENDS: dict[str, Backend] = {
+    "sdpa": segments.attention,
+    "flex": flex.attention,
+    "varlen": varlen.attention,
+    "ring": ring.attention,
+    "ulysses": _over_heads,
+}
 
 
 @torch.compiler.disable  # a layout is host data: traced, every micro-batch would be compiled anew

@@ -34,7 +34,8 @@ class Layout:
 
     segments: (start, end, parent), parents before children, parent -1 for a root. positions: int64 [T] on the compute device; of the
     stretch that this rank computes where the row is cut over the ranks of a ring.
-    backend: name of the attention backend. cache: what a backend computes once a micro-batch and uses in every layer (masks).
+    backend: name of the attention backend. within: of the one that attends over the whole row where ranks exchange heads.
+    cache: what a backend computes once a micro-batch and uses in every layer (masks).
     """
 
     segments: tuple[tuple[int, int, int], ...]
@@ -42,6 +43,7 @@ class Layout:
     backend: str = "sdpa"
     cache: dict[Any, Any] = field(default_factory=dict)
     ring: Ring = ALONE
+    within: str = "sdpa"
 
     @property
     def shared(self) -> bool:
@@ -66,6 +68,7 @@ class Layout:
         return chain[::-1]
 
 
-def layout_of(tree: TokenTree, backend: str, ring: Ring = ALONE) -> Layout:
-    """The layout of a micro-batch for one attention backend. ring: the ranks that the row is cut over."""
-    return Layout(tuple((start, end, parent) for start, end, parent in tree.segments.tolist()), tree.positions, backend, ring=ring)
+def layout_of(tree: TokenTree, backend: str, ring: Ring = ALONE, cut: str = "ring") -> Layout:
+    """The layout of a micro-batch for one attention backend. ring: the ranks that the row is cut over. cut: the backend where it is."""
+    segments = tuple((start, end, parent) for start, end, parent in tree.segments.tolist())
+    return Layout(segments, tree.positions, backend if tree.stretch.size == 1 else cut, ring=ring, within=backend)

@@ -72,7 +72,9 @@ def strategy_rows(config: Config, found: Estimate, work: Workload) -> Rows:
     name = found.chosen.name
     rows = [("strategy", f"{name}: {SHARDINGS[name].words} ({found.chosen.why})")]
     if (size := config["hardware"]["context_parallel"]) > 1:
-        rows.append(("rows", f"each micro-batch is cut over {size} devices; keys and values travel round them"))
+        ways = {"ring": "keys and values travel round them", "ulysses": "they exchange stretches for heads"}
+        way = ways[config["hardware"]["context_method"] or "ring"]
+        rows.append(("rows", f"each micro-batch is cut over {size} devices; {way}"))
     if found.most_tokens is not None:
         most = f"{found.most_tokens:,}" if found.most_tokens < LARGEST else "more than any sequence needs"
         rows.append(

@@ -1,7 +1,7 @@
 """The batch script's last word on a job that did not end well: `python -m posttrain.runs.slurm.closing SWEEP SLURM_ID CODE`.
 
 The leading task says itself how the run ended. Where it could not (killed, or another rank failed first), the outcome is written here, and
-the run's record in MLflow is closed as failed.
+the run's record in MLflow is closed. Where not even the batch script could (the cluster ended it, too), whoever follows the job does so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from posttrain.errors import ConfigError
 from posttrain.runs.signals import CONTINUED
 from posttrain.runs.sweep_record import JobRecord, Outcome, read_record
+from posttrain.runs.tracking.journal import Journal
+from posttrain.runs.tracking.sync import sync_run
 
 WAIT_SECONDS = 60  # for the submitting shell to write down which job is which
 CODES = {128 + signal.SIGINT: 128 + signal.SIGINT, 128 + signal.SIGTERM: 128 + signal.SIGTERM, CONTINUED: 128 + signal.SIGTERM}
@@ -26,20 +28,19 @@ def close(job: JobRecord, code: int) -> None:
         return
     final = CODES.get(code, 1)
     outcome.write(final)
-    print(f"posttrain: {job.name} ended with exit code {code}", flush=True)
-    if final == 1:
-        _close_record(job.folder)
+    journal = Journal(job.folder)
+    events = journal.events()
+    if events and events[-1]["event"] != "finish":
+        journal.append({"event": "finish", "time": time.time(), "status": "failed" if final == 1 else "stopped"})
+    send_rest(job)
 
 
-def _close_record(folder: Path) -> None:
-    """A run that was killed could not tell MLflow."""
-    from posttrain.runs.tracking.journal import Journal
-    from posttrain.runs.tracking.sync import sync_run
-
-    journal = Journal(folder)
-    if not journal.events():
+def send_rest(job: JobRecord) -> None:
+    """Send MLflow what a run that has ended could not: the cluster may have ended it sooner than its store answered."""
+    journal = Journal(job.folder)
+    state = journal.state()
+    if state is None or state.events >= len(journal.events()):
         return
-    journal.append({"event": "finish", "time": time.time(), "status": "failed"})
     try:
         sync_run(journal)
     except ConfigError as error:  # the store is away, or the run's own sender is still at it
@@ -55,6 +56,7 @@ def main(sweep: str, slurm_id: str, code: str) -> int:
             break
         time.sleep(1)
     for job in found:
+        print(f"posttrain: {job.name} ended with exit code {code}", flush=True)
         close(job, int(code))
     return 0 if found else 1
 

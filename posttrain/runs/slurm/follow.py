@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from posttrain.runs.slurm import queue
+from posttrain.runs.slurm import closing, queue
 from posttrain.runs.slurm.request import LOGS
 from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord
 
@@ -58,8 +58,10 @@ def _endings(record: SweepRecord) -> Iterator[tuple[JobRecord, int]]:
             code = Outcome(job.file).read()
             if code is None and job.name in lost and job.name in gone:
                 code = gone[job.name]
+                closing.close(job, code)
             if code is not None:
                 waiting.remove(job)
+                closing.send_rest(job)
                 yield job, code
         lost |= gone.keys()  # believed the second time: a file may reach us later than the queue's answer
         if not waiting:

@@ -11,11 +11,13 @@ import getpass
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -204,9 +206,12 @@ def client_environment() -> dict[str, str]:
 
 
 def launch_sender(journal: Journal, session: int) -> subprocess.Popen[bytes]:
-    """Start the sender in a session of its own: Ctrl-C in the terminal is for the run, the sender ends with it."""
+    """Start the sender in a session of its own: Ctrl-C in the terminal is for the run, the sender ends with it.
+
+    A cluster signals every process of a job, also one that is still importing: the sender is born with its stop signals blocked.
+    """
     command = [sys.executable, "-m", "posttrain.runs.tracking.sender", str(journal.output_dir.absolute()), str(os.getpid()), str(session)]
-    with writing(journal.log_path), journal.log_path.open("ab") as output:
+    with writing(journal.log_path), journal.log_path.open("ab") as output, _blocked(signal.SIGINT, signal.SIGTERM):
         return subprocess.Popen(
             command,
             env=client_environment(),
@@ -215,6 +220,16 @@ def launch_sender(journal: Journal, session: int) -> subprocess.Popen[bytes]:
             stderr=output,
             start_new_session=True,
         )
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Inside, these signals wait; a process that is started there never gets them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait_for(sender: subprocess.Popen[bytes], seconds: float) -> bool:

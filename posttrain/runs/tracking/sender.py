@@ -2,13 +2,15 @@
 
 It ends when the run has finished and everything is sent (exit 0), or when the store stays away then (exit 3). If the run dies, it sends
 what is there, marks the run FAILED and ends. A later session of the same run (a resume) makes it end at once.
+
+A terminal or a scheduler signals every process. This one must outlive the run by a moment, and ends with it: whoever starts it blocks
+SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -127,9 +129,6 @@ class Sender:
 def main(output_dir: str, parent: str, session: str) -> int:
     """Wait for an earlier sender of the same run to end, then send."""
     os.nice(5)
-    # A terminal or a scheduler signals every process; this one must outlive the run by a moment, and ends with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     journal = Journal(Path(output_dir))
     with FileLock(journal.lock_path):
