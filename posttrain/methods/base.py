@@ -123,8 +123,9 @@ class Method(LightningModule, ABC):
         """Build the model, once; the strategy has set up its processes."""
         if self.policy is None:
             self.policy = self.recipe.policy()
-            self.operations = flop_model(self.policy)  # now: a strategy may cut the weights later
             self.build_beside()
+            half = self.trainer.precision != "32-true" or self.policy.causal_lm.dtype != torch.float32
+            self.operations = flop_model(self.policy, device=self.device.type, half=half)  # a strategy may cut the weights later
             self.sharding.shard(self)
 
     def build_beside(self) -> None:
@@ -187,6 +188,19 @@ class Method(LightningModule, ABC):
     def forward_passes(self) -> float:
         """Forward passes without a backward one for every tree that is trained on: of a reference, or over a step in advance."""
         return 0.0
+
+    @property
+    def bare_passes(self) -> float:
+        """Of the forward passes (online: of those between steps), those of the policy without its adapters."""
+        return 0.0
+
+    def flops(self, work: Work) -> float:
+        """Floating-point operations of a step on `work`. Raises RuntimeError before `configure_model`."""
+        if self.operations is None:
+            raise RuntimeError("a method's operations are known after configure_model")
+        # a reward model's body has no use for the output head
+        bare = 0.0 if self.online else self.bare_passes  # those between steps are counted with the rollout
+        return self.operations.of(work, passes=self.forward_passes, bare=bare, heads=self.language_model)
 
     @property
     def progress(self) -> float:

@@ -175,25 +175,11 @@ class Session:
             steps=step,
             examples=int(totals["examples"]),
             tokens=int(totals["tokens"]),
-            flops=self._flops(),
+            flops=float(totals["flops_before"] + totals["flops"]),
             train_seconds=seconds,
             tokens_per_second=totals["tokens"] / seconds,
             peak_memory_bytes=peak_memory_bytes(str(self.job.device)),
             metrics={**final, **before},
             artifact=None if artifact is None else str(artifact),
             mlflow_run_id=self.tracker.run_id,
-        )
-
-    def _flops(self) -> float:
-        model = self.method.operations
-        if model is None:
-            return 0.0
-        totals = self.recorder.totals
-        heads = float(self.method.language_model)  # a reward model's body has no use for the output head
-        trained = model.training(tokens=totals["tokens"], targets=heads * totals["targets"], pairs=totals["pairs"])
-        targets = heads * totals["forward_targets"]
-        return (
-            totals["flops_before"]
-            + trained
-            + model.forward(tokens=totals["forward_tokens"], targets=targets, pairs=totals["forward_pairs"])
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrain.data.plan import first_fit
+from posttrain.functional.attended import attended
 from posttrain.runs.planning.sampling import Sampling
 from posttrain.runs.planning.shapes import Row
 
@@ -177,5 +178,5 @@ def row_of(train: TokenizedSet, places: Sequence[int]) -> Row:
 
 
 def _pairs(row: Row) -> float:
-    """(query, key) pairs of attention."""
-    return float(sum(length * before + length * (length + 1) / 2 for length, before in row.segments))
+    """(query, key) products of attention."""
+    return float(sum(attended(length, before) for length, before in row.segments))
