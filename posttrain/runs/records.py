@@ -153,7 +153,7 @@ class Result:
     status: finished = reached its last step; stopped = interrupted after a checkpoint; failed = an error ended it.
     examples, tokens: real ones (no padding) that were trained on. flops: floating-point operations of training.
     train_seconds: wall time inside training, over all resumes. tokens_per_second: tokens / train_seconds.
-    metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder.
+    metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder. budget: unit, asked, spent.
     """
 
     status: Status
@@ -168,6 +168,7 @@ class Result:
     metrics: Mapping[str, float]
     artifact: str | None = None
     mlflow_run_id: str | None = None
+    budget: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
 
 

@@ -130,18 +130,17 @@ def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
 
 
 def _blocks(job: Job, part: Part, blocks: np.ndarray, root: Path, model: Model) -> tuple[ReferenceLogps, float]:
-    """The blocks of a source, and the operations that computing this rank's share of them takes.
+    """The blocks of a source, and the operations that computing them takes.
 
     It begins with its own share, then takes or waits for the others'.
     """
-    mine = list(map(int, blocks[job.ranks.rank :: job.ranks.world]))
-    order = dict.fromkeys([*mine, *map(int, blocks)])
+    order = dict.fromkeys(map(int, [*blocks[job.ranks.rank :: job.ranks.world], *blocks]))
     folders: dict[int, Path] = {}
     flops = 0.0
     for block in order:
         build = partial(_compute, job, part, block, model=model)
         folders[block], about, _ = fetch(root, f"{part.path.parent.name}-{block}", build)
-        flops += about["flops"] if block in mine else 0.0  # also where an earlier run computed it: each that uses it is charged
+        flops += about["flops"]  # also where an earlier run computed it: each that uses it is charged
     return ReferenceLogps(folders), flops
 
 

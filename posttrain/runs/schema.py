@@ -148,6 +148,14 @@ class Evaluation(Group):
     samples: Natural = Field(4, description="generations shown at the end")
 
 
+class Budget(Group):
+    """Where the run stops; at most one is set."""
+
+    flops: Positive | None = Field(None, description="floating-point operations of training, all models and passes")
+    tokens: Positive | None = Field(None, description="tokens trained on")
+    gpu_seconds: Positive | None = Field(None, description="seconds in training, times devices")
+
+
 class Run(Group):
     """One training run."""
 
@@ -157,6 +165,7 @@ class Run(Group):
     max_length: Count = Field(1024, description="most tokens of an example")
     max_steps: Count | None = Field(None, description="optimizer steps; wins over epochs")
     epochs: Positive | None = 1
+    budget: Budget | None = None
     precision: Precision
     gradient_clip: Positive | None = Field(1.0, description="largest global gradient norm; null = off")
     limit: Count | None = Field(None, description="most rows read of a source")

@@ -23,7 +23,7 @@ COUNTED = ("examples", "tokens", "generated")
 class StepRecorder(StepCallback):
     """One line a step: loss and the method's metrics over the whole step, gradient norm, learning rate, tokens and examples so far.
 
-    flops: operations that this rank spent on the model before training; `totals` holds those of all ranks, and of the steps.
+    flops: operations that were spent on the model before training; `totals` holds them and those of the steps.
 
     Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
     """
@@ -49,7 +49,7 @@ class StepRecorder(StepCallback):
         self.totals.update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.totals["flops_before"] = self._summed({"flops": self.flops}, pl_module)["flops"]
+        self.totals["flops_before"] = self.flops
         self._began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
