@@ -33,7 +33,7 @@ def load(path: Path, choices: Sequence[Choice], groups: Callable[[], DictConfig]
     if problems:
         raise ConfigError(problems)
     try:
-        config = OmegaConf.create(_escaped(content))
+        config = OmegaConf.create(escaped(content))
     except RecursionError as error:
         raise ConfigError(Problem(str(path), "is nested too deeply, or contains itself")) from error
     chosen = groups() if choices else OmegaConf.create()
@@ -78,10 +78,10 @@ def _without_identity(content: dict[str, Any], file: Path) -> dict[str, Any]:
     return content
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """The same data with `${` marked as plain text."""
     if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [escaped(item) for item in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -61,9 +61,35 @@ def compose_partly(overrides: Sequence[str], *, config_dirs: Sequence[str | Path
     if base is None and _wants_small_data(choices):
         choices, parsed.values = [*choices, _small_data(choices, folders)], [*NO_OTHER_DATA, *parsed.values]
     config = _from_groups(choices, folders) if base is None else base_config.load(base, choices, lambda: _from_groups(choices, folders))
+    if config.get("stages") is not None:
+        from posttrain.runs.pipeline.compose import compose_pipeline
+
+        content = cast(dict[str, Any], OmegaConf.to_container(config, resolve=base is not None))
+        return compose_pipeline(overrides, content["stages"], content, config_dirs=config_dirs)
+    result.problems += [
+        _no_stages(value, config) for value in parsed.values if value.key.split(".")[0] == "stages" and value.value is not None
+    ]
+    parsed.values = [value for value in parsed.values if value.key.split(".")[0] != "stages"]
     _apply_values(parsed.values, config, groups, result)
     result.config = _resolved(config, result)
     return result
+
+
+def compose_stage_again(config: Mapping[str, Any], overrides: Sequence[str], groups: Sequence[str]) -> Composed:
+    """A stage's complete config with further values; its groups stay as they are."""
+    parsed = parse(overrides, groups)
+    result = Composed({}, list(parsed.problems))
+    advice = "set its keys one by one, or compose the pipeline anew"
+    result.problems += [Problem(choice.text, "a stage of a finished config keeps its groups", advice) for choice in parsed.choices]
+    changed = OmegaConf.create(base_config.escaped(dict(config)))
+    _apply_values(parsed.values, changed, groups, result)
+    result.config = _resolved(changed, result)
+    return result
+
+
+def _no_stages(value: Value, config: DictConfig) -> Problem:
+    name = OmegaConf.select(config, "method.name")
+    return Problem(value.text, f"method={name} is no pipeline, so it has no stages", "method=staged; posttrain list method shows others")
 
 
 def _wants_small_data(choices: Sequence[Choice]) -> bool:

@@ -78,3 +78,8 @@ def prepare_folder(folder: Path, *, key: str = "output_dir", need_bytes: int = 0
     if free < need_bytes:
         message = f"{folder} has {free / 1e9:.1f} GB free, the run needs about {need_bytes / 1e9:.1f} GB"
         raise ConfigError(Problem(key, message, "free space, choose another folder, or lower checkpoint.keep_last"))
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -50,6 +50,10 @@ def exit_code(action: Callable[[], int]) -> int:
 def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
     config = {**config, "output_dir": str(output_folder(config))}
     folder = Path(config["output_dir"])
+    if config.get("stages"):
+        from posttrain.runs.pipeline.run import run_pipeline
+
+        return run_pipeline(config, folder, allow_targets=allow_targets)
     with opened(config, folder, allow_targets) as ended:
         if ended is not None:
             return ended

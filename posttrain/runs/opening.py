@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from posttrain.methods.base import Method
 from posttrain.models.counts import parameter_counts
 from posttrain.runs.evaluate import WRITTEN
+from posttrain.runs.files import shown
 from posttrain.runs.progress import Progress, human, opening_lines
 from posttrain.runs.records import Status
 from posttrain.runs.reporter import Reporter
@@ -121,11 +122,6 @@ def paths_of(folder: Path, artifact: Path | None) -> dict[str, str]:
         "report": folder / REPORT,
     }
     return {name: shown(path) for name, path in found.items() if path is not None and path.exists()}
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def next_commands(folder: Path, status: Status, hint: str, method: Method) -> list[str]:

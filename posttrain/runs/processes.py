@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from posttrain.runs.signals import HANDLED
+
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2
 WITH_PARENT = "POSTTRAIN_WITH_PARENT"  # in the environment of a process that is to end when its standard input does
@@ -38,7 +40,7 @@ def rank_environment(rank: int, world: int, port: int, base: Mapping[str, str]) 
 def run_ranks(command: Sequence[str], world: int) -> int:
     """Run `command` once a rank; returns the exit code of the rank that ended first with an error, else 0.
 
-    SIGINT and SIGTERM go to every rank once. When a rank fails, the others get SIGTERM, and SIGKILL after a grace period: they may
+    Stop signals go to every rank once. When a rank fails, the others get SIGTERM, and SIGKILL after a grace period: they may
     hang in a collective with the dead one. Ranks end by themselves when this process dies (see `posttrain.runs.worker`).
     """
     port = free_port()
@@ -52,7 +54,7 @@ def run_ranks(command: Sequence[str], world: int) -> int:
 
 
 def run_child(command: Sequence[str]) -> int:
-    """Run `command` in a process that ends with this one; SIGINT and SIGTERM go to it, and it is waited for. Returns its exit code."""
+    """Run `command` in a process that ends with this one; stop signals go to it, and it is waited for. Returns its exit code."""
     environment = {**os.environ, WITH_PARENT: "1"}
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
     with _ending_with_us([child]):
@@ -68,7 +70,7 @@ def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[No
             if process.poll() is None:
                 process.send_signal(number)
 
-    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handled = HANDLED if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
@@ -96,7 +98,7 @@ def _end_others(ranks: Sequence[subprocess.Popen[bytes]], failed: subprocess.Pop
     if code < 0:
         print(f"rank {number} was killed by {signal.Signals(-code).name}; ending the others", file=sys.stderr, flush=True)
     deadline = time.monotonic() + GRACE_SECONDS
-    stopping = code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 2)
+    stopping = code in (*(128 + number for number in HANDLED), 2)
     for process in ranks:
         if process.poll() is None and not stopping:
             process.terminate()

@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,7 @@ from posttrain.runs.files import write_atomic, writing
 
 Status = Literal["finished", "stopped", "failed"]
 LIBRARIES = ("posttrain", "torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "omegaconf", "mlflow", "numpy")
+OPTIONAL = ("stages", "budget")  # keys of result.json that most runs do not have
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -153,7 +154,8 @@ class Result:
     status: finished = reached its last step; stopped = interrupted after a checkpoint; failed = an error ended it.
     examples, tokens: real ones (no padding) that were trained on. flops: floating-point operations of training.
     train_seconds: wall time inside training, over all resumes. tokens_per_second: tokens / train_seconds.
-    metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder. budget: unit, asked, spent.
+    metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder.
+    stages: of a pipeline, what each came to. budget: unit, asked and spent, where there was one.
     """
 
     status: Status
@@ -168,8 +170,9 @@ class Result:
     metrics: Mapping[str, float]
     artifact: str | None = None
     mlflow_run_id: str | None = None
-    budget: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
+    stages: Sequence[Mapping[str, Any]] | None = None
+    budget: Mapping[str, Any] | None = None
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -178,7 +181,8 @@ def write_result(path: Path, result: Result) -> None:
     fields["metrics"] = {key: encode(value) for key, value in result.metrics.items()}
     for key in ("flops", "train_seconds", "tokens_per_second"):
         fields[key] = encode(fields[key])
-    write_atomic(path, json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    present = {key: value for key, value in fields.items() if key not in OPTIONAL or value is not None}
+    write_atomic(path, json.dumps(present, indent=2, allow_nan=False) + "\n")
 
 
 def read_result(path: Path) -> Result:

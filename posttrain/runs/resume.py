@@ -21,8 +21,8 @@ CONFIG = "config.yaml"
 # What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
 FREE = (
     "hardware", "precision", "max_tokens", "max_steps", "epochs", "budget", "checkpoint", "log", "validate", "evaluation", "tracking",
-    "resume", "output_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile", "data.workers",
-    "data.cache_dir",
+    "resume", "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile",
+    "data.workers", "data.cache_dir",
 )  # fmt: skip
 
 

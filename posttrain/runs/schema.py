@@ -165,11 +165,13 @@ class Run(Group):
     max_length: Count = Field(1024, description="most tokens of an example")
     max_steps: Count | None = Field(None, description="optimizer steps; wins over epochs")
     epochs: Positive | None = 1
-    budget: Budget | None = None
     precision: Precision
     gradient_clip: Positive | None = Field(1.0, description="largest global gradient norm; null = off")
     limit: Count | None = Field(None, description="most rows read of a source")
     output_dir: str | None = None
+    stages: list[dict[str, Any]] | None = Field(None, description="of a pipeline: {name, inputs, share, config} each")
+    stages_dir: str | None = Field(None, description="where finished stages of pipelines are kept; null = outputs/stages")
+    budget: Budget | None = None
     entering: list[str] | None = Field(None, description="overrides of a run that is made first, and whose artifact this one starts from")
     resume: str = Field("auto", description="auto, never, or the path of a checkpoint")
     checkpoint: Checkpoint

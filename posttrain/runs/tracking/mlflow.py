@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -41,7 +42,8 @@ class MLflowTracker:
 
     uri: store address (see `resolve_uri`); null = $MLFLOW_TRACKING_URI, else a SQLite database outputs/mlflow.db in the launch folder;
     a resumed run then stays in the store it began in.
-    experiment: MLflow experiment. parent_run_id: parent of a sweep. system_seconds: period of the machine metrics, null = none.
+    experiment: MLflow experiment. parent_run_id: parent of a sweep or a pipeline. tags: stage, arm ..., without their prefix.
+    system_seconds: period of the machine metrics, null = none.
     finish_seconds: at the end of a run, wait at most that long for the store.
     """
 
@@ -51,6 +53,7 @@ class MLflowTracker:
         uri: str | None = None,
         experiment: str = "posttrain",
         parent_run_id: str | None = None,
+        tags: dict[str, Any] | None = None,
         system_seconds: float | None = 10.0,
         finish_seconds: float = 20.0,
     ):
@@ -58,6 +61,7 @@ class MLflowTracker:
         self._uri_given = uri is not None
         self.experiment = experiment
         self.parent_run_id = parent_run_id
+        self.tags = tags or {}
         self.system_seconds = system_seconds
         self.finish_seconds = finish_seconds
         self._journal: Journal | None = None
@@ -105,7 +109,7 @@ class MLflowTracker:
             "run_key": run_key,
             "name": run.name,
             "params": flatten(run.config),
-            "tags": run_tags(run, self.parent_run_id),
+            "tags": run_tags(replace(run, tags={**run.tags, **self.tags}), self.parent_run_id),
             "datasets": [vars(record) for record in run.datasets],
             "artifacts": [self.journal.portable(config)] if config.exists() else [],
             "system_seconds": self.system_seconds,

@@ -1,4 +1,4 @@
-"""The parent run of a sweep, created once in the submitting process."""
+"""The parent run of a sweep or a pipeline, created once in the submitting process."""
 
 from __future__ import annotations
 
@@ -40,8 +40,22 @@ def start_parent(config: Mapping[str, Any], overrides: Sequence[str]) -> str | N
     return ask_store("start", request)
 
 
+def start_pipeline(config: Mapping[str, Any], name: str, stages: Sequence[str]) -> str | None:
+    """Create the MLflow run that a pipeline's stages hang under. name: its folder's. None, with a warning, if the store does not answer."""
+    tracking, method = config["tracking"], config["method"]["name"]
+    tags = {"posttrain.method": method, **{f"posttrain.{key}": str(value) for key, value in (tracking.get("tags") or {}).items()}}
+    request = {
+        "uri": resolve_uri(tracking.get("uri"), Path.cwd()),
+        "experiment": tracking["experiment"],
+        "name": name,
+        "tags": tags,
+        "params": flatten({"stages": list(stages), "seed": config["seed"], "model": {"name": config["model"]["name"]}}),
+    }
+    return ask_store("start", request)
+
+
 def finish_parent(config: Mapping[str, Any], run_id: str, status: Status) -> None:
-    """Close the sweep's parent run."""
+    """Close a parent run."""
     ask_store("finish", {"uri": resolve_uri(config["tracking"].get("uri"), Path.cwd()), "run_id": run_id, "status": status})
 
 
@@ -56,10 +70,10 @@ def ask_store(action: str, request: Mapping[str, Any]) -> str | None:
     try:
         answer = subprocess.run(command, env=client_environment(), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        log.warning("tracking: the store did not answer within %.0f s: the sweep goes on without its parent run", ANSWER_SECONDS)
+        log.warning("tracking: the store did not answer within %.0f s: the runs go on without their parent", ANSWER_SECONDS)
         return None
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        log.warning("tracking: %s: the sweep goes on without its parent run", reason)
+        log.warning("tracking: %s: the runs go on without their parent", reason)
         return None
     return answer.stdout.strip().splitlines()[-1]

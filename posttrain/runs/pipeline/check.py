@@ -1,0 +1,35 @@
+"""Finds every mistake in a composed pipeline: its own keys, then each stage's under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from posttrain.errors import Problem
+from posttrain.runs.pipeline.compose import prefixed
+from posttrain.runs.pipeline.inputs import entered, placeholders
+from posttrain.runs.pipeline.lines import OWN
+from posttrain.runs.rules import Rule
+from posttrain.runs.validate import validate
+
+
+def pipeline_problems(config: dict[str, Any], *, allow_targets: Collection[str], rules: Sequence[Rule]) -> list[Problem]:
+    """The problems of a pipeline and of all its stages. Rules about keys of runs hold for each stage."""
+    from posttrain.runs.check import check
+
+    own = [problem for problem in validate({**config, "stages": None}, allow=allow_targets) if problem.where.split(".")[0] in OWN]
+    if not own:
+        own = [problem for rule in rules if set(rule.reads) <= set(OWN) for problem in rule.problems(config, allow_targets)]
+    if config["resume"] not in ("auto", "never"):
+        hint = "resume=auto, or resume=never to make all stages anew"
+        own = [p for p in own if p.where != "resume"] + [Problem("resume", "a pipeline finds by itself where its stages are", hint)]
+    for node in config["stages"]:
+        if "method" in node["config"]:
+            found = check(_to_check(node), allow_targets=allow_targets, rules=rules)
+            own += [Problem(prefixed(node["name"], problem.where), problem.message, problem.hint) for problem in found]
+    return own
+
+
+def _to_check(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's config as it will be, with placeholders for what is not made yet."""
+    return entered(node["config"], placeholders(node["inputs"]))

@@ -1,0 +1,186 @@
+"""From a recipe and a command line to one configuration in which every stage's own is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import Problem
+from posttrain.runs import options, suggest
+from posttrain.runs.compose import Composed, compose_partly, compose_stage_again, is_below
+from posttrain.runs.overrides import parse, read
+from posttrain.runs.pipeline.inputs import INPUTS, entered, hands_on, placeholders
+from posttrain.runs.pipeline.lines import effective, key_of, sorted_lines
+from posttrain.runs.pipeline.recipe import Stage, read_recipe
+
+STORE = "outputs/stages"
+
+
+@dataclass
+class Attempt:
+    """A stage composed with all lines that may be for it. refused: lines for all stages that do not suit this one, and why.
+
+    doubted: those of them that could be composed, but break a rule.
+    """
+
+    stage: Stage
+    lines: list[str]
+    composed: Composed
+    refused: dict[str, Problem] = field(default_factory=dict)
+    doubted: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Composer:
+    """How a stage's lines become a config: by groups, or on top of the one that an earlier command line composed."""
+
+    config_dirs: Sequence[str | Path]
+    groups: Sequence[str]
+
+    def compose(self, stage: Stage, lines: Sequence[str]) -> Composed:
+        """The stage's own config, and what is wrong with its lines."""
+        if stage.config is not None:
+            return compose_stage_again(stage.config, lines, self.groups)
+        return compose_partly(lines, config_dirs=self.config_dirs)
+
+    def lines(self, stage: Stage, general: Sequence[str]) -> list[str]:
+        """The recipe's lines, those for all stages and those for this one; a later one wins."""
+        every = [*stage.overrides, *general, *stage.lines]
+        return effective(stage.overrides, [*general, *stage.lines], {line: self._group(line) for line in every})
+
+    def _group(self, line: str) -> str | None:
+        choices = parse([line], self.groups).choices
+        return choices[0].group if choices else None
+
+
+def compose_pipeline(
+    overrides: Sequence[str], recipe: Any, outer: Mapping[str, Any], *, config_dirs: Sequence[str | Path] = ()
+) -> Composed:
+    """The config of a pipeline: `stages` holds {name, inputs, share, config} for each; the other keys are the last stage's, to be compared
+    by, and the pipeline's own.
+
+    recipe: the `stages` of the method's option, or those of an earlier pipeline's config. outer: the method's name and what the groups say.
+    """
+    lines = sorted_lines(overrides)
+    given = [read(line) for line in lines.own if key_of(line) == "stages"]
+    recipe = given[-1].value() if given and not isinstance(given[-1], Problem) else recipe
+    stages, problems = read_recipe(recipe, lines.of_stage)
+    composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)))
+    attempts = [_attempt(stage, lines.general, composer) for stage in stages]
+    result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
+    nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result) for attempt in attempts]
+    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes)])]
+    result.config = _outer(nodes, outer, lines.own, result)
+    return result
+
+
+def _attempt(stage: Stage, general: Sequence[str], composer: Composer) -> Attempt:
+    """Composes a stage with everything, and finds out which of the lines for all stages are not for this one."""
+    lines = composer.lines(stage, general)
+    attempt = Attempt(stage, lines, composer.compose(stage, lines))
+    own = {*stage.overrides, *stage.lines}
+    attempt.refused = {p.where: p for p in attempt.composed.problems if p.where in general and p.where not in own}
+    found = _against_rules(stage, attempt.composed)
+    doubtful = {line for line in lines if line in general and line not in own and any(is_below(p.where, {key_of(line)}) for p in found)}
+    if doubtful - attempt.refused.keys():
+        without = _against_rules(stage, composer.compose(stage, [line for line in lines if line not in doubtful]))
+        for line in doubtful - attempt.refused.keys():
+            gone = [p for p in found if is_below(p.where, {key_of(line)}) and p not in without]
+            attempt.refused |= {line: gone[0]} if gone else {}
+            attempt.doubted |= {line} if gone else set()
+    return attempt
+
+
+def _against_rules(stage: Stage, composed: Composed) -> list[Problem]:
+    """What is wrong with a stage's config as far as it can be said anywhere."""
+    from posttrain.runs import rules
+    from posttrain.runs.check import check
+
+    if composed.problems and "method" not in composed.config:
+        return []
+    return check(entered(composed.config, placeholders(stage.inputs)), rules=rules.PLAN)
+
+
+def _for_nobody(attempts: Sequence[Attempt], general: Sequence[str]) -> list[Problem]:
+    """Lines for all stages that no stage can have."""
+    if not attempts:
+        return []
+    lost = [line for line in general if all(line in attempt.refused and line not in attempt.doubted for attempt in attempts)]
+    return [attempts[-1].refused[line] for line in lost]
+
+
+def _suitable(attempt: Attempt, attempts: Sequence[Attempt], general: Sequence[str], composer: Composer) -> Composed:
+    """The stage without the lines that suit others and not this one."""
+    elsewhere = {line for line in attempt.doubted if any(line not in other.refused for other in attempts)}
+    if not elsewhere:
+        return attempt.composed
+    composed = composer.compose(attempt.stage, [line for line in attempt.lines if line not in elsewhere])
+    own = {*attempt.stage.overrides, *attempt.stage.lines}
+    attempt.refused |= {p.where: p for p in composed.problems if p.where in general and p.where not in own}  # keys of a group that went
+    return composed
+
+
+def _node(attempt: Attempt, composed: Composed, result: Composed) -> dict[str, Any]:
+    """The stage as it stands in the pipeline's config; its problems go to the result, under its name."""
+    stage, config = attempt.stage, composed.config
+    own = {*stage.overrides, *stage.lines}
+    told = [p for p in composed.problems if p.where in own or p.where not in attempt.refused]
+    result.problems += [Problem(prefixed(stage.name, p.where), p.message, p.hint) for p in told]
+    result.broken |= {prefixed(stage.name, key) for key in composed.broken}
+    seeded = any(key_of(line) == "seed" for line in stage.lines)
+    config = config if seeded or stage.config is not None or not stage.round else {**config, "seed": config["seed"] + stage.round}
+    inputs = {name: source for name, source in placeholders(stage.inputs).items() if name != "policy"}
+    config = {**entered(config, inputs), "stages": None, "output_dir": None} if "method" in config else config
+    return {"name": stage.name, "inputs": dict(stage.inputs), "share": stage.share, "config": config}
+
+
+def prefixed(stage: str, where: str) -> str:
+    """Where a stage's problem is."""
+    return f"stage {stage}: {where}"
+
+
+def _wrong_inputs(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Inputs that a stage's method does not take, or that the named stage does not make."""
+    by_name = {node["name"]: node for node in nodes}
+    problems = []
+    for node in nodes:
+        for key, source in node["inputs"].items():
+            where = prefixed(node["name"], f"inputs.{key}")
+            if key not in INPUTS:
+                problems.append(Problem(where, "unknown input", suggest.hint(key, INPUTS)))
+            elif "method" in node["config"] and (reason := INPUTS[key].refusal(node["config"])) is not None:
+                problems.append(Problem(where, reason, "leave the input out"))
+            elif source in by_name and "method" in by_name[source]["config"]:
+                made = hands_on(by_name[source]["config"])
+                if made != INPUTS[key].made:
+                    problems.append(Problem(where, f"stage {source} hands on {made}, and this has to be {INPUTS[key].made}"))
+        if "policy" in node["inputs"] and node["config"].get("entering"):
+            message = "the stage starts from an earlier one's artifact already"
+            problems.append(Problem(prefixed(node["name"], "entering"), message, "leave out one of entering and inputs.policy"))
+    return problems
+
+
+def _outer(nodes: Sequence[Mapping[str, Any]], outer: Mapping[str, Any], own: Sequence[str], result: Composed) -> dict[str, Any]:
+    """The pipeline's config around its stages."""
+    last = dict(nodes[-1]["config"]) if nodes else {}
+    budget = {"flops": None, "tokens": None, "gpu_seconds": None}
+    kept = {key: outer.get(key) for key in ("output_dir", "stages_dir", "resume", "budget")}
+    config = {**last, **kept, "method": {"name": outer["method"]["name"]}, "entering": None, "stages": list(nodes)}
+    config["resume"], config["budget"] = kept["resume"] or "auto", dict(kept["budget"] or budget)
+    parsed = parse([line for line in own if key_of(line) != "stages"], ())
+    result.problems += parsed.problems
+    for value in parsed.values:
+        key, _, below = value.key.partition(".")
+        if key == "budget" and below in budget:
+            config["budget"][below] = value.value
+        elif key == "budget" or below:
+            result.problems.append(
+                Problem(value.text, f"there is no key '{value.key}'", suggest.hint(value.key, [f"budget.{k}" for k in budget]))
+            )
+        else:
+            config[key] = value.value
+    store = config["stages_dir"] or STORE
+    config["stages_dir"] = str(Path(store).expanduser().absolute()) if isinstance(store, str) else store
+    return config

@@ -1,0 +1,47 @@
+"""The tracking run that a pipeline's stages hang under: a sweep's or a study's where there is one, else its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.runs.files import write_atomic
+from posttrain.runs.records import Status
+from posttrain.runs.tracking.sweep import finish_parent, is_mlflow, start_pipeline
+
+FILE = ".parent.json"
+
+
+class Parent:
+    """The run above the stages, in MLflow. own: it is the pipeline's, which opens and closes it."""
+
+    def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
+        self.config = config
+        given = config["tracking"].get("parent_run_id")
+        self.own = given is None and is_mlflow(config["tracking"])
+        self.run_id: str | None = given or (self._known(folder) if self.own else None)
+
+    def _known(self, folder: Path) -> str | None:
+        """The run that this folder's pipeline began with, so that a continued one stays under it; else a new one."""
+        file = folder / FILE
+        if file.is_file():
+            return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+        found = start_pipeline(self.config, folder.name, [node["name"] for node in self.config["stages"]])
+        if found is not None:
+            write_atomic(file, json.dumps({"run_id": found}) + "\n")
+        return found
+
+    def tracking(self, config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+        """A stage's `tracking` node: under the parent, with its name as a tag."""
+        node = dict(config["tracking"])
+        if not is_mlflow(node):
+            return node
+        tags = {**(self.config["tracking"].get("tags") or {}), "stage": stage}
+        return {**node, "parent_run_id": self.run_id or node.get("parent_run_id"), "tags": tags}
+
+    def finish(self, status: Status) -> None:
+        """Close it, if it is the pipeline's own."""
+        if self.own and self.run_id is not None:
+            finish_parent(self.config, self.run_id, status)
