@@ -46,7 +46,7 @@ STOPPED = (130, 143)
 
 @dataclass(frozen=True)
 class Planned:
-    """One run before it is composed. name: its folder's, within the sweep's. arm: what it is compared as. lines: its overrides, in order."""
+    """One run before it is composed. name: its folder's, within the sweep's. arm: what it is compared as. lines: its overrides."""
 
     name: str
     arm: str

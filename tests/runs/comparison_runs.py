@@ -14,6 +14,7 @@ from posttrain.runs.kept_scores import keep_scores
 from posttrain.runs.records import MetricsFile, Result, write_result
 
 METRIC = "eval/exact_match"
+HARDWARE = {"name": "2xcpu", "nodes": 1, "devices": 2}
 
 
 def make_run(
@@ -29,7 +30,7 @@ def make_run(
 ) -> Path:
     """A run whose `METRIC` is the mean of `scores`, kept by example."""
     folder.mkdir(parents=True)
-    chosen = {"method": {"name": "sft"}, "model": {"name": "nano"}, "optimizer": {"lr": 0.001}, **(config or {})}
+    chosen = {"method": {"name": "sft"}, "model": {"name": "nano"}, "optimizer": {"lr": 0.001}, "hardware": HARDWARE, **(config or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump({**chosen, "seed": seed, "output_dir": str(folder), "tracking": {"name": "none"}}))
     final = dict(metrics or {})
     if scores is not None:
@@ -80,3 +81,34 @@ def rewrite(folder: Path, file: str, **changes: Any) -> None:
     """Change fields of a JSON file of a run."""
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def make_study(home: Path, arms: dict[str, list[Path]], **changes: Any) -> Path:
+    """study.json for runs that lie in `home`."""
+    record = {
+        "name": "recipes", "metric": METRIC, "better": "auto", "smallest": 0.02, "budget": {"unit": "flops", "amount": 4e12},
+        "arms": [{"name": name, "runs": [str(folder.relative_to(home)) for folder in some]} for name, some in arms.items()],
+        "parent": None,
+    }  # fmt: skip
+    (home / "study.json").write_text(json.dumps({**record, **changes}))
+    return home
+
+
+def make_pipeline(folder: Path, stages: dict[str, Path], *, seed: int, reused: tuple[str, ...] = ()) -> Path:
+    """A pipeline's folder over runs that are there; `folder` holds a link to each."""
+    folder.mkdir(parents=True)
+    results = {name: json.loads((stage / "result.json").read_text()) for name, stage in stages.items()}
+    configs = {name: yaml.safe_load((stage / "config.yaml").read_text()) for name, stage in stages.items()}
+    entries = []
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        link = folder / f"{number}_{name}"
+        link.symlink_to(stage, target_is_directory=True)
+        costs = {key: results[name][key] for key in ("flops", "tokens", "train_seconds", "status")}
+        entries.append({"name": name, "folder": link.name, "hash": name, "reused": name in reused, **costs})
+    last = list(stages)[-1]
+    sums = {key: sum(result[key] for result in results.values()) for key in ("steps", "examples", "tokens", "flops", "train_seconds")}
+    config = {**configs[last], "method": {"name": "staged"}, "seed": seed, "output_dir": str(folder)}
+    parts = [{"name": name, "inputs": {}, "share": None, "config": configs[name]} for name in stages]
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "stages": parts}))
+    (folder / "result.json").write_text(json.dumps({**results[last], **sums, "method": "staged", "stages": entries}))
+    return folder

@@ -21,7 +21,7 @@ from posttrain.runs.tracking import DatasetRecord, RunInfo, mlflow
 from posttrain.runs.tracking.journal import Journal
 from posttrain.runs.tracking.mlflow import CLIENT_SETTINGS, MLflowTracker
 from posttrain.runs.tracking.store import Store
-from posttrain.runs.tracking.sweep import finish_parent, start_parent
+from posttrain.runs.tracking.sweep import ask_store, finish_parent, start_parent
 from posttrain.runs.tracking.sync import sync
 
 CONFIG = {"method": {"name": "sft"}, "optimizer": {"lr": 0.1}, "study": "demo", "data": {"sources": [{"path": "x"}]}, "note": "n" * 7000}
@@ -272,10 +272,13 @@ def test_sweep_has_one_parent(tmp_path: Path, database: str) -> None:
     assert parent
     Run(tmp_path / "run", database, parent_run_id=parent).start()
     [child] = sync(tmp_path)
+    (tmp_path / "compare.json").write_text("{}")
+    assert ask_store("add", {"uri": database, "run_id": parent, "files": [str(tmp_path / "compare.json")], "into": "compare"}) == parent
     finish_parent(config, parent, "finished")
     client = MlflowClient(database)
     assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent
     assert client.get_run(parent).info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(parent, "compare")] == ["compare/compare.json"]
     assert start_parent({"tracking": {"_target_": "x.NoTracker"}}, []) is None
 
 

@@ -32,23 +32,43 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """The arms in the order of their first runs. Raises ConfigError for fewer than two, or a seed twice in one."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(settings_of(run.config), sort_keys=True, default=str), []).append(run)
-    keys = [settings_of(group[0].config) for group in groups.values()]
-    differing = [key for key in dict.fromkeys(key for flat in keys for key in flat) if len({_text(flat, key) for flat in keys}) > 1]
-    differs = [{key: flat.get(key) for key in differing} for flat in keys]
-    arms = [
-        Arm(name, values, tuple(sorted(group, key=lambda run: run.seed)))
-        for name, values, group in zip(names_of(differs), differs, groups.values(), strict=True)
-    ]
+        groups.setdefault(_text(settings_of(run.config)), []).append(run)
+    differs = _differing([group[0] for group in groups.values()])
+    arms = [_arm(*each) for each in zip(names_of(differs), differs, groups.values(), strict=True)]
     if problems := [*_too_few(arms), *_twice(arms)]:
         raise ConfigError(problems)
     return arms
 
 
+def named_arms(groups: Mapping[str, Sequence[Run]]) -> list[Arm]:
+    """A study's arms, which have names. Raises ConfigError for a seed twice in one, or two that are the same."""
+    differs = _differing([group[0] for group in groups.values()])
+    arms = [_arm(*each) for each in zip(groups, differs, groups.values(), strict=True)]
+    if problems := [*_twice(arms), *_alike(arms)]:
+        raise ConfigError(problems)
+    return arms
+
+
+def _arm(name: str, differs: Mapping[str, Any], runs: Sequence[Run]) -> Arm:
+    return Arm(name, differs, tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _differing(firsts: Sequence[Run]) -> list[dict[str, Any]]:
+    """The settings that are not the same in all arms, of each arm."""
+    flats = [settings_of(run.config) for run in firsts]
+    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if len({_text(flat.get(key)) for flat in flats}) > 1]
+    return [{key: flat.get(key) for key in keys} for flat in flats]
+
+
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes an arm: every setting by its dotted key, without those that are free."""
-    flat = dict(_flat(config, ""))
-    return {key: value for key, value in flat.items() if not any(key == free or key.startswith(f"{free}.") for free in FREE)}
+    """What makes an arm: every setting by its dotted key, without those that are free; a pipeline's stages by their names."""
+    stages = {stage["name"]: stage for stage in config.get("stages") or ()}
+    flat = dict(_flat({key: value for key, value in config.items() if key != "stages"}, ""))
+    found = {key: value for key, value in flat.items() if not any(key == free or key.startswith(f"{free}.") for free in FREE)}
+    for name, stage in stages.items():
+        found |= {f"stages.{name}.{key}": value for key, value in settings_of(stage.get("config") or {}).items()}
+        found |= {f"stages.{name}.{key}": value for key, value in _flat({"inputs": stage.get("inputs"), "share": stage.get("share")}, "")}
+    return found
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -73,11 +93,11 @@ def names_of(differs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _labels(differs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(_text(flat, key) for key in keys) for flat in differs}
+    return {tuple(_text(flat.get(key)) for key in keys) for flat in differs}
 
 
-def _text(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat.get(key), sort_keys=True, default=str)
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _shown(value: Any) -> str:
@@ -96,3 +116,20 @@ def _twice(arms: Sequence[Arm]) -> Iterator[Problem]:
         for seed in sorted({seed for seed in arm.seeds if arm.seeds.count(seed) > 1}):
             folders = ", ".join(str(run.folder) for run in arm.runs if run.seed == seed)
             yield Problem("runs", f"seed {seed} of {arm.name} is there more than once: {folders}", "the same run again tells nothing new")
+
+
+def mixed(arms: Sequence[Arm]) -> Iterator[str]:
+    """What a reader must know of arms whose runs differ by more than their seeds."""
+    for arm in arms:
+        for run in arm.runs[1:]:
+            if keys := list(_differing([arm.runs[0], run])[0]):
+                more = " and more" if len(keys) > 5 else ""
+                yield f"Seeds {arm.runs[0].seed} and {run.seed} of {arm.name} differ in {', '.join(keys[:5])}{more} too."
+
+
+def _alike(arms: Sequence[Arm]) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for arm in arms:
+        known = seen.setdefault(_text(settings_of(arm.runs[0].config)), arm.name)
+        if known != arm.name:
+            yield Problem("study", f"the arms {known} and {arm.name} have the same settings: they differ in name only")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -15,61 +15,104 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.runs import report as terminal
 from posttrain.runs import suggest
 from posttrain.runs.comparison.analyse import analyse
-from posttrain.runs.comparison.arms import Arm, arms_of
+from posttrain.runs.comparison.arms import Arm, arms_of, named_arms
 from posttrain.runs.comparison.costs import cost_of, curves_of
+from posttrain.runs.comparison.drift import drifts_of
+from posttrain.runs.comparison.forgetting import changes_of
+from posttrain.runs.comparison.ink import svg
 from posttrain.runs.comparison.metric import lower_is_better, measured
 from posttrain.runs.comparison.page import page
-from posttrain.runs.comparison.read import read_runs
-from posttrain.runs.comparison.report import COSTS, QUALITY, Report, as_json, cost_rows, notes_of, quality_rows
+from posttrain.runs.comparison.pictures import pictures
+from posttrain.runs.comparison.publish import publish
+from posttrain.runs.comparison.read import read_arms, read_runs
+from posttrain.runs.comparison.report import COSTS, QUALITY, Report, as_json, budget_note, cost_rows, notes_of, quality_rows
+from posttrain.runs.comparison.study import FOLDER, Direction, read_study
 from posttrain.runs.comparison.verdict import verdicts
 from posttrain.runs.files import prepare_folder, write_atomic
 
-Direction = Literal["auto", "higher", "lower"]
+SMALLEST = 0.01
 
 
 def compare(
     *,
-    runs: list[str],
+    runs: list[str] | None = None,
+    study: str | None = None,
     metric: str | None = None,
-    smallest: float = 0.01,
+    smallest: float | None = None,
     baseline: str | None = None,
-    better: Direction = "auto",
+    better: Direction | None = None,
     to: str | None = None,
 ) -> Report:
-    """Compare finished runs; writes compare.json and compare.html.
+    """Compare finished runs, or the arms of a study; writes compare.json, compare.html and the plots.
 
     Args:
         runs: folders of finished runs; a folder of runs (a sweep's) stands for all in it.
-        metric: what decides, as result.json names it, or eval/SUITE/NAME; null = the first of eval/exact_match, val/reward, val/loss
-            and the others that all runs have.
-        smallest: the smallest difference of the metric that matters.
+        study: the folder of a study, instead of runs; its study.json says what decides, unless the arguments below do.
+        metric: what decides, as result.json names it, or eval/SUITE/NAME; null = as the study says, else the first of eval/exact_match,
+            val/reward, val/loss and the others that all runs have.
+        smallest: the smallest difference of the metric that matters; null = as the study says, else 0.01.
         baseline: the arm that others are compared with, by a run of it or by its name; null = the best.
-        better: higher, lower, or auto, by the metric's name (losses, perplexities and errors: lower).
-        to: folder for the report; null = a new one under outputs/compare.
+        better: higher, lower, or auto, by the metric's name (losses, perplexities and errors: lower); null = as the study says, else auto.
+        to: folder for the report; null = compare/ in the study's folder, else a new one under outputs/compare.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
-    _check(smallest)
-    arms = arms_of(read_runs(runs))
+    _check(runs, study, smallest)
+    if study is not None:
+        return _of_study(Path(study).expanduser().absolute(), metric, smallest, baseline, better, to)
+    made = report_of(
+        arms_of(read_runs(runs or [])), metric=metric, smallest=smallest or SMALLEST, baseline=baseline, better=better or "auto"
+    )
+    new = f"outputs/compare/{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    _deliver(made, Path(new if to is None else to).expanduser().absolute())
+    return made
+
+
+def report_on_study(folder: Path) -> Report:
+    """Compare a study's arms as its study.json asks; writes into FOLDER/compare and to its MLflow parent, and shows tables and verdict.
+
+    Raises ConfigError with everything that is wrong, as where a run is not finished.
+    """
+    return compare(study=str(folder))
+
+
+def _of_study(
+    folder: Path, metric: str | None, smallest: float | None, baseline: str | None, better: Direction | None, to: str | None
+) -> Report:
+    study = read_study(folder)
+    arms = named_arms(read_arms(study.arms))
+    made = report_of(
+        arms, metric=metric or study.metric, smallest=smallest or study.smallest, baseline=baseline, better=better or study.better
+    )  # fmt: skip
+    made = replace(made, study=study, notes=[*made.notes, *budget_note(study, arms)])
+    home = folder / FOLDER if to is None else Path(to).expanduser().absolute()
+    files = _deliver(made, home)
+    publish(study, arms, files)
+    return made
+
+
+def report_of(arms: Sequence[Arm], *, metric: str | None, smallest: float, baseline: str | None, better: Direction) -> Report:
+    """Everything that is said of the arms. Raises ConfigError where they cannot be compared."""
     place = None if baseline is None else _place_of(baseline, arms)
     data = measured(arms, metric)
     lower = lower_is_better(data.metric) if better == "auto" else better == "lower"
     found = analyse([arm.name for arm in arms], [arm.seeds for arm in arms], data, lower=lower, smallest=smallest, baseline=place)
-    made = Report(found, arms, [cost_of(arm) for arm in arms], curves_of(arms, data.metric), verdicts(found), notes_of(found, arms))
-    folder = (
-        Path(to).expanduser().absolute() if to is not None else Path("outputs/compare", f"{datetime.now():%Y-%m-%d/%H-%M-%S}").absolute()
-    )
-    write(made, folder)
-    show(made, folder)
-    return made
+    return Report(
+        found, arms, [cost_of(arm) for arm in arms], curves_of(arms, data.metric), verdicts(found), notes_of(found, arms),
+        drifts_of(arms, data.metric, lower=lower), changes_of(arms),
+    )  # fmt: skip
 
 
-def _check(smallest: float) -> None:
-    if not smallest > 0:
-        raise ConfigError(
-            Problem(f"smallest={smallest}", "expected a number above 0", "the smallest difference of the metric that matters")
-        )
+def _check(runs: list[str] | None, study: str | None, smallest: float | None) -> None:
+    problems = []
+    if (runs is None) == (study is None):
+        what = "is needed, or study" if runs is None else "and study exclude each other"
+        problems.append(Problem("runs", what, "runs=[A,B,...], or study=DIR"))
+    if smallest is not None and not smallest > 0:
+        problems.append(Problem(f"smallest={smallest}", "expected a number above 0", "the smallest difference of the metric that matters"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _place_of(baseline: str, arms: Sequence[Arm]) -> int:
@@ -81,11 +124,24 @@ def _place_of(baseline: str, arms: Sequence[Arm]) -> int:
     raise ConfigError(Problem(f"baseline={baseline}", "is neither an arm nor one of the runs", suggest.hint(baseline, names)))
 
 
-def write(made: Report, folder: Path) -> None:
-    """compare.json and compare.html in `folder`."""
+def _deliver(made: Report, folder: Path) -> list[Path]:
+    files = write(made, folder)
+    show(made, folder)
+    return files
+
+
+def write(made: Report, folder: Path) -> list[Path]:
+    """compare.json, compare.html and the plots, NAME.svg, in `folder`."""
     prepare_folder(folder, key="to")
-    write_atomic(folder / "compare.json", json.dumps(as_json(made), indent=2, allow_nan=False, ensure_ascii=False, default=str) + "\n")
-    write_atomic(folder / "compare.html", page(made))
+    drawn = {name: (svg(figure), words) for name, (figure, words) in pictures(made).items()}
+    contents = {
+        "compare.json": json.dumps(as_json(made), indent=2, allow_nan=False, ensure_ascii=False, default=str) + "\n",
+        "compare.html": page(made, drawn),
+        **{f"{name}.svg": picture for name, (picture, _) in drawn.items()},
+    }
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def show(made: Report, folder: Path) -> None:
@@ -97,7 +153,7 @@ def show(made: Report, folder: Path) -> None:
             table.add_row(*map(escape, row))
         console.print(table)
         console.print()
-    for line in made.verdicts:
+    for line in [*made.verdicts, *made.warnings]:
         console.print(line, style="bold", markup=False)
     for note in made.notes:
         console.print(note, style="dim", markup=False)

@@ -1,10 +1,10 @@
-"""What runs cost, and how their quality grew with it."""
+"""What runs cost, and how their quality grew with it. A pipeline's stages add up, those that were reused included."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -12,41 +12,94 @@ from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.read import Run
 from posttrain.runs.records import read_metrics
 
+METRICS, TIMES = "metrics.jsonl", "throughput.jsonl"
+
 
 @dataclass(frozen=True)
 class Cost:
     """Means over an arm's runs. flops: of training, with what is sampled and judged for it. hours: wall time inside training.
 
-    tokens: that were trained on. peak_bytes: the most memory that a run held.
+    device_hours: the same times the devices. tokens: that were trained on. generated: that were sampled for training. peak_bytes: the
+    most memory that a run held.
     """
 
     flops: float
     hours: float
+    device_hours: float
     tokens: float
+    generated: float
     peak_bytes: float
 
 
 def cost_of(arm: Arm) -> Cost:
     """What an arm cost."""
+    each = [_cost(run) for run in arm.runs]
+    names = ("flops", "hours", "device_hours", "tokens", "generated")
+    means = {name: float(np.mean([getattr(cost, name) for cost in each])) for name in names}
+    return Cost(**means, peak_bytes=max(cost.peak_bytes for cost in each))
 
-    def over(key: str) -> np.ndarray:
-        return np.array([float(run.result[key]) for run in arm.runs])
 
-    return Cost(over("flops").mean(), over("train_seconds").mean() / 3600, over("tokens").mean(), over("peak_memory_bytes").max())
+def _cost(run: Run) -> Cost:
+    """Of one run."""
+    parts = run.parts
+    hours = [_number(part, "train_seconds") / 3600 for part in parts]
+    return Cost(
+        sum(_number(part, "flops") for part in parts),
+        sum(hours),
+        sum(some * part.devices for some, part in zip(hours, parts, strict=True)),
+        sum(_number(part, "tokens") for part in parts),
+        sum(_generated(part) for part in parts),
+        max(_number(part, "peak_memory_bytes") for part in parts),
+    )
+
+
+def _number(run: Run, key: str) -> float:
+    return float(run.result[key])
+
+
+def _generated(run: Run) -> float:
+    """Tokens that were sampled, as the last line that counts them says; none for a method that samples nothing."""
+    return next((float(row["generated"]) for row in reversed(read_metrics(run.folder / METRICS)) if "generated" in row), 0.0)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's metric as it was measured on the way, the end last: after so many floating-point operations, and hours of wall time."""
+    """A run's metric as it was measured on the way, the end last: after so many floating-point operations, and hours of wall time.
+
+    ends: places of the values at which a pipeline's earlier stages ended.
+    """
 
     flops: tuple[float, ...]
     hours: tuple[float, ...]
     values: tuple[float, ...]
+    ends: tuple[int, ...] = ()
 
 
 def curve_of(run: Run, metric: str) -> Curve:
+    """Stages one after the other; those whose metric is another quantity, or that did not measure it, only cost."""
+    last = run.parts[-1]
+    pieces = [_piece(part, metric) if _comparable(part, last, metric) else Curve((), (), ()) for part in run.parts]
+    spent = [0.0, *accumulate(_number(part, "flops") for part in run.parts)]
+    passed = [0.0, *accumulate(_number(part, "train_seconds") / 3600 for part in run.parts)]
+    counts = [*accumulate(len(piece.values) for piece in pieces)]
+    values = [value for piece in pieces for value in piece.values]
+    values[-1] = run.metrics[metric]
+    return Curve(
+        tuple(before + some for piece, before in zip(pieces, spent, strict=False) for some in piece.flops),
+        tuple(before + some for piece, before in zip(pieces, passed, strict=False) for some in piece.hours),
+        tuple(values),
+        tuple(count - 1 for before, count in pairwise([0, *counts[:-1]]) if count > before),
+    )
+
+
+def _comparable(part: Run, last: Run, metric: str) -> bool:
+    """Whether a stage measured the same quantity: val/* are the method's own, eval/* are of the answers."""
+    return part is last or (metric in part.metrics and (metric.startswith("eval/") or part.result["method"] == last.result["method"]))
+
+
+def _piece(run: Run, metric: str) -> Curve:
     """Operations between evaluations are shared out by the tokens trained on; without any evaluation on the way only the end is there."""
-    rows, times = read_metrics(run.folder / "metrics.jsonl"), read_metrics(run.folder / "throughput.jsonl")
+    rows, times = read_metrics(run.folder / METRICS), read_metrics(run.folder / TIMES)
     steps = [0, *(int(row["step"]) for row in times)]
     seconds = [0.0, *accumulate(float(row["seconds"]) for row in times)]
     trained = [(int(row["step"]), float(row["tokens"])) for row in rows if "tokens" in row]
@@ -54,10 +107,21 @@ def curve_of(run: Run, metric: str) -> Curve:
     measured = {int(row["step"]): float(row[metric]) for row in rows if metric in row and int(row["step"]) < int(run.result["steps"])}
     share = np.interp(list(measured), at, tokens) / max(float(run.result["tokens"]), 1.0)
     spent = np.interp(list(measured), steps, seconds) / 3600
-    flops, hours = float(run.result["flops"]), float(run.result["train_seconds"]) / 3600
-    return Curve((*(share * flops).tolist(), flops), (*spent.tolist(), hours), (*measured.values(), run.metrics[metric]))
+    flops, hours = _number(run, "flops"), _number(run, "train_seconds") / 3600
+    end = run.metrics.get(metric, float("nan"))
+    return Curve((*(share * flops).tolist(), flops), (*spent.tolist(), hours), (*measured.values(), end))
 
 
 def curves_of(arms: Sequence[Arm], metric: str) -> list[list[Curve]]:
     """Of each arm's runs."""
     return [[curve_of(run, metric) for run in arm.runs] for arm in arms]
+
+
+def pareto(costs: Sequence[float], values: Sequence[float], *, lower: bool) -> list[int]:
+    """Places that no other one beats: none is at least as good for at most as much, and better in one of both. The cheapest first."""
+    sign = -1.0 if lower else 1.0
+    points = [(cost, -sign * value) for cost, value in zip(costs, values, strict=True)]
+    kept = [
+        place for place, (cost, bad) in enumerate(points) if not any(c <= cost and b <= bad and (c < cost or b < bad) for c, b in points)
+    ]
+    return sorted(kept, key=lambda place: points[place])

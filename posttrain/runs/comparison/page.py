@@ -3,62 +3,107 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from posttrain.runs.comparison.pictures import arms_picture, cost_picture, svg
+from posttrain.runs.comparison.forgetting import Change
+from posttrain.runs.comparison.ink import key, labels
 from posttrain.runs.comparison.report import COSTS, QUALITY, Report, cost_rows, quality_rows
-from posttrain.runs.comparison.verdict import p_value
+from posttrain.runs.comparison.sheet import STYLE
+from posttrain.runs.comparison.verdict import number, p_value
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.verdict { border-left: 5px solid #0072B2; padding: .4rem 1rem; background: #f2f6fa; font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ccc; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #111; }
-figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; height: auto; } .scroll { overflow-x: auto; }
-footer, .notes { color: #444; font-size: .9rem; }
-@media print { body { margin: 0; max-width: none; } }
-"""
+COST, DRIFT, CHANGE = ("pareto", "quality_over_flops", "quality_over_hours"), "reward_over_kl", "change_"
 
 
-def page(report: Report) -> str:
-    """The whole page."""
-    analysis = report.analysis
+def page(report: Report, drawn: Mapping[str, tuple[str, str]]) -> str:
+    """The whole page. drawn: the pictures by name, as elements, and what each shows."""
     first, *others = report.verdicts
+    keys = [key(place) for place in range(len(report.arms))]
+
+    def grid(names: Sequence[str]) -> str:
+        return '<div class="grid">' + "".join(figure(*drawn[name]) for name in names if name in drawn) + "</div>"
+
     parts = [
         f'<p class="verdict">{escape(first)}</p>',
         *(f"<p>{escape(line)}</p>" for line in others),
+        *(f'<p class="warning">{escape(line)}</p>' for line in report.warnings),
+        legend(report, keys),
         "<h2>Quality</h2>",
-        table(QUALITY, quality_rows(analysis)),
-        figure(svg(arms_picture(analysis)), f"Means of {analysis.metric} with 95 % intervals, and differences to the reference"),
+        table(QUALITY, quality_rows(report.analysis), lead=[keys[place] for place in report.analysis.order]),
+        grid(("quality", "differences")),
         "<h2>Quality over cost</h2>",
-        figure(svg(cost_picture(analysis, report.curves)), f"{analysis.metric} over floating-point operations and over hours of training"),
-        table(COSTS, cost_rows(report)),
-        "<h2>Tests</h2>",
-        table(("pair", *tests_of(report)), test_rows(report)),
-        "<h2>What differs</h2>",
-        table(("setting", *(arm.name for arm in report.arms)), differing_rows(report)),
-        "<h2>Runs</h2>",
-        table(("arm", "seed", analysis.metric, "folder"), run_rows(report)),
+        table(COSTS, cost_rows(report), lead=[keys[place] for place in report.analysis.order]),
+        grid(COST),
+        *(["<h2>Reward over divergence</h2>", grid((DRIFT,))] if DRIFT in drawn else []),
+        *_changes(report, keys, grid([name for name in drawn if name.startswith(CHANGE)])),
+        *_details(report),
         '<div class="notes"><h2>Notes</h2>' + "".join(f"<p>{escape(note)}</p>" for note in report.notes) + "</div>",
     ]
-    title = f"{analysis.metric}: {', '.join(arm.name for arm in report.arms)}"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>\n' + "\n".join(parts) + "</body></html>\n"
+    title = title_of(report)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>\n{body}</body></html>\n'
+    )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns and rows of plain text."""
+def title_of(report: Report) -> str:
+    """The study's name, or the arms'; and what decides."""
+    if report.study is not None:
+        return f"{report.study.name}: {report.analysis.metric} of {len(report.arms)} arm{'s' * (len(report.arms) > 1)}"
+    return f"{report.analysis.metric} of {len(report.arms)} arms"
+
+
+def legend(report: Report, keys: Sequence[str]) -> str:
+    """Every arm with its line and mark, and the letter that stands for it beside an axis."""
+    names = [arm.name for arm in report.arms]
+    items = [
+        f"<li><span>{picture}{'' if label == name else f'<b>{escape(label)}</b> '}{escape(name)}</span></li>"
+        for picture, label, name in zip(keys, labels(names), names, strict=True)
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, lead: Sequence[str] = (), kind: str = "") -> str:
+    """Columns and rows of plain text. lead: an element before the first cell of each row."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    marks = lead or [""] * len(rows)
+    cells = [
+        "<tr>" + "".join(f"<td>{mark if place == 0 else ''}{escape(cell)}</td>" for place, cell in enumerate(row)) + "</tr>"
+        for row, mark in zip(rows, marks, strict=True)
+    ]
+    body = "".join(cells)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def figure(picture: str, words: str) -> str:
-    """An SVG with what a reader who cannot see it is told."""
-    return f'<figure role="img" aria-label="{escape(words)}">{picture}</figure>'
+    """An SVG with what it shows, which is also what a reader who cannot see it is told."""
+    return f'<figure><div role="img" aria-label="{escape(words)}">{picture}</div><figcaption>{escape(words)}.</figcaption></figure>'
+
+
+def _changes(report: Report, keys: Sequence[str], grid: str) -> list[str]:
+    if not report.changes:
+        return []
+    rows = [_change_row(report.arms[change.arm].name, change) for change in report.changes]
+    head = ("arm", "metric", "starting model", "trained", "change")
+    return ["<h2>Against the starting model</h2>", table(head, rows, lead=[keys[change.arm] for change in report.changes]), grid]
+
+
+def _change_row(arm: str, change: Change) -> tuple[str, ...]:
+    means = [number(sum(values) / len(values)) for values in (change.before, change.after)]
+    words = f"{abs(change.gain):.3g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "the same"
+    return arm, change.metric, *means, words
+
+
+def _details(report: Report) -> list[str]:
+    """Tables that few readers want."""
+    names = tests_of(report)
+    sections = (
+        ("Tests of each pair: p-values, not adjusted", table(("pair", *names), test_rows(report, names)), bool(report.analysis.pairs)),
+        ("Settings that differ", table(("setting", *(arm.name for arm in report.arms)), differing_rows(report), kind="plain"), True),
+        ("Runs", table(("arm", "seed", report.analysis.metric, "folder"), run_rows(report), kind="plain"), True),
+    )
+    return [f"<details><summary>{title}</summary>{content}</details>" for title, content, is_there in sections if is_there]
 
 
 def tests_of(report: Report) -> list[str]:
@@ -66,9 +111,9 @@ def tests_of(report: Report) -> list[str]:
     return list(dict.fromkeys(name for pair in report.analysis.pairs for name in pair.tests))
 
 
-def test_rows(report: Report) -> list[list[str]]:
+def test_rows(report: Report, names: Sequence[str]) -> list[list[str]]:
     """p-values of each pair, not adjusted."""
-    names, arms = tests_of(report), report.analysis.arms
+    arms = report.analysis.arms
     return [
         [f"{arms[pair.one].name} less {arms[pair.other].name}", *(p_value(pair.tests.get(name, float("nan"))) for name in names)]
         for pair in report.analysis.pairs

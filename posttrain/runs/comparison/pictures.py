@@ -1,87 +1,190 @@
-"""The pictures of a comparison as SVG: arms differ in colour, mark and line, so that grey paper and every eye tell them apart."""
+"""The pictures of a comparison, by name, each with what a reader who cannot see it is told."""
 
 from __future__ import annotations
 
-import io
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from posttrain.runs.comparison.analyse import Analysis
 from posttrain.runs.comparison.costs import Curve
+from posttrain.runs.comparison.drift import Drift
+from posttrain.runs.comparison.forgetting import Change
+from posttrain.runs.comparison.ink import BACK, BAND, INK, RC, SOFT, dress, labels, new_figure, style
+from posttrain.runs.comparison.report import Report
+from posttrain.runs.plots import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, ordered so that neighbours differ in lightness too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
-MARKS = ("o", "s", "^", "D", "v", "X", "P")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+WIDTH, HEIGHT = 4.6, 3.1
+WIDE = 20.0  # times: a range of costs from which on their axis is logarithmic
+Drawn = dict[str, tuple["Figure", str]]
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an element for a page: letters drawn, nothing fetched, the same bytes for the same figure."""
+def pictures(report: Report) -> Drawn:
+    """All that there is something to draw for, in the order of the page."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    picture = io.StringIO()
-    with rc_context({"svg.hashsalt": "posttrain", "svg.fonttype": "path"}):
-        FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None})
-    text = picture.getvalue()
-    return text[text.index("<svg") :]
+    analysis = report.analysis
+    with rc_context(RC):
+        drawn: Drawn = {"quality": (means(analysis), f"Mean {analysis.metric} of each arm, with 95 % intervals; small marks are runs")}
+        if analysis.pairs:
+            words = f"Differences to {analysis.arms[analysis.reference].name} with 95 % intervals; grey: less than what matters"
+            drawn["differences"] = differences(analysis), words
+        drawn["pareto"] = front(report), "Mean quality over mean operations; the dotted line joins the arms that no other one beats in both"
+        for name, words in (("flops", "floating-point operations"), ("hours", "hours of training")):
+            title = f"{analysis.metric} over {words}, a line a run, its end marked; ticks across: a stage ended"
+            drawn[f"quality_over_{name}"] = over_cost(analysis, report.curves, name, words), title
+        if any(report.drifts):
+            drawn["reward_over_kl"] = over_kl(report.drifts), KL_WORDS
+        for metric in dict.fromkeys(change.metric for change in report.changes):
+            some = [change for change in report.changes if change.metric == metric]
+            drawn[f"change_{re.sub('[^a-z0-9]+', '_', metric)}"] = (
+                before_after(analysis, some),
+                f"{metric}: hollow before training, filled after",
+            )
+    return drawn
 
 
-def arms_picture(analysis: Analysis) -> Figure:
-    """Means with their intervals, a faint mark for each run, the best at the top; beside it differences to the reference."""
-    from matplotlib.figure import Figure
+KL_WORDS = (
+    "Reward of answers in training, and what was measured on held-out prompts, over the divergence from the reference. Where the lower "
+    "line has turned down while the upper one still rises, the reward is over-optimised; rings mark the best held-out value"
+)
 
-    figure = Figure(figsize=(10, 1.2 + 0.5 * len(analysis.arms)), layout="constrained")
-    means, apart = figure.subplots(1, 2, sharey=True)
-    order = analysis.order[::-1]
-    for row, place in enumerate(order):
-        arm, colour, mark = analysis.arms[place], COLOURS[place % len(COLOURS)], MARKS[place % len(MARKS)]
-        means.plot(arm.values, [row - 0.22] * len(arm.values), mark, color=colour, markersize=4, alpha=0.5, markeredgewidth=0)
-        _bar(means, arm.mean, arm.low, arm.high, row, colour, mark)
-        if (pair := analysis.against(place)) is not None:
-            _bar(apart, pair.difference, pair.low, pair.high, row, colour, mark)
-    reference = analysis.arms[analysis.reference].name
-    means.set_yticks(range(len(order)), [analysis.arms[place].name for place in order])
-    means.set_ylim(-0.6, len(order) - 0.4)
-    apart.axvspan(-analysis.smallest, analysis.smallest, color="0.88", zorder=0)
-    apart.axvline(0, color="0.4", linewidth=1)
-    _dress(means, f"{analysis.metric} ({'lower' if analysis.lower else 'higher'} is better)")
-    _dress(apart, f"difference to {reference}; grey: less than what matters")
+
+def means(analysis: Analysis) -> Figure:
+    """A row an arm, the best at the top."""
+    figure = new_figure(WIDTH, 0.9 + 0.36 * len(analysis.arms))
+    axes = figure.add_subplot()
+    for row, place in enumerate(analysis.order[::-1]):
+        arm, (colour, mark, _) = analysis.arms[place], style(place)
+        axes.plot(arm.values, [row - 0.25] * len(arm.values), mark, color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0)
+        _bar(axes, (arm.mean, arm.low, arm.high), row, place)
+    _rows(axes, analysis)
+    dress(axes, f"{analysis.metric} ({'lower' if analysis.lower else 'higher'} is better)")
     return figure
 
 
-def _bar(axes: Axes, value: float, low: float, high: float, row: int, colour: str, mark: str) -> None:
+def differences(analysis: Analysis) -> Figure:
+    """Each arm less the reference."""
+    figure = new_figure(WIDTH, 0.9 + 0.36 * len(analysis.arms))
+    axes = figure.add_subplot()
+    axes.axvspan(-analysis.smallest, analysis.smallest, color=BAND, zorder=0)
+    axes.axvline(0, color=SOFT, linewidth=1)
+    for row, place in enumerate(analysis.order[::-1]):
+        if (pair := analysis.against(place)) is not None:
+            _bar(axes, (pair.difference, pair.low, pair.high), row, place)
+    _rows(axes, analysis)
+    reference = labels([arm.name for arm in analysis.arms])[analysis.reference]
+    dress(axes, f"difference to {reference}")
+    return figure
+
+
+def _bar(axes: Axes, at: tuple[float, float, float], row: int, place: int) -> None:
+    value, low, high = at
+    colour, mark, _ = style(place)
     if math.isfinite(low):
         axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.plot([value], [row], mark, color=colour, markersize=8)
+        axes.plot([low, high], [row, row], "|", color=colour, markersize=7, markeredgewidth=1.5)
+    axes.plot([value], [row], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
 
 
-def cost_picture(analysis: Analysis, curves: Sequence[Sequence[Curve]]) -> Figure:
-    """Quality over floating-point operations, and over wall time: a line a run, a mark where it ended."""
-    from matplotlib.figure import Figure
+def _rows(axes: Axes, analysis: Analysis) -> None:
+    names = labels([arm.name for arm in analysis.arms])
+    axes.set_yticks(range(len(names)), [names[place] for place in analysis.order[::-1]])
+    axes.set_ylim(-0.6, len(names) - 0.4)
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, label in zip(panels, ("flops", "hours"), ("floating-point operations", "hours of training"), strict=True):
-        for place, runs in enumerate(curves):
-            colour, mark, line = (some[place % len(some)] for some in (COLOURS, MARKS, LINES))
-            for number, curve in enumerate(runs):
-                spent = getattr(curve, key)
-                axes.plot(spent, curve.values, color=colour, linestyle=line, linewidth=1.3, alpha=0.8)
-                name = analysis.arms[place].name if number == 0 else None
-                axes.plot(spent[-1:], curve.values[-1:], mark, color=colour, markersize=8, markeredgecolor="white", label=name)
-        _dress(axes, label)
-    panels[0].set_ylabel(analysis.metric)
-    panels[1].legend(frameon=False, fontsize="small")
+
+def front(report: Report) -> Figure:
+    """Arms by what they cost and how good they are."""
+    analysis = report.analysis
+    figure = new_figure(WIDTH, HEIGHT)
+    axes = figure.add_subplot()
+    best = [(report.costs[place].flops, analysis.arms[place].mean) for place in report.front]
+    axes.step(*zip(*best, strict=True), where="post", color=SOFT, linestyle=":", linewidth=1.6)
+    axes.plot(*zip(*best, strict=True), "o", color="none", markeredgecolor=SOFT, markersize=14, markeredgewidth=1.1)
+    for place, (arm, cost) in enumerate(zip(analysis.arms, report.costs, strict=True)):
+        colour, mark, _ = style(place)
+        if math.isfinite(arm.low):
+            axes.plot([cost.flops] * 2, [arm.low, arm.high], color=colour, linewidth=1.4, alpha=0.8)
+        axes.plot([cost.flops], [arm.mean], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
+    _cost_axis(axes, [cost.flops for cost in report.costs])
+    dress(axes, "floating-point operations, mean of an arm", analysis.metric)
     return figure
 
 
-def _dress(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+def over_cost(analysis: Analysis, curves: Sequence[Sequence[Curve]], key: str, label: str) -> Figure:
+    """A line a run."""
+    figure = new_figure(WIDTH, HEIGHT)
+    axes = figure.add_subplot()
+    for place, runs in enumerate(curves):
+        colour, mark, line = style(place)
+        for curve in runs:
+            spent = getattr(curve, key)
+            axes.plot(spent, curve.values, color=colour, linestyle=line, linewidth=1.3, alpha=0.85)
+            for end in curve.ends:
+                axes.plot([spent[end]], [curve.values[end]], "|", color=colour, markersize=9, markeredgewidth=1.5)
+            axes.plot(spent[-1:], curve.values[-1:], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
+    _cost_axis(axes, [getattr(curve, key)[-1] for runs in curves for curve in runs])
+    dress(axes, label, analysis.metric)
+    return figure
+
+
+def _cost_axis(axes: Axes, ends: Sequence[float]) -> None:
+    """Logarithmic where the dearest would hide the cheap ones."""
+    if min(ends) > 0 and max(ends) > WIDE * min(ends):
+        axes.set_xscale("symlog", linthresh=min(ends))
+    axes.margins(x=0.06)
+
+
+def over_kl(drifts: Sequence[Sequence[Drift]]) -> Figure:
+    """The reward in training above, what is held out below, over the same axis."""
+    figure = new_figure(WIDTH, 1.6 * HEIGHT)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for place, runs in enumerate(drifts):
+        colour, mark, line = style(place)
+        for run in runs:
+            above.plot(run.kl, run.reward, ".", color=colour, alpha=0.3, markersize=3, markeredgewidth=0)
+            window = max(1.0, len(run.kl) / 12)
+            kl, reward = (smooth(np.array(values), window) for values in (run.kl, run.reward))
+            above.plot(kl, reward, color=colour, linestyle=line, linewidth=1.5)
+            above.plot(kl[-1:], reward[-1:], mark, color=colour, markersize=7, markeredgecolor=BACK, markeredgewidth=0.6)
+            _held_out(below, run, place)
+    dress(above, "", "reward in training")
+    names = sorted({run.metric for runs in drifts for run in runs if run.held})
+    dress(below, "KL to the reference, nats a token", ", ".join(names))
+    return figure
+
+
+def _held_out(axes: Axes, run: Drift, place: int) -> None:
+    if not run.held:
+        return
+    colour, mark, line = style(place)
+    axes.plot(run.held_kl, run.held, color=colour, linestyle=line, linewidth=1.5)
+    axes.plot(run.held_kl[-1:], run.held[-1:], mark, color=colour, markersize=7, markeredgecolor=BACK, markeredgewidth=0.6)
+    best = run.held_kl[run.best], run.held[run.best]
+    axes.plot(*([some] for some in best), "o", color="none", markeredgecolor=INK, markersize=10, markeredgewidth=1)
+
+
+def before_after(analysis: Analysis, changes: Sequence[Change]) -> Figure:
+    """A row an arm: from the starting model to the trained one, a faint line a run and a strong one of the means."""
+    figure = new_figure(WIDTH, 0.9 + 0.36 * len(changes))
+    axes = figure.add_subplot()
+    names = labels([arm.name for arm in analysis.arms])
+    for row, change in enumerate(changes[::-1]):
+        colour, mark, _ = style(change.arm)
+        for number, pair in enumerate(zip(change.before, change.after, strict=True)):
+            axes.plot(pair, [row - 0.16 - 0.08 * number] * 2, color=colour, linewidth=0.8, alpha=0.5)
+        start, end = np.mean(change.before), np.mean(change.after)
+        axes.plot([start, end], [row, row], color=colour, linewidth=1.8)
+        axes.plot([start], [row], mark, color=BACK, markeredgecolor=colour, markersize=7, markeredgewidth=1.4)
+        axes.plot([end], [row], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
+    axes.set_yticks(range(len(changes)), [names[change.arm] for change in changes[::-1]])
+    axes.set_ylim(-0.7, len(changes) - 0.4)
+    dress(axes, f"{changes[0].metric} ({'lower' if changes[0].lower else 'higher'} is better)")
+    return figure

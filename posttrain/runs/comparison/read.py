@@ -27,6 +27,7 @@ class Run:
     """A finished run. config: resolved. result: of result.json. metrics: final ones, and eval/SUITE/NAME of later evaluations.
 
     scores: of single examples, where they were kept. data: digests of its data by source. suites: what each later evaluation read.
+    stages: of a pipeline, in order; what is measured of it is measured of the last one's artifact.
     """
 
     folder: Path
@@ -36,10 +37,22 @@ class Run:
     scores: Mapping[str, Scores]
     data: Mapping[str, str]
     suites: Mapping[str, Any]
+    stages: tuple[Run, ...] = ()
 
     @property
     def seed(self) -> int:
         return int(self.config["seed"])
+
+    @property
+    def parts(self) -> tuple[Run, ...]:
+        """The runs it is made of: its stages, or itself."""
+        return self.stages or (self,)
+
+    @property
+    def devices(self) -> int:
+        """That it ran on."""
+        hardware = self.config["hardware"]
+        return int(hardware["nodes"]) * int(hardware["devices"])
 
 
 def read_runs(given: Sequence[str]) -> list[Run]:
@@ -52,8 +65,20 @@ def read_runs(given: Sequence[str]) -> list[Run]:
         problems += [] if found else [_no_run(text)]
     twice = {str(folder) for folder in folders if [other.resolve() for other in folders].count(folder.resolve()) > 1}
     problems += [Problem(f"runs: {folder}", "is named twice") for folder in sorted(twice)]
+    return _each(list(dict.fromkeys(folders)), problems)
+
+
+def read_arms(arms: Mapping[str, Sequence[Path]]) -> dict[str, list[Run]]:
+    """The runs of each arm of a study. Raises ConfigError with all that is wrong."""
+    folders = [folder for some in arms.values() for folder in some]
+    problems = [_no_run(str(folder)) for folder in folders if not (folder / CONFIG).is_file()]
+    found = {run.folder: run for run in _each([folder for folder in folders if (folder / CONFIG).is_file()], problems)}
+    return {name: [found[folder] for folder in some] for name, some in arms.items()}
+
+
+def _each(folders: Sequence[Path], problems: list[Problem]) -> list[Run]:
     runs = []
-    for folder in dict.fromkeys(folders):
+    for folder in folders:
         try:
             runs.append(read_run(folder))
         except ConfigError as error:
@@ -85,13 +110,19 @@ def read_run(folder: Path) -> Run:
         if result["status"] != "finished":
             hint = f"run the same command again with output_dir={folder}: it resumes from the last checkpoint"
             raise ConfigError(Problem(where, f"the run is {result['status']}", hint))
+        stages = tuple(read_run(folder / stage["folder"]) for stage in result.get("stages", ()))
+        last = stages[-1:]
         suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
         data = _json(folder / ARTIFACT)["data"] if (folder / ARTIFACT).is_file() else {}
-        metrics = dict(_numbers(result["metrics"], ""))
+        metrics = {name: value for stage in last for name, value in stage.metrics.items()} | dict(_numbers(result["metrics"], ""))
         for suite, found in suites.items():
             metrics |= _numbers(found["metrics"], f"eval/{suite}/")
-        run = Run(folder, config, result, metrics, kept_scores(folder), data, {name: _read_by(found) for name, found in suites.items()})
-        int(config["seed"])
+        scores = {name: value for stage in last for name, value in stage.scores.items()} | kept_scores(folder)
+        read_by = {name: value for stage in last for name, value in stage.suites.items()}
+        read_by |= {name: _read_by(found) for name, found in suites.items()}
+        run = Run(folder, config, result, metrics, scores, data or (last[0].data if last else {}), read_by, stages)
+        if run.devices < 1 or run.seed < 0:
+            raise ValueError(f"seed {run.seed} on {run.devices} devices")
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(Problem(where, f"its files are broken: {reason}", "see config.yaml, result.json and eval/")) from error

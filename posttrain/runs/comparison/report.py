@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from posttrain.runs.comparison.analyse import Analysis
-from posttrain.runs.comparison.arms import Arm
-from posttrain.runs.comparison.costs import Cost, Curve
+from posttrain.runs.comparison.arms import Arm, mixed
+from posttrain.runs.comparison.costs import Cost, Curve, pareto
+from posttrain.runs.comparison.drift import Drift, told
+from posttrain.runs.comparison.forgetting import Change
+from posttrain.runs.comparison.study import Study
 from posttrain.runs.comparison.verdict import between, kind, number, p_value
 
 QUALITY = ("arm", "seeds", "mean", "95 % interval", "difference", "its 95 % interval", "p (Holm)", "effect", "verdict")
-COSTS = ("arm", "FLOPs", "hours", "tokens", "peak memory")
+COSTS = ("arm", "FLOPs", "device-hours", "hours", "tokens trained", "tokens generated", "peak memory", "best for its FLOPs")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a comparison says. notes: what a reader must know of how it was made."""
+    """Everything a comparison says. notes: what a reader must know of how it was made. study: None where runs were named one by one."""
 
     analysis: Analysis
     arms: Sequence[Arm]
@@ -26,6 +29,20 @@ class Report:
     curves: Sequence[Sequence[Curve]]
     verdicts: Sequence[str]
     notes: Sequence[str]
+    drifts: Sequence[Sequence[Drift]]
+    changes: Sequence[Change]
+    study: Study | None = None
+
+    @property
+    def front(self) -> list[int]:
+        """Places of the arms that no other one beats in quality and operations together, the cheapest first."""
+        analysis = self.analysis
+        return pareto([cost.flops for cost in self.costs], [arm.mean for arm in analysis.arms], lower=analysis.lower)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Runs whose reward went on rising while what is measured elsewhere fell."""
+        return told(self.arms, self.drifts, self.analysis.smallest)
 
 
 def quality_rows(analysis: Analysis) -> list[tuple[str, ...]]:
@@ -44,11 +61,27 @@ def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
 
 def cost_rows(report: Report) -> list[tuple[str, ...]]:
     """A row an arm: means over its runs, of memory the most."""
-    return [_cost_row(report.arms[place].name, report.costs[place]) for place in report.analysis.order]
+    front = report.front
+    return [_cost_row(report.arms[place].name, report.costs[place], place in front) for place in report.analysis.order]
 
 
-def _cost_row(name: str, cost: Cost) -> tuple[str, ...]:
-    return name, f"{cost.flops:.3g}", f"{cost.hours:.3g}", f"{cost.tokens:,.0f}", f"{cost.peak_bytes / 2**30:.2f} GiB"
+def _cost_row(name: str, cost: Cost, is_best: bool) -> tuple[str, ...]:
+    return (
+        name, f"{cost.flops:.3g}", f"{cost.device_hours:.3g}", f"{cost.hours:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}",
+        f"{cost.peak_bytes / 2**30:.2f} GiB", "yes" if is_best else "no",
+    )  # fmt: skip
+
+
+def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
+    """What each arm had to spend, and what was spent."""
+    if study.budget is None:
+        return ["The study has no budget: arms cost what they cost."]
+    asked = f"Budget of every arm: {study.budget['amount']:.4g} {study.budget['unit']}."
+    spent = [float(run.result["budget"]["spent"]) for arm in arms for run in arm.runs if run.result.get("budget")]
+    if len(spent) < sum(len(arm.runs) for arm in arms):
+        return [asked + " Not every run says what it spent of it."]
+    shares = [some / float(study.budget["amount"]) for some in spent]
+    return [f"{asked} Spent: {min(shares):.2%} to {max(shares):.2%} of it."]
 
 
 def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
@@ -69,6 +102,7 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
     ]
     if any(len(arm.runs) == 1 for arm in arms):
         notes.append("An arm with one seed has an interval over examples only, about this one model.")
+    notes += mixed(arms)
     methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
     if analysis.metric == "val/loss" and len(methods) > 1:
         notes.append(
@@ -95,6 +129,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "verdict": list(report.verdicts), "metric": analysis.metric, "better": "lower" if analysis.lower else "higher",
         "smallest": analysis.smallest, "examples": analysis.examples, "reference": analysis.arms[analysis.reference].name,
         "is_baseline": analysis.is_baseline, "arms": arms, "pairs": pairs, "notes": list(report.notes),
+        "pareto": [analysis.arms[place].name for place in report.front], "over_optimised": report.warnings,
+        "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain} for change in report.changes],
+        "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},
     }  # fmt: skip
     plain: dict[str, Any] = _plain(found)
     return plain

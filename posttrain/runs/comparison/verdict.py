@@ -24,6 +24,9 @@ def between(low: float, high: float) -> str:
 
 def verdicts(analysis: Analysis) -> list[str]:
     """The headline first; with more than two arms then a line for each pair with the reference, the best first."""
+    if len(analysis.arms) == 1:
+        (arm,) = analysis.arms
+        return [f"{arm.name}: {number(arm.mean)} (95 % interval {between(arm.low, arm.high)}). There is no other arm to compare it with."]
     pairs = [pair for place in analysis.order if (pair := analysis.against(place)) is not None]
     lines = [of_pair(analysis, pair) for pair in pairs]
     return lines if len(pairs) == 1 else [headline(analysis, pairs), *lines]

@@ -1,4 +1,4 @@
-"""Create or close a sweep's parent run: ``python -m posttrain.runs.tracking.parent start|finish JSON``. `start` prints the run id."""
+"""Create, add to, or close a sweep's parent run: ``python -m posttrain.runs.tracking.parent start|add|finish JSON``. All print its id."""
 
 from __future__ import annotations
 
@@ -28,11 +28,19 @@ def finish(request: Mapping[str, Any]) -> str:
     return request["run_id"]
 
 
+def add(request: Mapping[str, Any]) -> str:
+    """Put files into the folder `into` of the run's artifacts. Returns its id."""
+    client = open_client(request["uri"])
+    for file in request["files"]:
+        client.log_artifact(request["run_id"], file, request["into"])
+    return request["run_id"]
+
+
 def main(action: str, request: str) -> int:
     """Exit 0, or 3 with one line on standard error if the store does not answer."""
     content = json.loads(request)
     try:
-        print({"start": start, "finish": finish}[action](content))
+        print({"start": start, "add": add, "finish": finish}[action](content))
     except AWAY as error:
         print(describe(error, content["uri"]), file=sys.stderr)
         return 3

@@ -64,16 +64,16 @@ def is_mlflow(tracking: Mapping[str, Any]) -> bool:
     return str(tracking.get("_target_")).endswith(".MLflowTracker")
 
 
-def ask_store(action: str, request: Mapping[str, Any]) -> str | None:
+def ask_store(action: str, request: Mapping[str, Any], *, otherwise: str = "the sweep goes on without its parent run") -> str | None:
     """Run `tracking.parent` in a process of its own, with our client settings. None, with a warning, if the store does not answer."""
     command = [sys.executable, "-m", "posttrain.runs.tracking.parent", action, json.dumps(request)]
     try:
         answer = subprocess.run(command, env=client_environment(), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        log.warning("tracking: the store did not answer within %.0f s: the runs go on without their parent", ANSWER_SECONDS)
+        log.warning("tracking: the store did not answer within %.0f s: %s", ANSWER_SECONDS, otherwise)
         return None
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        log.warning("tracking: %s: the runs go on without their parent", reason)
+        log.warning("tracking: %s: %s", reason, otherwise)
         return None
     return answer.stdout.strip().splitlines()[-1]

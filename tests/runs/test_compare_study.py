@@ -1,0 +1,144 @@
+"""`posttrain compare study=DIR`: arms with names, pipelines among them, the report in the study's folder and on its MLflow parent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comparison_runs import METRIC, make_arm, make_pipeline, make_run, make_study
+
+from posttrain.errors import ConfigError
+from posttrain.runs.commands.compare import run as command
+from posttrain.runs.commands.table import Call
+from posttrain.runs.comparison import publish
+from posttrain.runs.comparison.command import report_on_study
+from posttrain.runs.comparison.costs import pareto
+from posttrain.runs.comparison.drift import drift_of, told
+from posttrain.runs.comparison.read import read_run
+from posttrain.runs.records import MetricsFile
+
+
+def reported(study: Path) -> dict[str, Any]:
+    report_on_study(study)
+    found: dict[str, Any] = json.loads((study / "compare" / "compare.json").read_text())
+    return found
+
+
+def staged_study(home: Path, **changes: Any) -> Path:
+    """Supervised alone, and a pipeline of supervised training (reused from the first arm) and reinforcement."""
+    sft, grpo = make_arm(home, "sft", gain=0.0), make_arm(home, "grpo", gain=0.2, flops=1e12)
+    staged = [
+        make_pipeline(home / "staged" / f"seed={seed}", {"sft": sft[seed - 1], "rl": grpo[seed - 1]}, seed=seed, reused=("sft",))
+        for seed in (1, 2, 3)
+    ]
+    return make_study(home, {"SFT only": sft, "SFT, then RL": staged}, **changes)
+
+
+def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = reported(staged_study(tmp_path))
+    assert found["verdict"][0].startswith("SFT, then RL is better than SFT only by 0.19")
+    assert (found["metric"], found["smallest"], found["study"]["name"]) == (METRIC, 0.02, "recipes")
+    alone, staged = found["arms"]
+    assert (alone["cost"]["flops"], staged["cost"]["flops"]) == (4e12, 5e12), "a stage that was reused costs what it cost"
+    assert staged["cost"]["device_hours"] == pytest.approx(2 * staged["cost"]["hours"]) == pytest.approx(0.04)
+    assert staged["cost"]["tokens"] == 800
+    assert found["pareto"] == ["SFT only", "SFT, then RL"]
+    written = {file.name for file in (tmp_path / "compare").iterdir()}
+    assert written >= {"compare.html", "compare.json", "pareto.svg", "quality_over_flops.svg", "quality_over_hours.svg"}
+    assert "flops" in next(note for note in found["notes"] if note.startswith("Budget of every arm"))
+    assert "tokens generated" in capsys.readouterr().out
+
+
+def test_curves_of_stages_are_joined(tmp_path: Path) -> None:
+    staged_study(tmp_path)
+    from posttrain.runs.comparison.costs import curve_of
+
+    curve = curve_of(read_run(tmp_path / "staged" / "seed=1"), METRIC)
+    assert curve.flops == pytest.approx((0, 2e12, 4e12, 4e12, 4.5e12, 5e12))
+    assert curve.hours == pytest.approx((0, 0.005, 0.01, 0.01, 0.015, 0.02))
+    assert curve.ends == (2,), "the first stage ended there"
+
+
+def test_arguments_overrule_the_study(tmp_path: Path) -> None:
+    study = staged_study(tmp_path)
+    call = Call(arguments=(f"study={study}", "smallest=0.5", "baseline=SFT only", f"to={tmp_path / 'elsewhere'}"))
+    assert command(call) == 0
+    found = json.loads((tmp_path / "elsewhere" / "compare.json").read_text())
+    assert (found["smallest"], found["reference"]) == (0.5, "SFT only")
+
+
+def test_one_arm_alone(tmp_path: Path) -> None:
+    found = reported(make_study(tmp_path, {"sft": make_arm(tmp_path, "sft", gain=0.0)}, budget=None))
+    assert found["verdict"][0].startswith("sft: 0.")
+    assert found["verdict"][0].endswith("There is no other arm to compare it with.")
+    assert found["pairs"] == []
+
+
+def test_the_report_goes_to_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store is asked for; tests/runs/test_tracking_mlflow.py asks a real one."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(publish, "ask_store", lambda action, request, **_: asked.append((action, request)))
+    arm = make_arm(tmp_path, "sft", gain=0.0, seeds=2)
+    reported(make_study(tmp_path, {"sft": arm}, parent="abc"))
+    assert asked == [], "these runs were not tracked"
+    event = {"event": "start", "uri": "sqlite:///there.db", "experiment": "e", "run_key": "k"}
+    (arm[1] / "tracking").mkdir()
+    (arm[1] / "tracking" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    reported(tmp_path)
+    ((action, request),) = asked
+    assert (action, request["uri"], request["run_id"], request["into"]) == ("add", "sqlite:///there.db", "abc", "compare")
+    assert {Path(file).name for file in request["files"]} >= {"compare.html", "compare.json", "pareto.svg"}
+
+
+def test_over_optimisation_is_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", seed=3, scores=np.array([1.0, 0.0, 0.0, 0.0]))
+    (folder / "metrics.jsonl").unlink()
+    lines = MetricsFile(folder / "metrics.jsonl")
+    held = {0: 0.3, 10: 0.6, 20: 0.5, 30: 0.25}
+    for step in range(31):
+        if step:
+            lines.append(step, {"loss": 1.0, "kl": 0.01 * step, "reward/mean": 0.02 * step, "tokens": 10 * step, "generated": 7 * step})
+        if step in held:
+            lines.append(step, {METRIC: held[step]})
+    lines.close()
+    drift = drift_of(read_run(folder), METRIC, lower=False)
+    assert drift is not None
+    assert (drift.metric, drift.best, drift.lost) == (METRIC, 1, pytest.approx(0.35))
+    assert drift.held_kl[1] == pytest.approx(0.11), "step 11 finds the policy that was measured after step 10"
+    assert drift.over_optimised(0.05)
+    assert not drift.over_optimised(0.5)
+    assert drift_of(read_run(folder), METRIC, lower=True) is not None
+    arm = type("Arm", (), {"name": "grpo"})
+    (line,) = told([arm], [[drift]], 0.05)  # type: ignore[list-item]
+    assert line.startswith("grpo, seed 3: over-optimised. From a divergence of 0.11 nats a token on")
+
+
+def test_the_front() -> None:
+    assert pareto([3, 1, 2, 2], [0.9, 0.5, 0.4, 0.7], lower=False) == [1, 3, 0]
+    assert pareto([3, 1, 2, 2], [0.9, 0.5, 0.4, 0.7], lower=True) == [1, 2]
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        command(Call(arguments=arguments))
+    return "\n".join(map(str, caught.value.problems))
+
+
+def test_what_is_wrong_with_a_study(tmp_path: Path) -> None:
+    assert "no such folder" in refused(f"study={tmp_path / 'none'}")
+    assert "there is no study.json in it" in refused(f"study={tmp_path}")
+    assert "exclude each other" in refused(f"study={tmp_path}", f"runs={tmp_path}")
+    sft, stopped = make_arm(tmp_path, "sft", gain=0.0, seeds=2), make_run(tmp_path / "stopped", seed=1, status="stopped")
+    told = refused(f"study={make_study(tmp_path, {'sft': sft, 'dpo': [stopped, tmp_path / 'gone']})}")
+    assert "stopped: the run is stopped" in told
+    assert "gone: no such folder" in told
+    told = refused(f"study={make_study(tmp_path, {'sft': []}, better='most', smallest=0, budget={'unit': 1})}")
+    for key in ("better", "smallest", "budget", "arms"):
+        assert f"study.json: {key} is" in told
+    assert "differ in name only" in refused(f"study={make_study(tmp_path, {'one': sft[:1], 'other': sft[1:]})}")
+    again = make_run(tmp_path / "again", seed=1, scores=np.zeros(200), config={"method": {"name": "sft"}})
+    assert "seed 1 of sft is there more than once" in refused(f"study={make_study(tmp_path, {'sft': [*sft, again]})}")
+    assert "is there 2 times" in refused(f"study={make_study(tmp_path, {'sft': [*sft, sft[0]]})}")
