@@ -36,7 +36,9 @@ def run_study(call: Call) -> int:
     folder = _folder(parsed, study)
     master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
     jobs, problems = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master))
-    first = {job.arm: job.config for job in reversed(jobs)}
+    first: dict[str, Any] = {}
+    for job in jobs:
+        first.setdefault(job.arm, job.config)
     problems += [*alike(first), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
     if not problems:
         from posttrain.runs.budget.check import overspent_at_once
