@@ -39,7 +39,8 @@ class ArtifactRecord:
 
     method: the method that made it. parent: hub id or folder of the model it started from, None for random weights.
     data: digest by source. config_hash: of the resolved config (`integrity.config_hash`). metrics: final values.
-    versions: of the software. tags: study, arm, stage, ... where they apply.
+    versions: of the software. tags: study, arm, stage, ... where they apply. parents: what the artifacts it was made with are
+    (`lineage.parents_of`).
     """
 
     method: str
@@ -49,6 +50,7 @@ class ArtifactRecord:
     metrics: Mapping[str, float]
     versions: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
+    parents: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_artifact(

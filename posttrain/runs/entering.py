@@ -30,6 +30,8 @@ def config_of(overrides: Sequence[str], config: Mapping[str, Any], *, allow_targ
     problems = [problem for problem in problems if not problem.where.startswith("hardware")]
     if problems:
         raise ConfigError([Problem(f"entering: {problem.where}", problem.message, problem.hint) for problem in problems])
+    if found["stages"]:
+        raise ConfigError(Problem("entering", "a run that is made first cannot be a pipeline", "make the pipeline start from that run"))
     if found["entering"]:
         raise ConfigError(Problem("entering", "a run that is made first cannot ask for another one itself", "name one run"))
     return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from posttrain.methods.base import Method
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.integrity import config_hash
+from posttrain.models.lineage import parents_of
 from posttrain.models.sharding import Replicated, bit_sum
 from posttrain.runs.files import writing
 from posttrain.runs.records import versions
@@ -35,6 +36,8 @@ def save_run_artifact(job: Job, method: Method, metrics: Mapping[str, float]) ->
         config_hash=config_hash({key: value for key, value in config.items() if key != "output_dir"}),
         metrics=dict(metrics),
         versions=versions(),
+        tags=dict(config["tracking"].get("tags") or {}),
+        parents=parents_of(config),
     )
     folder = job.folder / "artifact"
     with writing(folder):

@@ -160,7 +160,12 @@ def _launcher_node(master: DictConfig, job: Job) -> dict[str, Any]:
     own = copy.deepcopy(master)
     with open_dict(own):
         own.hardware = job.config["hardware"]
-    return cast(dict[str, Any], OmegaConf.to_container(own.hydra.launcher, resolve=True))
+    node = cast(dict[str, Any], OmegaConf.to_container(own.hydra.launcher, resolve=True))
+    if job.config["stages"] and node["_target_"] == slurm.TARGET:
+        from posttrain.runs.pipeline.cluster import one_task
+
+        return one_task(node, job.config)
+    return node
 
 
 def _common(combinations: Sequence[dict[str, str]]) -> list[str]:

@@ -18,6 +18,9 @@ def run(call: Call) -> int:
     from posttrain.data.show import show
     from posttrain.runs.inputs import load_inputs
 
-    tokenizer, prepared = load_inputs(config)
-    show(prepared, tokenizer)
+    for node in config["stages"] or [{"name": None, "config": config}]:
+        if node["name"]:
+            print(f"stage {node['name']}")
+        tokenizer, prepared = load_inputs(node["config"])
+        show(prepared, tokenizer)
     return 0

@@ -7,11 +7,12 @@ upper bounds. The reckoning is in `posttrain.runs.planning`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich.console import Console
 from rich.syntax import Syntax
 
 from posttrain.errors import ConfigError
@@ -31,6 +32,24 @@ def run(call: Call) -> int:
         call.overrides, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=rules.PLAN
     )
     console = report.console()
+    if not config["stages"]:
+        show_run(console, config, call.allow_targets)
+        return 0
+    for number, node in enumerate(config["stages"], 1):
+        console.rule(f"stage {number}/{len(config['stages'])}: {node['name']}", align="left")
+        console.print(described(node))
+        show_run(console, node["config"], call.allow_targets)
+    return 0
+
+
+def described(node: Mapping[str, Any]) -> str:
+    """What a stage starts from, and its part of the budget."""
+    source = ", ".join(f"{key} from stage {name}" for key, name in node["inputs"].items()) or "starts from the model"
+    return source if node["share"] is None else f"{source}; {node['share']:.0%} of the budget"
+
+
+def show_run(console: Console, config: dict[str, Any], allow_targets: Collection[str]) -> None:
+    """Prints the plan of one run."""
     console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))
     from posttrain.runs.planning import show
     from posttrain.runs.planning.estimate import estimate
@@ -41,14 +60,13 @@ def run(call: Call) -> int:
     from posttrain.runs.train import untrained
 
     overhead = overhead_of(config["hardware"]["accelerator"])  # before this process has done anything of its own
-    method = untrained(config, allow_targets=call.allow_targets)
+    method = untrained(config, allow_targets=allow_targets)
     work = workload_of(config)
     found = estimate(config, method, model_shape(config["model"], precision=config["precision"]), work, overhead=overhead)
     advice = remedies(config, found, partial(with_adapters, config), larger_shapes(config["hardware"])) if found.fits is False else []
     show.plan(
-        console, config, found, work, model=model_rows(config, call.allow_targets), checks=check_rows(config), remedies=advice
+        console, config, found, work, model=model_rows(config, allow_targets), checks=check_rows(config), remedies=advice
     )  # fmt: skip
-    return 0
 
 
 def with_adapters(config: dict[str, Any], option: str) -> Any:

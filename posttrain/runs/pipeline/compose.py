@@ -82,7 +82,7 @@ def _attempt(stage: Stage, general: Sequence[str], composer: Composer) -> Attemp
     attempt = Attempt(stage, lines, composer.compose(stage, lines))
     own = {*stage.overrides, *stage.lines}
     attempt.refused = {p.where: p for p in attempt.composed.problems if p.where in general and p.where not in own}
-    found = _against_rules(stage, attempt.composed)
+    found = _against_rules(stage, attempt.composed) if general else []
     doubtful = {line for line in lines if line in general and line not in own and any(is_below(p.where, {key_of(line)}) for p in found)}
     if doubtful - attempt.refused.keys():
         without = _against_rules(stage, composer.compose(stage, [line for line in lines if line not in doubtful]))
@@ -100,7 +100,15 @@ def _against_rules(stage: Stage, composed: Composed) -> list[Problem]:
 
     if composed.problems and "method" not in composed.config:
         return []
-    return check(entered(composed.config, placeholders(stage.inputs)), rules=rules.PLAN)
+    found = check(entered(composed.config, placeholders(stage.inputs)), rules=rules.PLAN)
+    return found + _starts_twice(stage.inputs, composed.config)
+
+
+def _starts_twice(inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[Problem]:
+    """A stage starts from one artifact."""
+    if "policy" not in inputs or not config.get("entering"):
+        return []
+    return [Problem("entering", "the stage starts from an earlier one's artifact already", "leave out one of entering and inputs.policy")]
 
 
 def _for_nobody(attempts: Sequence[Attempt], general: Sequence[str]) -> list[Problem]:
@@ -156,9 +164,8 @@ def _wrong_inputs(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
                 made = hands_on(by_name[source]["config"])
                 if made != INPUTS[key].made:
                     problems.append(Problem(where, f"stage {source} hands on {made}, and this has to be {INPUTS[key].made}"))
-        if "policy" in node["inputs"] and node["config"].get("entering"):
-            message = "the stage starts from an earlier one's artifact already"
-            problems.append(Problem(prefixed(node["name"], "entering"), message, "leave out one of entering and inputs.policy"))
+        twice = _starts_twice(node["inputs"], node["config"])
+        problems += [Problem(prefixed(node["name"], problem.where), problem.message, problem.hint) for problem in twice]
     return problems
 
 

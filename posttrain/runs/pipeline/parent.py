@@ -18,17 +18,17 @@ class Parent:
     """The run above the stages, in MLflow. own: it is the pipeline's, which opens and closes it."""
 
     def __init__(self, config: Mapping[str, Any], folder: Path) -> None:
-        self.config = config
+        self.config, self.folder = config, folder
         given = config["tracking"].get("parent_run_id")
         self.own = given is None and is_mlflow(config["tracking"])
-        self.run_id: str | None = given or (self._known(folder) if self.own else None)
+        self.run_id: str | None = given or (self._known() if self.own else None)
 
-    def _known(self, folder: Path) -> str | None:
+    def _known(self) -> str | None:
         """The run that this folder's pipeline began with, so that a continued one stays under it; else a new one."""
-        file = folder / FILE
+        file = self.folder / FILE
         if file.is_file():
             return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
-        found = start_pipeline(self.config, folder.name, [node["name"] for node in self.config["stages"]])
+        found = start_pipeline(self.config, self.folder.name, [node["name"] for node in self.config["stages"]])
         if found is not None:
             write_atomic(file, json.dumps({"run_id": found}) + "\n")
         return found
@@ -39,7 +39,7 @@ class Parent:
         if not is_mlflow(node):
             return node
         tags = {**(self.config["tracking"].get("tags") or {}), "stage": stage}
-        return {**node, "parent_run_id": self.run_id or node.get("parent_run_id"), "tags": tags}
+        return {**node, "parent_run_id": self.run_id, "tags": tags, "run_name": f"{self.folder.name}/{stage}"}
 
     def finish(self, status: Status) -> None:
         """Close it, if it is the pipeline's own."""

@@ -19,6 +19,7 @@ from posttrain.runs.files import prepare_folder, shown, write_atomic
 from posttrain.runs.pipeline import store
 from posttrain.runs.pipeline.identity import stage_hash
 from posttrain.runs.pipeline.inputs import entered
+from posttrain.runs.pipeline.mirror import mirror
 from posttrain.runs.pipeline.outcome import Ended, result_of_all, table_of
 from posttrain.runs.pipeline.parent import Parent
 from posttrain.runs.pipeline.shares import part_of, spent_by, unit_of
@@ -166,7 +167,8 @@ class Pipeline:
         if past is not None and past["status"] == "finished" and wanted["resume"] != "never":
             reason = store.distrust(folder, wanted)
             if reason is None:
-                say(f"{title}: reused, {folder}")
+                say(f"{title}: reused, {shown(folder)}")
+                mirror(folder, self.folder / ".reused" / place.name, wanted)
                 return DONE, True
             say(f"{title}: made anew, {reason}")
             store.begin_anew(folder)

@@ -108,6 +108,10 @@ def _opened_and_trained(config: dict[str, Any], task: Task, gate: Gate, allow_ta
     from posttrain.runs.job import opened
 
     _check(config, task, allow_targets)
+    if config.get("stages"):
+        from posttrain.runs.pipeline.run import run_pipeline
+
+        return run_pipeline(config, Path(config["output_dir"]), allow_targets=allow_targets)
     with opened(config, Path(config["output_dir"]), allow_targets) as ended:
         if ended is None and task.world > 1:
             from posttrain.runs.inputs import load_inputs
@@ -133,7 +137,7 @@ def _check(config: dict[str, Any], task: Task, allow_targets: Sequence[str]) -> 
     from posttrain.runs.check import check
 
     problems = check(config, allow_targets=allow_targets, rules=rules.TASK)
-    wanted = config["hardware"]["nodes"] * config["hardware"]["devices"]
+    wanted = 1 if config.get("stages") else config["hardware"]["nodes"] * config["hardware"]["devices"]
     if task.world != wanted:
         message = f"hardware={config['hardware']['name']} needs {wanted} tasks, the job has {task.world}"
         problems.append(Problem("hydra.launcher.tasks_per_node", message, "leave nodes and tasks_per_node to the hardware"))

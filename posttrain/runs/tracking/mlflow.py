@@ -43,6 +43,7 @@ class MLflowTracker:
     uri: store address (see `resolve_uri`); null = $MLFLOW_TRACKING_URI, else a SQLite database outputs/mlflow.db in the launch folder;
     a resumed run then stays in the store it began in.
     experiment: MLflow experiment. parent_run_id: parent of a sweep or a pipeline. tags: stage, arm ..., without their prefix.
+    run_name: null = the folder's.
     system_seconds: period of the machine metrics, null = none.
     finish_seconds: at the end of a run, wait at most that long for the store.
     """
@@ -54,6 +55,7 @@ class MLflowTracker:
         experiment: str = "posttrain",
         parent_run_id: str | None = None,
         tags: dict[str, Any] | None = None,
+        run_name: str | None = None,
         system_seconds: float | None = 10.0,
         finish_seconds: float = 20.0,
     ):
@@ -62,6 +64,7 @@ class MLflowTracker:
         self.experiment = experiment
         self.parent_run_id = parent_run_id
         self.tags = tags or {}
+        self.run_name = run_name
         self.system_seconds = system_seconds
         self.finish_seconds = finish_seconds
         self._journal: Journal | None = None
@@ -107,7 +110,7 @@ class MLflowTracker:
             "uri": self.uri,
             "experiment": self.experiment,
             "run_key": run_key,
-            "name": run.name,
+            "name": self.run_name or run.name,
             "params": flatten(run.config),
             "tags": run_tags(replace(run, tags={**run.tags, **self.tags}), self.parent_run_id),
             "datasets": [vars(record) for record in run.datasets],

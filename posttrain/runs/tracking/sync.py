@@ -32,7 +32,9 @@ def sync(run_dir: Path) -> list[SyncReport]:
 
     Raises ConfigError if there is nothing to send from, if a run is still sending, or if the store does not answer.
     """
-    journals = [Journal(path.parents[1]) for path in sorted(run_dir.rglob("tracking/events.jsonl"))]
+    linked = [path.resolve() for path in run_dir.rglob("*") if path.is_symlink() and path.is_dir()]  # a pipeline's stages
+    found = {path.resolve() for folder in (run_dir, *linked) for path in folder.rglob("tracking/events.jsonl")}
+    journals = [Journal(path.parents[1]) for path in sorted(found)]
     if not journals:
         raise ConfigError(Problem("run", f"{run_dir} holds no MLflow records", "the run needs tracking=mlflow"))
     return [sync_run(journal) for journal in journals]

@@ -1,0 +1,151 @@
+"""Pipelines from a recipe and a command line to one checked configuration, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from posttrain.errors import ConfigError
+from posttrain.runs import rules
+from posttrain.runs.check import check, compose_and_check
+from posttrain.runs.options import config_dir, options
+from posttrain.runs.pipeline.identity import stage_hash
+from posttrain.runs.pipeline.shares import part_of
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = [found.name for found in options((config_dir(),), "method") if found.name.startswith("staged")]
+
+
+def composed(*overrides: str, **more: Any) -> dict[str, Any]:
+    return compose_and_check(["model=nano", *overrides], rules=rules.PLAN, **more)
+
+
+def configs(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {node["name"]: node["config"] for node in config["stages"]}
+
+
+def problems(*overrides: str, **more: Any) -> dict[str, str]:
+    with pytest.raises(ConfigError) as raised:
+        composed(*overrides, **more)
+    return {problem.where: problem.message for problem in raised.value.problems}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_checks(recipe: str) -> None:
+    config = composed(f"method={recipe}", "debug=true")
+    assert config["method"] == {"name": recipe}
+    assert len(config["stages"]) >= 2
+    assert check(yaml.safe_load(yaml.safe_dump(config)), rules=rules.PLAN) == []  # as a sweep's job reads it
+
+
+def test_overrides_reach_the_stages_that_they_suit() -> None:
+    config = composed("method=staged_rlhf", "seed=3", "max_steps=9", "stages.rm.max_steps=5", "rollout=native", "rollout.group_size=2")
+    stages = configs(config)
+    assert {name: stage["max_steps"] for name, stage in stages.items()} == {"sft": 9, "rm": 5, "ppo": 9}
+    assert {stage["seed"] for stage in stages.values()} == {3}
+    assert [stage["rollout"] and stage["rollout"]["group_size"] for stage in stages.values()] == [None, None, 2]
+    assert stages["ppo"]["reward"]["reward_model"]["path"] == "stage:rm"
+
+
+def test_a_run_that_is_made_first_is_for_the_first_stage() -> None:
+    stages = configs(composed("method=staged", "entering=['experiment=quickstart']"))
+    assert [bool(stage["entering"]) for stage in stages.values()] == [True, False]
+
+
+def test_rounds_start_from_the_one_before() -> None:
+    config = composed("method=staged_iterated", "stages.dpo.repeat=2", "stages.dpo.max_steps=3", "stages.dpo_2.max_steps=4")
+    assert [(node["name"], node["inputs"]) for node in config["stages"]] == [
+        ("sft", {}), ("dpo_1", {"policy": "sft"}), ("dpo_2", {"policy": "dpo_1"}),
+    ]  # fmt: skip
+    assert [(stage["max_steps"], stage["seed"]) for stage in configs(config).values()][1:] == [(3, 0), (4, 1)]
+
+
+def test_a_list_of_methods_is_a_pipeline_for_short() -> None:
+    config = composed("method=staged", "stages=[sft,dpo,grpo]")
+    assert [(node["name"], node["inputs"]) for node in config["stages"]] == [
+        ("sft", {}), ("dpo", {"policy": "sft"}), ("grpo", {"policy": "dpo"}),
+    ]  # fmt: skip
+
+
+def test_its_config_file_alone_makes_it_again(tmp_path: Path) -> None:
+    config = composed("method=staged", "stages.sft.max_steps=5", f"output_dir={tmp_path}")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    again = compose_and_check(["seed=4", "stages.grpo.max_steps=6"], base=tmp_path / "config.yaml", rules=rules.PLAN)
+    assert [(stage["max_steps"], stage["seed"]) for stage in configs(again).values()] == [(5, 4), (6, 4)]
+    assert again["output_dir"] is None
+
+
+def test_all_mistakes_of_all_stages_at_once() -> None:
+    found = problems(
+        "method=staged_rlhf", "optimizer.lr=fast", "foo=3", "stages.gpro.max_steps=3", "stages.sft.max_step=3", "stages.ppo.inputs.policy=rm",
+        "stages.rm.inputs.data=sft", "budget.flop=3", "resume=there", "stages.sft.share=2",
+    )  # fmt: skip
+    assert {
+        "stage sft: optimizer.lr", "stage rm: optimizer.lr", "stage ppo: optimizer.lr", "foo=3", "stages.gpro.max_steps=3",
+        "stage sft: max_step=3", "stage ppo: inputs.policy", "stage rm: inputs.data", "budget.flop=3", "resume", "stage sft: share",
+    } <= set(found)  # fmt: skip
+    assert "hands on a reward model" in found["stage ppo: inputs.policy"]
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "word"),
+    [
+        ("stages.sft.inputs.policy=grpo", "stage sft: inputs.policy", "cycle"),
+        ("stages.grpo.inputs.policy=grpo", "stage grpo: inputs.policy", "itself"),
+        ("stages.grpo.inputs.policy=base", "stage grpo: inputs.policy", "no stage is called base"),
+        ("stages=[sft,sft]", "stages", "two stages are called sft"),
+        ("stages.grpo.inputs.reward_model=sft", "stage grpo: inputs.reward_model", "asks no reward model"),
+        ("stages.grpo.inputs.reference=sft", "stage grpo: inputs.reference", "the model that enters the stage"),
+        ("stages.sft.inputs.reference=sft", "stage sft: inputs.reference", "has no reference"),
+        ("stages.grpo.inputs.teacher=sft", "stage grpo: inputs.teacher", "unknown input"),
+        ("stages.grpo.entering=['method=sft']", "stage grpo: entering", "already"),
+        ("+stages.grpo.repeat=0", "stage grpo: repeat", "number of rounds"),
+    ],
+)
+def test_what_is_refused(override: str, where: str, word: str) -> None:
+    assert word in problems("method=staged", override)[where]
+
+
+def test_a_run_has_no_stages() -> None:
+    assert "no pipeline" in problems("method=sft", "stages.sft.max_steps=3")["stages.sft.max_steps=3"]
+
+
+def test_mistakes_are_told_without_torch() -> None:
+    code = "import sys; from posttrain.__main__ import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    line = ["method=staged", "stages.sft.optimizer.lr=fast"]
+    done = subprocess.run([sys.executable, "-c", code, *line], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert "stage sft: optimizer.lr: expected a number" in done.stderr
+
+
+def test_a_stage_is_known_by_what_it_computes(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "1+1", "completion": "2"}\n')
+
+    def key(*overrides: str, parent: str = "a") -> str:
+        stage = configs(composed("method=staged", "data=files", f"data.train={file}", *overrides))["grpo"]
+        return stage_hash(stage, {"policy": parent})
+
+    first = key()
+    assert key("tracking=none", "checkpoint.every_steps=1", f"output_dir={tmp_path}", "resume=never", "data.workers=1") == first
+    other = [key("seed=1"), key("optimizer.lr=1e-9"), key(parent="b"), key("hardware=2xcpu")]
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(file.read_bytes())
+    assert key(f"data.train={copy}") == first
+    file.write_text('{"prompt": "1+1", "completion": "3"}\n')
+    assert len({first, key(), *other}) == 6
+
+
+def test_a_budget_is_shared() -> None:
+    budget = {"flops": 100.0, "tokens": None, "gpu_seconds": None}
+    shares = [{"name": "a", "share": None}, {"name": "b", "share": 0.5}, {"name": "c", "share": None}]
+    parts = [part_of(budget, shares, number, spent) for number, spent in enumerate((0.0, 26.0, 77.0))]
+    assert [part and part["flops"] for part in parts] == [25.0, 50.0, 23.0]
+    with pytest.raises(ConfigError):
+        part_of(budget, shares, 2, 100.0)
+    assert part_of({"flops": None}, shares, 0, 0.0) is None
