@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.runs.budget.amount import budget_of, is_known_before
+from posttrain.runs.budget.amount import is_known_before
 
 Config = Mapping[str, Any]
 
 
-def overspent_at_once(arms: Mapping[str, Config]) -> Iterator[Problem]:
+def overspent_at_once(arms: Mapping[str, Config], allow_targets: Collection[str] = ()) -> Iterator[Problem]:
     """Of each arm's configuration: a budget smaller than one step, where data that is here tells what a step costs.
 
     Answers that a run samples, and what a pipeline's stages leave to each other, are not known before.
@@ -22,23 +22,17 @@ def overspent_at_once(arms: Mapping[str, Config]) -> Iterator[Problem]:
         if config.get("stages") or not is_known_before(config) or not is_here(dict(config)):
             continue
         try:
-            _bought(config)
+            _bought(config, allow_targets)
         except ConfigError as error:
             yield from (Problem(f"study.arms.{name}: {p.where}", p.message, p.hint) for p in error.problems)
 
 
-def _bought(config: Config) -> None:
+def _bought(config: Config, allow_targets: Collection[str]) -> None:
     """Raises ConfigError for a budget that is smaller than the run's first step."""
     from posttrain.runs.budget.plan import bought
     from posttrain.runs.inputs import load_inputs
     from posttrain.runs.ranks import Ranks
-    from posttrain.runs.resume import Start
-    from posttrain.runs.strategies import distribution_of
-    from posttrain.runs.train import Job, build_method, device_of, plan_of
+    from posttrain.runs.train import untrained
 
-    budget, ranks = budget_of(config), Ranks()
-    assert budget is not None
     one = {**config, "max_steps": 1}
-    tokenizer, prepared = load_inputs(one)
-    job = Job(one, ranks, Start(), tokenizer, prepared, plan_of(one, prepared, ranks), device_of(one, ranks), distribution_of(one))
-    bought(job, build_method(job), budget)
+    bought(one, load_inputs(one)[1], Ranks(), untrained(one, allow_targets=allow_targets))

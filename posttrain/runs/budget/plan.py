@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from posttrain.data.loader import TreeLoader
 from posttrain.data.plan import StepPlan
+from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError
 from posttrain.functional.logprobs import HeadSpec
 from posttrain.methods.base import Method
@@ -17,6 +19,7 @@ from posttrain.models.policy import PolicyModel
 from posttrain.runs.budget.amount import Budget, budget_of, is_known_before, too_small
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.trace import adapted
+from posttrain.runs.ranks import Ranks
 from posttrain.runs.train import Job, plan_of
 
 
@@ -28,24 +31,30 @@ def within_budget(job: Job, method: Method) -> Job:
     budget = budget_of(job.config)
     if budget is None or not is_known_before(job.config):
         return job
-    plan = bought(job, method, budget)
+    before = job.flops if budget.unit == "flops" else 0.0
+    plan = bought(job.config, job.prepared, job.ranks, method, before=before)
     method.recipe = replace(method.recipe, max_steps=plan.steps)
     return replace(job, plan=plan)
 
 
-def bought(job: Job, method: Method, budget: Budget) -> StepPlan:
-    """The plan that ends at the step nearest to the budget, or at max_steps if that comes first."""
-    config = {**job.config, "budget": None}
+def bought(config: Mapping[str, Any], prepared: Prepared, ranks: Ranks, method: Method, *, before: float = 0.0) -> StepPlan:
+    """The plan that ends at the step nearest to the budget, or at max_steps if that comes first; as configured without a budget.
+
+    method: not yet with a model. before: what was spent before training. Raises ConfigError for a budget that is smaller than one step.
+    """
+    budget, config = budget_of(config), {**config, "budget": None}
+    assert budget is not None
     most, steps = config["max_steps"], 64
     while True:
         steps = steps if most is None else min(steps, most)
-        plan = plan_of({**config, "max_steps": steps}, job.prepared, job.ranks)
+        plan = plan_of({**config, "max_steps": steps}, prepared, ranks)
         assert isinstance(plan, StepPlan)
-        with _planned(job, method, plan) as loader:
-            found = nearest(_costs(loader, method, budget), budget, before=job.flops if budget.unit == "flops" else 0.0, most=steps)
+        loader = TreeLoader(prepared.train, plan, rank=ranks.reader, stretch=ranks.stretch)
+        with _planned(config, loader, method):
+            found = nearest(_costs(loader, method, budget), budget, before=before, most=steps)
         if found is not None or steps == most:
             ends = steps if found is None else found
-            plan = plan_of({**config, "max_steps": ends}, job.prepared, job.ranks)
+            plan = plan_of({**config, "max_steps": ends}, prepared, ranks)
             assert isinstance(plan, StepPlan)
             return plan
         steps *= 2
@@ -74,16 +83,15 @@ def _costs(loader: TreeLoader, method: Method, budget: Budget) -> Callable[[int]
 
 
 @contextmanager
-def _planned(job: Job, method: Method, plan: StepPlan) -> Iterator[TreeLoader]:
+def _planned(config: Mapping[str, Any], loader: TreeLoader, method: Method) -> Iterator[None]:
     """The method with the shape of its model (on the meta device, without weights), to ask what steps of a plan cost."""
-    config, loader = job.config, TreeLoader(job.prepared.train, plan, rank=job.ranks.reader, stretch=job.ranks.stretch)
     peft = config["model"].get("peft")
     built = adapted(base_where_adapted(config["model"]))
     policy = PolicyModel(built, layout="tree", head=HeadSpec(), base_with_adapters_off=adapters_off_restore(peft))
-    shape = flop_model(policy, device=job.device.type, half=config["precision"] != "float32")
+    shape = flop_model(policy, device=config["hardware"]["accelerator"], half=config["precision"] != "float32")
     method.policy, method.steps = policy, loader
     method.operations = replace(shape, checkpointing=bool(config["model"].get("gradient_checkpointing")))
     try:
-        yield loader
+        yield
     finally:
         method.policy = method.operations = method.steps = None

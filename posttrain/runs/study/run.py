@@ -43,7 +43,7 @@ def run_study(call: Call) -> int:
     if not problems:
         from posttrain.runs.budget.check import overspent_at_once
 
-        problems += overspent_at_once(first)
+        problems += overspent_at_once(first, call.allow_targets)
     if problems:
         raise ConfigError(problems)
     code = run_jobs(jobs, call, master, folders, study)
