@@ -44,6 +44,7 @@ class Recipe:
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
     seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
     conversations in the same way. sharding: how weights lie over the ranks. trains: False for a method that only hands on what is trained.
+    half: whether products are computed in 16 bits.
     """
 
     policy: Callable[[], PolicyModel]
@@ -55,6 +56,7 @@ class Recipe:
     rendering: Rendering = field(default_factory=Rendering)
     sharding: Sharding = field(default_factory=Replicated)
     trains: bool = True
+    half: bool = False
 
 
 class Steps(Protocol):
@@ -132,8 +134,7 @@ class Method(LightningModule, ABC):
         if self.policy is None:
             self.policy = self.recipe.policy()
             self.build_beside()
-            half = self.trainer.precision != "32-true" or self.policy.causal_lm.dtype != torch.float32
-            self.operations = flop_model(self.policy, device=self.device.type, half=half)  # a strategy may cut the weights later
+            self.operations = flop_model(self.policy, half=self.recipe.half)  # now: a strategy may cut the weights later
             self.sharding.shard(self)
 
     def build_beside(self) -> None:

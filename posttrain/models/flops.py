@@ -66,13 +66,14 @@ class FlopModel:
         return self.training(**amounts, again=again) + passes * self.forward(**amounts) + ahead + work.beside - left_out
 
 
-def flop_model(policy: PolicyModel, *, device: str = "cpu", half: bool = False) -> FlopModel:
-    """Count a policy's operations from its parameters. device: the kind that it computes on. half: whether in 16 bits."""
+def flop_model(policy: PolicyModel, *, device: str | None = None, half: bool = False) -> FlopModel:
+    """Count a policy's operations from its parameters. device: the kind that it computes on, by default where its
+    weights are. half: whether in 16 bits."""
     model = policy.causal_lm
     output = model.get_output_embeddings()
     assert isinstance(output, nn.Module)
     assert isinstance(output.weight, nn.Parameter)
-    matrices = _matrices(policy, model)
+    matrices, kind = _matrices(policy, model), device or output.weight.device.type
     active = {name: _active_share(name, model.config.get_text_config()) * logical_numel(p) for name, p in matrices}
     return FlopModel(
         weights=sum(active.values()),
@@ -85,8 +86,8 @@ def flop_model(policy: PolicyModel, *, device: str = "cpu", half: bool = False) 
         attention=_attention(model),
         checkpointing=bool(getattr(model, "is_gradient_checkpointing", False)),
         last=sum(active[name] for name, _ in matrices if ".down_proj" in name),
-        device=device,
-        kept=device == "cpu" and not half,  # the blocks of posttrain.models.attention.blocked
+        device=kind,
+        kept=kind == "cpu" and not half,  # the blocks of posttrain.models.attention.blocked
     )
 
 

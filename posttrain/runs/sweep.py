@@ -74,7 +74,7 @@ def run_sweep(call: Call) -> int:
     task = [line for line in call.overrides if line not in parsed.hydra]
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = master_of(parsed.hydra, _common(combinations), folders)
-    jobs, problems = checked_jobs(_planned(combinations), call, Path(master.hydra.sweep.dir).absolute(), rules_of(master))
+    jobs, problems = checked_jobs(planned_of(combinations), call, Path(master.hydra.sweep.dir).absolute(), rules_of(master))
     if problems:
         raise ConfigError(problems)
     return run_jobs(jobs, call, master, folders)
@@ -209,7 +209,7 @@ def _unknown_launcher_keys(hydra_lines: Sequence[str], folders: Sequence[Path]) 
     return [Problem(line, f"the launcher has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
 
 
-def _planned(combinations: Sequence[dict[str, str]]) -> list[Planned]:
+def planned_of(combinations: Sequence[dict[str, str]]) -> list[Planned]:
     """The runs of a sweep by what is swept; what differs in the seed alone is one arm."""
     swept = [key for key in combinations[0] if len({job[key] for job in combinations}) > 1]
     planned = []

@@ -115,6 +115,7 @@ def build_method(job: Job, *, trains: bool = True) -> Method:
         rendering=rendering_of(config["data"]),
         sharding=job.distribution.sharding,
         trains=trains,
+        half=config["precision"] != "float32",
     )
     return method_of(config, recipe, allow_targets=job.allow_targets)
 

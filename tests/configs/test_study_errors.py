@@ -7,6 +7,7 @@ from posttrain.errors import ConfigError
 from posttrain.runs.commands.table import Call
 from posttrain.runs.study.run import last_wins, planned, run_study
 from posttrain.runs.study.spec import Study, study_problems
+from posttrain.runs.sweep import planned_of
 
 GOOD = {"name": "s", "arms": {"a": ["optimizer.lr=1e-3"], "b": ["optimizer.lr=1e-4"]}, "seeds": [1, 2]}
 
@@ -50,3 +51,11 @@ def test_the_command_line_wins_over_the_arm_and_the_arm_over_what_is_common():
     assert [run.name for run in runs] == ["a/seed=1", "a/seed=2"]
     assert runs[1].lines == ("limit=3", "method=dpo", "budget.flops=5", "optimizer.lr=2", "seed=2")
     assert last_wins(["model/peft=lora", "x=1", "model.peft=null"]) == ["x=1", "model.peft=null"]
+
+
+def test_the_arms_of_a_plain_sweep_are_its_combinations_without_the_seed():
+    jobs = [{"method": f"method={m}", "seed": f"seed={s}", "limit": "limit=3"} for m in ("sft", "grpo") for s in (1, 2)]
+    assert [(run.name, run.arm) for run in planned_of(jobs)][1:3] == [
+        ("method=sft,seed=2", "method=sft"),
+        ("method=grpo,seed=1", "method=grpo"),
+    ]

@@ -44,9 +44,9 @@ def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path
 
 
 def test_a_plain_sweep_leaves_a_record_too(tmp_path):
-    line = [*LINE[1:-1], "model=nano", "budget.tokens=200", "optimizer.lr=1e-3,1e-4", "seed=1,2", f"output_dir={tmp_path}/sweep"]
+    line = [*LINE[1:-1], "model=nano", "budget.tokens=200", "seed=1,2", f"output_dir={tmp_path}/sweep"]
     assert main(["-m", *line]) == 0
     record = json.loads((tmp_path / "sweep" / "study.json").read_text())
-    assert [arm["name"] for arm in record["arms"]] == ["optimizer.lr=1e-3", "optimizer.lr=1e-4"]
-    assert all((tmp_path / "sweep" / run / "result.json").is_file() for arm in record["arms"] for run in arm["runs"])
+    assert record["arms"] == [{"name": "all", "runs": ["seed=1", "seed=2"]}]
+    assert all((tmp_path / "sweep" / run / "result.json").is_file() for run in record["arms"][0]["runs"])
     assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
