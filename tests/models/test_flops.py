@@ -34,13 +34,11 @@ LARGER = (
 CASES = {
     "sft": ("method=sft",),
     "sft, larger": ("method=sft", *LARGER),
-    "sft, adapters": ("method=sft", *LORA),
     "sft, checkpointing": ("method=sft", "model.gradient_checkpointing=true"),
     "dpo": PAIRS,
     "dpo, adapters off": (*PAIRS, *LORA),
     "dpo, cached": (*PAIRS, "method.reference=cached"),
     "reward model": ("method=reward_model", "data=arithmetic_pairs"),
-    "grpo": SAMPLED,
     "grpo, larger, pulled": (*SAMPLED, *LARGER, "method.kl.coef=0.1"),
     "grpo, two steps a rollout": (*SAMPLED, "method.minibatches=2", "max_steps=2", "method.kl.coef=0.1", "method.kl.place=reward"),
 }
