@@ -12,6 +12,7 @@ from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.stretch import WHOLE, stretch_of
 from posttrain.data.tree import collate, ghost
+from posttrain.data.work import Counted, step_work
 from posttrain.types import StepShare, Stretch, TokenTree, Work
 
 
@@ -21,7 +22,7 @@ class TreeLoader:
     rank: among those that the plan splits steps over. stretch: what of each row is this process's.
     """
 
-    def __init__(self, examples: Examples, plan: StepPlan, *, rank: int = 0, stretch: Stretch = WHOLE) -> None:
+    def __init__(self, examples: Counted, plan: StepPlan, *, rank: int = 0, stretch: Stretch = WHOLE) -> None:
         self.examples = examples
         self.plan = plan
         self.rank = rank
@@ -59,15 +60,8 @@ class TreeLoader:
         return (stretch_of(tree, self.stretch) for tree in trees)
 
     def work(self, step: int) -> Work:
-        """What an optimizer step computes on, over all ranks; a tree's attention is counted as that of one sequence."""
-        chosen = self.plan.examples(step)
-        lengths = self.plan.lengths[chosen].astype(np.float64)
-        return Work(
-            examples=len(chosen),
-            tokens=int(lengths.sum()),
-            targets=float(self.plan.weights[chosen].sum(dtype=np.float64)),
-            pairs=float((lengths * (lengths + 1) / 2).sum()),
-        )
+        """What an optimizer step computes on, over all ranks."""
+        return step_work(self.examples, self.plan, step)
 
     def notes(self, step: int) -> Mapping[str, float]:
         """Nothing is reported of a step but what the method measures."""

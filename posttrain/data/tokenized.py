@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.data.reference_logps import ReferenceLogps
+from posttrain.data.work import joined_parents, segments_attended, sums
 from posttrain.types import TokenizedExample
 
 # ids and segments as lists; weights as runs (lengths and values), for they are long stretches of 0 and 1. origin: file:row.
@@ -76,6 +77,16 @@ class Part:
         """float32: the values at the marks of some examples, joined."""
         return np.asarray(self._table.column("values").take(pa.array(rows)).combine_chunks().flatten().to_numpy())
 
+    def attended(self) -> np.ndarray:
+        """float64: (query, key) products of each example's attention."""
+        lengths, parents = (self._table.column(name).combine_chunks() for name in ("segment_lengths", "segment_parents"))
+        if not len(lengths):
+            return np.zeros(0)
+        offsets = lengths.offsets.to_numpy().astype(np.int64)
+        flat, above = (array.values.to_numpy()[offsets[0] : offsets[-1]] for array in (lengths, parents))
+        offsets = offsets - offsets[0]
+        return sums(segments_attended(flat, joined_parents(above, offsets)), offsets)
+
     def filled(self, column: str) -> np.ndarray:
         """Whether each row has a value in a column."""
         return np.asarray(self._table.column(column).is_valid().to_numpy())
@@ -131,6 +142,20 @@ class TokenizedSet:
     def targets(self) -> np.ndarray:
         """float32 [N]: sum of each example's loss weights."""
         return self.column("target").astype(np.float32)
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """int32 [N]: targets of each example."""
+        return self.column("trained").astype(np.int32)
+
+    @cached_property
+    def attended(self) -> np.ndarray:
+        """float64 [N]: (query, key) products of each example's attention."""
+        out = np.zeros(len(self))
+        for number, part in enumerate(self.parts):
+            mine = self.part_of == number
+            out[mine] = part.attended()[self.index_of[mine]]
+        return out
 
     @property
     def source_of(self) -> np.ndarray:

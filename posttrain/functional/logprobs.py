@@ -69,12 +69,22 @@ def token_stats(
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise ValueError(f"want hidden [N, H], weight [V, H], target [N]; got {hidden.shape}, {weight.shape}, {target.shape}")
-    fitting = BLOCK_ELEMENTS.get(hidden.device.type, DEVICE_BLOCK_ELEMENTS) // max(1, len(target))
-    width = columns or max(LEAST_COLUMNS, fitting // LEAST_COLUMNS * LEAST_COLUMNS)
-    plan = _Plan(entropy, mean_logps, correct, collision, width, kept)
+    plan = _Plan(entropy, mean_logps, correct, collision, columns or _columns(len(target), hidden.device.type), kept)
     logps, lse, ent, mean, hit, same = _HeadStats.apply(hidden, weight, target, bias, head, plan)
     asked = {"entropy": ent if entropy else None, "mean_logps": mean if mean_logps else None, "correct": hit if correct else None}
     return TokenStats(logps, lse, **asked, log_collision=same if collision else None)
+
+
+def _columns(targets: int, device: str) -> int:
+    """Vocabulary entries of a block that fits the kind of device."""
+    fitting = BLOCK_ELEMENTS.get(device, DEVICE_BLOCK_ELEMENTS) // max(1, targets)
+    return max(LEAST_COLUMNS, fitting // LEAST_COLUMNS * LEAST_COLUMNS)
+
+
+def computed_again(targets: int, vocabulary: int, device: str) -> int:
+    """Logits that the backward pass of `token_stats` computes a second time, since they were not kept."""
+    plan = _Plan(False, False, False, False, _columns(targets, device), KEPT_ELEMENTS)
+    return targets * plan.first_kept(targets, vocabulary)
 
 
 @dataclass(frozen=True)

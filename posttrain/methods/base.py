@@ -26,6 +26,13 @@ from posttrain.models.sharding import Replicated, Sharding
 from posttrain.types import Rendering, TokenTree, Work
 
 NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+def nothing_spent() -> float:
+    """Of a budget that nobody watches."""
+    return 0.0
+
+
 KEPT = "kept"  # in a checkpoint
 
 
@@ -37,6 +44,7 @@ class Recipe:
     scheduler: (optimizer, max_steps) -> learning-rate scheduler. gradient_clip: largest global gradient norm, None for no clipping.
     seed: of what the method itself draws at random, such as a new head. rendering: of the training data, for artifacts that read
     conversations in the same way. sharding: how weights lie over the ranks. trains: False for a method that only hands on what is trained.
+    half: whether products are computed in 16 bits.
     """
 
     policy: Callable[[], PolicyModel]
@@ -48,6 +56,7 @@ class Recipe:
     rendering: Rendering = field(default_factory=Rendering)
     sharding: Sharding = field(default_factory=Replicated)
     trains: bool = True
+    half: bool = False
 
 
 class Steps(Protocol):
@@ -89,8 +98,8 @@ class Method(LightningModule, ABC):
     whether it trains the model's output head, and hands on what can write text. report: the closing report that reads its `outcomes`
     (a name in posttrain.runs.reports); None for none. online: whether it learns from answers that it samples itself.
     per_token: whether its loss and measures are sums over targets, so that a row may be cut anywhere, over several ranks.
-    kept: what checkpoints hold beside tensors, by name. steps: set when training begins. place: of the present micro-batch among this
-    rank's in the step. examples: of the present step.
+    kept: what checkpoints hold beside tensors, by name. steps: set when training begins. spent: share of a budget that is watched. place:
+    of the present micro-batch among this rank's in the step. examples: of the present step.
     """
 
     loss_inputs: ClassVar[tuple[str, ...]]
@@ -109,6 +118,7 @@ class Method(LightningModule, ABC):
         self.kept: dict[str, Stateful] = {}
         self.grad_norm = float("nan")
         self.steps: Steps | None = None
+        self.spent: Callable[[], float] = nothing_spent
         self.place = self.examples = 0
         self._sums: dict[str, Tensor] = {}
 
@@ -123,8 +133,8 @@ class Method(LightningModule, ABC):
         """Build the model, once; the strategy has set up its processes."""
         if self.policy is None:
             self.policy = self.recipe.policy()
-            self.operations = flop_model(self.policy)  # now: a strategy may cut the weights later
             self.build_beside()
+            self.operations = flop_model(self.policy, half=self.recipe.half)  # now: a strategy may cut the weights later
             self.sharding.shard(self)
 
     def build_beside(self) -> None:
@@ -189,9 +199,22 @@ class Method(LightningModule, ABC):
         return 0.0
 
     @property
+    def bare_passes(self) -> float:
+        """Of the forward passes (online: of those between steps), those of the policy without its adapters."""
+        return 0.0
+
+    def flops(self, work: Work) -> float:
+        """Floating-point operations of a step on `work`. Raises RuntimeError before `configure_model`."""
+        if self.operations is None:
+            raise RuntimeError("a method's operations are known after configure_model")
+        # a reward model's body has no use for the output head
+        bare = 0.0 if self.online else self.bare_passes  # those between steps are counted with the rollout
+        return self.operations.of(work, passes=self.forward_passes, bare=bare, heads=self.language_model)
+
+    @property
     def progress(self) -> float:
-        """Share of the optimizer steps that are done, in [0, 1]."""
-        return min(1.0, self.global_step / self.recipe.max_steps)
+        """Share of the run that is done, in [0, 1]: of its steps, or of its budget where that is further."""
+        return min(1.0, max(self.global_step / self.recipe.max_steps, self.spent()))
 
     def _accumulate(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -261,10 +284,14 @@ class Method(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Set the learning rates that the schedule gives for this step: a run that goes on longer than planned has another schedule."""
+        """A run that goes on longer than planned has another schedule."""
+        self.set_rates()
+
+    def set_rates(self) -> None:
+        """Set the learning rates that the schedule gives for this step, or for this share of a budget that is being spent."""
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, LambdaLR):
-            place = scheduler.last_epoch
+            place: Any = scheduler.last_epoch if self.spent is nothing_spent else self.progress * self.recipe.max_steps
             for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
                 group["lr"] = base * factor(place)
 

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.classifiers import parts_of
+from posttrain.models.flops import body_flops
 from posttrain.models.heads.registry import RewardHead, make
 from posttrain.models.heads.scalar import Scalar
 from posttrain.models.integrity import REWARD_FILE, verify
@@ -64,13 +65,14 @@ def logits_at(head: nn.Linear, hidden: Tensor, places: Tensor) -> Tensor:
 class Judge:
     """A reward model on token sequences: the body of a transformers model and a head. load_judge makes one.
 
-    rendering: of the conversations it was trained on.
+    rendering: of the conversations it was trained on. operations: floating-point ones of the body so far.
     """
 
     def __init__(self, body: PreTrainedModel, head: RewardHead, rendering: Rendering = DEFAULT) -> None:
         self.body = body.eval()
         self.head = head.eval()
         self.rendering = rendering
+        self.operations = 0.0
 
     @torch.no_grad()
     def __call__(self, sequences: Sequence[np.ndarray], *, max_tokens: int = 8192) -> Judged:
@@ -93,6 +95,7 @@ class Judge:
     def _batch(self, sequences: Sequence[np.ndarray]) -> Judged:
         device = self.body.device
         ids, mask = padded(sequences, device)
+        self.operations += body_flops(self.body, tokens=ids.numel(), pairs=ids.numel() * ids.shape[1])
         hidden = self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return judge_states(self.head, hidden.flatten(0, 1), torch.arange(len(ids), device=device) * ids.shape[1] + mask.sum(1) - 1)
 
@@ -139,17 +142,19 @@ def load_judge(folder: Path, *, device: torch.device, dtype: torch.dtype | None 
 
 
 class StepJudge:
-    """A process reward model on token sequences: a body and a linear map to the logits of wrong and right. rendering: as of a Judge."""
+    """A process reward model on token sequences: a body and a linear map to the logits of wrong and right. Attributes: as of a Judge."""
 
     def __init__(self, body: PreTrainedModel, head: nn.Linear, rendering: Rendering = DEFAULT) -> None:
         self.body = body.eval()
         self.head = head
         self.rendering = rendering
+        self.operations = 0.0
 
     @torch.no_grad()
     def __call__(self, ids: np.ndarray, places: np.ndarray) -> Tensor:
         """Probability, float32 [M] on the CPU, that the steps which end at `places` [M] of one sequence `ids` [T] are right."""
         device = self.body.device
+        self.operations += body_flops(self.body, tokens=len(ids), pairs=len(ids) ** 2)
         hidden = self.body(input_ids=torch.from_numpy(ids).long().to(device)[None], use_cache=False).last_hidden_state[0]
         return logits_at(self.head, hidden, torch.from_numpy(places).long().to(device)).softmax(-1)[:, 1].cpu()
 

@@ -58,6 +58,11 @@ class Reward(ABC):
     def measure(self, samples: Sequence[Sample]) -> list[float]:
         """A value for each answer, in order; NaN (best `Unscored`) for one that cannot be scored."""
 
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of its own model in this process so far."""
+        return 0.0
+
     def place(self, device: str) -> None:  # noqa: B027
         """Where the policy is, for components with `device=auto`; called before `start`."""
 

@@ -78,6 +78,11 @@ class RewardSet:
         some._pools, some._told = self._pools, self._told
         return some
 
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of the components' models in this process so far."""
+        return sum(component.operations for component in self.components.values())
+
     def start(self, device: str = "cpu") -> None:
         """Load what the components need; device: where the policy is. Raises ConfigError, with all problems, where one cannot start."""
         problems: list[Problem] = []

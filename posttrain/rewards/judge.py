@@ -55,6 +55,11 @@ class _Judge(Reward):
         super().__init__(**common)
         self.backend, self.criteria, self.reference = backend, criteria, reference
 
+    @property
+    def operations(self) -> float:
+        """See `Reward`."""
+        return self.backend.operations
+
     def place(self, device: str) -> None:
         """See `Reward`."""
         self.backend.place(device)

@@ -36,6 +36,8 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 class _Trained(Reward):
     """path: the artifact's folder. device: auto is where the policy is. template_kwargs: `data.template_kwargs` of its training."""
 
+    _scorer: RewardScorer | StepScorer | None
+
     def __init__(self, *, path: str, device: str = "auto", template_kwargs: dict[str, Any] | None = None, **common: Any) -> None:
         super().__init__(**common)
         self.path, self.device, self.template_kwargs = path, device, template_kwargs or {}
@@ -46,6 +48,11 @@ class _Trained(Reward):
         """See `Reward`."""
         if self.device == "auto":
             self.device = device
+
+    @property
+    def operations(self) -> float:
+        """See `Reward`."""
+        return 0.0 if self._scorer is None else self._scorer.judge_tokens.operations
 
     @property
     def _options(self) -> dict[str, Any]:

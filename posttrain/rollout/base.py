@@ -95,6 +95,10 @@ class Generator(ABC):
         """What is to be logged of the sampler itself, since the last `refresh`; the same on every rank."""
         return {}
 
+    def drawing(self, tokens: int) -> float:
+        """Floating-point operations of drawing so many tokens, besides those of the policy that are the same however it samples."""
+        return 0.0
+
     def stops(self, sampling: Sampling) -> Stops:
         """What ends an answer: the end tokens of the tokenizer and the model, and the stop strings."""
         key = tuple(stop_tokens(self.policy.model, self.tokenizer)), sampling.stop

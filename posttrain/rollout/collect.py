@@ -72,6 +72,7 @@ class Collector:
     gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
+    counted: float = 0.0
 
     def answer(self, prompts: Sequence[int], places: Sequence[int]) -> Answered:
         """Answers to prompts, given by their numbers, the same on every rank. places: of each in the run's endless order."""
@@ -158,6 +159,12 @@ class Collector:
         """Seconds of each phase since the last call."""
         seconds, self.seconds = self.seconds, {}
         return seconds
+
+    def pop_operations(self) -> float:
+        """Floating-point operations of the rewards' own models since the last call, over all ranks."""
+        now = self.rewards.operations
+        spent, self.counted = now - self.counted, now
+        return float(sum(self.gather(spent)))
 
     def pop_failures(self) -> Mapping[str, int]:
         """Answers that each component could not score since the last call, over all ranks."""

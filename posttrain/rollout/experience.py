@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from posttrain.data.work import attended_by
 from posttrain.functional.advantages import only
 from posttrain.rollout.collect import Answered, Collector
 from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
-from posttrain.rollout.measures import pairs_in, rollout_metrics, sample_rows
+from posttrain.rollout.measures import rollout_metrics, sample_rows, sampling_work
 from posttrain.rollout.plan import ExperiencePlan, parts_of
 from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
 
@@ -39,6 +40,11 @@ class Learner(Protocol):
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         """The parts' trees with the columns that the loss reads."""
+        ...
+
+    @property
+    def bare_passes(self) -> float:
+        """Forward passes over what was sampled that leave the adapters out."""
         ...
 
     def sampling(self) -> AbstractContextManager[object]:
@@ -116,6 +122,7 @@ class ExperienceLoader:
         return [part for part in self.held.parts if part.group in chosen]
 
     def _collect(self, number: int) -> Held:
+        self.collector.pop_operations()  # those of an evaluation are not training
         answered, asked = self._answered()
         rollout, informative = self._judged(answered, number)
         failures = self.collector.pop_failures()
@@ -168,14 +175,15 @@ class ExperienceLoader:
 
     def _forward(self, parts: Sequence[Part]) -> Work:
         """Sampling, that of groups which were replaced included, and the passes that annotate."""
-        sampled = self._sampled
-        generated = sum(sum(lengths) for _, lengths in sampled)
-        passes = self.forward_passes()
+        sampled = [sampling_work(prompt, lengths) for prompt, lengths in self._sampled]
+        passes, generated = self.forward_passes(), sum(w.generated for w in sampled)
         return Work(
-            forward_tokens=sum(p for p, _ in sampled) + generated + passes * sum(len(part.tree.ids) for part in parts),
-            forward_targets=generated + passes * sum(float(part.tree.weights.sum()) for part in parts),
-            forward_pairs=sum(pairs_in(p, lengths) for p, lengths in sampled) + passes * sum(map(_pairs, parts)),
+            forward_tokens=sum(w.forward_tokens for w in sampled) + passes * sum(len(part.tree.ids) for part in parts),
+            forward_targets=sum(w.forward_targets for w in sampled) + passes * sum(_targets(part) for part in parts),
+            forward_pairs=sum(w.forward_pairs for w in sampled) + passes * sum(attended_by(part.tree) for part in parts),
             generated=generated,
+            bare_tokens=self.learner.bare_passes * sum(len(part.tree.ids) for part in parts),
+            beside=self.collector.pop_operations() + self.collector.generator.drawing(generated),
         )
 
     def work(self, step: int) -> Work:
@@ -184,13 +192,16 @@ class ExperienceLoader:
         parts = self._chosen(step)
         first = step % self.plan.steps_per_rollout == 0
         groups = {part.group: int(part.tree.segment_lengths[0]) for part in parts}
-        targets = float(sum(part.tree.weights.sum(dtype=np.float64) for part in parts))
+        computed, targets = sum(len(part.tree.ids) for part in parts), sum(map(_targets, parts))
+        batches = self.plan.batches(parts)
         return replace(
             self.held.forward if first else Work(),
             examples=len(groups),
-            tokens=sum(groups.values()) + int(targets),  # a group that is cut in parts has its prompt in each; it counts once
-            targets=targets,
-            pairs=float(sum(map(_pairs, parts))),
+            tokens=sum(groups.values()) + sum(int(part.tree.segment_lengths[1:].sum()) for part in parts),
+            computed=computed,
+            targets=float(targets),
+            pairs=sum(attended_by(part.tree) for part in parts),
+            batches=tuple(sum(_targets(parts[place]) for place in places) for places in batches),
         )
 
     def notes(self, step: int) -> Mapping[str, float]:
@@ -219,9 +230,8 @@ class ExperienceLoader:
         self.held = None if state["held"] is None else Held.from_state(state["held"])
 
 
-def _pairs(part: Part) -> float:
-    prompt, *answers = part.tree.segment_lengths.tolist()
-    return pairs_in(prompt, answers)
+def _targets(part: Part) -> int:
+    return int(np.count_nonzero(part.tree.weights))
 
 
 def joined(*several: Answered) -> Answered:

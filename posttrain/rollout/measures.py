@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from posttrain.types import Rollout
+from posttrain.functional.attended import attended
+from posttrain.types import Rollout, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +55,15 @@ def mean(values: np.ndarray) -> float:
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
-def pairs_in(prompt: int, answers: Sequence[int]) -> float:
-    """(query, key) pairs of a prompt and of answers that each see it and themselves, causally."""
-    return prompt * (prompt + 1) / 2 + sum(length * prompt + length * (length + 1) / 2 for length in answers)
+def sampling_work(prompt: int, answers: Sequence[int]) -> Work:
+    """Of sampling answers of these lengths to a prompt that is read once: an answer's last token is never read."""
+    steps = [max(length - 1, 0) for length in answers]
+    return Work(
+        forward_tokens=prompt + sum(steps),
+        forward_targets=1 + sum(steps),
+        forward_pairs=float(attended(prompt, 0)) + sum(length * prompt + length * (length + 1) / 2 for length in steps),
+        generated=sum(answers),
+    )
 
 
 def sample_rows(collector: Collector, rollout: Rollout) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.batch import Batch
 from posttrain.rollout.cache import Cohort
 from posttrain.rollout.decoding import decoding_mode
-from posttrain.rollout.sampling import sample
+from posttrain.rollout.sampling import draw_operations, sample
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion
 
@@ -183,6 +183,10 @@ class NativeGenerator(Generator):
             log.warning("rollout=native cannot serve this model (%s): sampling as rollout=transformers does.", reason)
             self.fallback = TransformersGenerator(group_size=self.group_size)
             self.fallback.attach(policy, tokenizer)
+
+    def drawing(self, tokens: int) -> float:
+        """See Generator."""
+        return tokens * draw_operations(int(self.policy.causal_lm.config.get_text_config().vocab_size))
 
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:
         """See Generator and `Decoder.run`."""

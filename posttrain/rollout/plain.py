@@ -14,7 +14,7 @@ from posttrain.models.packed import packed_linears
 from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.decoding import batches, decoding_mode, left_padded
-from posttrain.rollout.sampling import sample
+from posttrain.rollout.sampling import draw_operations, sample
 from posttrain.types import Completion
 
 
@@ -29,6 +29,10 @@ class TransformersGenerator(Generator):
     def __init__(self, *, batch_tokens: int = 32768, **common: Any) -> None:
         super().__init__(**common)
         self.batch_tokens = batch_tokens
+
+    def drawing(self, tokens: int) -> float:
+        """See Generator."""
+        return tokens * draw_operations(int(self.policy.causal_lm.config.get_text_config().vocab_size))
 
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:
         """See Generator. Raises DataError for an empty prompt, FloatingPointError for logits that are not finite."""

@@ -68,8 +68,7 @@ class ExperiencePlan:
 
         Raises ConfigError where the parts were cut for another plan, and do not fit into this one.
         """
-        lengths = np.array([len(part.tree.ids) for part in parts], np.int64)
-        filled = max(1, math.ceil(first_fit(lengths, self.max_tokens) / self.ranks)) * self.ranks
+        lengths, filled = self._filled(parts)
         if lengths.max(initial=0) > self.max_tokens or filled > self.ranks * self.micro_batches:
             message = f"the checkpoint is in the middle of a rollout, whose parts do not fit into {self.max_tokens} tokens"
             raise ConfigError(Problem("max_tokens", message, "continue with the max_tokens it had, at least to the rollout's end"))
@@ -80,9 +79,19 @@ class ExperiencePlan:
             sequences=sum(len(part.tree.marks) for part in parts),
             filled=filled,
         )
-        bins = balance(lengths, filled, self.max_tokens)[rank :: self.ranks]
+        bins = self.batches(parts)[rank :: self.ranks]
         trees = [collate([parts[place].tree for place in places] or [ghost(spare)], share) for places in bins]
         return [nothing(share, list(spare.columns))] * (self.micro_batches - len(trees)) + trees
+
+    def batches(self, parts: Sequence[Part]) -> list[list[int]]:
+        """Which parts each micro-batch of a step holds, over all ranks, without the empty ones."""
+        lengths, filled = self._filled(parts)
+        return balance(lengths, filled, self.max_tokens)
+
+    def _filled(self, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
+        """Tokens of each part, and the number of micro-batches that hold them, over all ranks."""
+        lengths = np.array([len(part.tree.ids) for part in parts], np.int64)
+        return lengths, max(1, math.ceil(first_fit(lengths, self.max_tokens) / self.ranks)) * self.ranks
 
 
 def make_experience_plan(

@@ -79,6 +79,12 @@ def invert(masses: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
     return block * BLOCK + place
 
 
+def draw_operations(vocabulary: int) -> float:
+    """Floating-point operations of the matrix products that draw one token."""
+    blocks = -(-vocabulary // BLOCK)
+    return 2.0 * (blocks**2 + BLOCK**2)
+
+
 def _draw_whole(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """As `sample`, of the whole distribution, in as few passes over the logits as it takes."""
     top = logits.amax(-1, keepdim=True)

@@ -32,6 +32,7 @@ from posttrain.rollout.experience import ExperienceLoader, Selection
 from posttrain.rollout.measures import mean
 from posttrain.rollout.plan import ExperiencePlan, make_experience_plan
 from posttrain.runs import targets
+from posttrain.runs.budget.amount import length_of
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import write_atomic
 from posttrain.runs.measure import Measures, spread
@@ -57,7 +58,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> ExperiencePlan:
         return make_experience_plan(
             order, longest_prompt=int(train.lengths.max()), group_size=rollout["group_size"], max_new_tokens=rollout["max_new_tokens"],
             global_batch=config["global_batch"], minibatches=method["minibatches"], rollout_epochs=method["rollout_epochs"],
-            max_tokens=config["max_tokens"], ranks=ranks.world, max_steps=config["max_steps"], epochs=config["epochs"], seed=config["seed"],
+            max_tokens=config["max_tokens"], ranks=ranks.world, **length_of(config), seed=config["seed"],
             pairs=most_pairs(method["pairs"], rollout["group_size"]) if "pairs" in method else None,
         )  # fmt: skip
     except ValueError as error:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from posttrain.methods.base import Method
 from posttrain.models.counts import parameter_counts
+from posttrain.runs.budget.amount import budget_of, is_known_before
 from posttrain.runs.evaluate import WRITTEN
 from posttrain.runs.files import shown
 from posttrain.runs.progress import Progress, human, opening_lines
@@ -71,7 +72,18 @@ class Opening(Callback):
         share = self.job.prepared.report.truncated_share
         if share > MUCH_CUT:
             log.warning("%.0f %% of the examples are cut to max_length=%d: raise max_length", 100 * share, self.job.config["max_length"])
-        self.reporter.progress = Progress(self.job.plan.steps, trainer.global_step)
+        self.reporter.progress = Progress(None if self.watched else self.job.plan.steps, trainer.global_step)
+
+    @property
+    def watched(self) -> bool:
+        """Whether the run ends at a budget, and at which step is not known before."""
+        return budget_of(self.job.config) is not None and not is_known_before(self.job.config)
+
+    @property
+    def ends(self) -> str:
+        """The budget, in words."""
+        budget = budget_of(self.job.config)
+        return "" if budget is None else f", to spend {budget.words}"
 
     def lines(self, method: Method) -> list[str]:
         """Model, data, device and plan, a line each."""
@@ -88,7 +100,7 @@ class Opening(Callback):
             trainable=counts.trainable,
             data=f"{len(train)} training and {val} held-out examples{cut}, {human(float(train.lengths.sum()))} tokens",
             device=f"{device_name(job.device)} x {job.ranks.world}, {job.config['precision']}",
-            plan=f"{job.plan.words}{begun}",
+            plan=f"{'at most ' if self.watched else ''}{job.plan.words}{self.ends}{begun}",
         )
 
 

@@ -25,9 +25,10 @@ from posttrain.data.prepare import tokenizer_digest
 from posttrain.data.reference_logps import BLOCK, FILE, ReferenceLogps, trained_places, write
 from posttrain.data.tokenized import Part, TokenizedSet
 from posttrain.data.tree import to_device
+from posttrain.data.work import attended_by
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.build import build_policy
-from posttrain.models.flops import causal_pairs, flop_model
+from posttrain.models.flops import flop_model
 from posttrain.models.hub import commit_of, is_local
 from posttrain.models.integrity import checksums, config_hash, weight_files
 from posttrain.models.reference import FrozenCopy
@@ -129,7 +130,7 @@ def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
 
 
 def _blocks(job: Job, part: Part, blocks: np.ndarray, root: Path, model: Model) -> tuple[ReferenceLogps, float]:
-    """The blocks of a source, and the operations it took this rank to compute those that were not there.
+    """The blocks of a source, and the operations that computing them takes.
 
     It begins with its own share, then takes or waits for the others'.
     """
@@ -138,8 +139,8 @@ def _blocks(job: Job, part: Part, blocks: np.ndarray, root: Path, model: Model) 
     flops = 0.0
     for block in order:
         build = partial(_compute, job, part, block, model=model)
-        folders[block], about, there = fetch(root, f"{part.path.parent.name}-{block}", build)
-        flops += 0.0 if there else about["flops"]
+        folders[block], about, _ = fetch(root, f"{part.path.parent.name}-{block}", build)
+        flops += about["flops"]  # also where an earlier run computed it: each that uses it is charged
     return ReferenceLogps(folders), flops
 
 
@@ -158,9 +159,9 @@ def _compute(job: Job, part: Part, block: int, work: Path, *, model: Model) -> d
 
 def _operations(reference: FrozenCopy, examples: Sequence[TokenizedExample]) -> float:
     """Of a forward pass over some examples."""
-    lengths = np.array([len(example.ids) for example in examples])
+    tokens = sum(len(example.ids) for example in examples)
     targets = sum(len(trained_places(example)) for example in examples)
-    return flop_model(reference.policy).forward(tokens=float(lengths.sum()), targets=float(targets), pairs=causal_pairs(lengths))
+    return flop_model(reference.policy).forward(tokens=tokens, targets=targets, pairs=sum(map(attended_by, examples)))
 
 
 def _groups(examples: Sequence[TokenizedExample], max_tokens: int) -> Iterator[list[int]]:

@@ -20,9 +20,9 @@ CONFIG = "config.yaml"
 
 # What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
 FREE = (
-    "hardware", "precision", "max_tokens", "max_steps", "epochs", "checkpoint", "log", "validate", "evaluation", "tracking", "resume",
-    "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile", "data.workers",
-    "data.cache_dir",
+    "hardware", "precision", "max_tokens", "max_steps", "epochs", "budget", "checkpoint", "log", "validate", "evaluation", "tracking",
+    "resume", "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile",
+    "data.workers", "data.cache_dir",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
     except ValueError:  # damaged: the checkpoints say where the run is
         return False
     before = _config_of(folder)
-    same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs"))
+    same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs", "budget"))
     return past["status"] == "finished" and past["steps"] == step and same_end
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
 from posttrain.runs import context_rules, float8_rules, machine_rules, online_rules, strategy_rules, suggest, tensor_rules, zero_rules
+from posttrain.runs.budget.amount import budget_is_one, budget_of
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
@@ -43,8 +44,8 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", "
 
 def has_an_end(config: Config) -> Iterator[Problem]:
     """A run needs a number of steps or of epochs."""
-    if config["max_steps"] is None and config["epochs"] is None:
-        yield Problem("max_steps", "neither max_steps nor epochs says when to stop", "set max_steps=1000 or epochs=1")
+    if config["max_steps"] is None and config["epochs"] is None and budget_of(config) is None:
+        yield Problem("max_steps", "neither max_steps nor epochs nor a budget says when to stop", "set max_steps=1000 or epochs=1")
 
 
 def weights_exist(config: Config) -> Iterator[Problem]:
@@ -228,7 +229,8 @@ def entering_is_sound(config: Config, *, allow_targets: Collection[str] = ()) ->
 
 
 PLAN: tuple[Rule, ...] = (
-    Rule(has_an_end, ("max_steps", "epochs")),
+    Rule(has_an_end, ("max_steps", "epochs", "budget")),
+    Rule(budget_is_one, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),

@@ -150,11 +150,11 @@ class Evaluation(Group):
 
 
 class Budget(Group):
-    """Where a run stops besides its steps; at most one."""
+    """Where the run stops; at most one is set."""
 
-    flops: Positive | None = None
-    tokens: Positive | None = None
-    gpu_seconds: Positive | None = None
+    flops: Positive | None = Field(None, description="floating-point operations of training, all models and passes")
+    tokens: Positive | None = Field(None, description="tokens trained on")
+    gpu_seconds: Positive | None = Field(None, description="seconds in training, times devices")
 
 
 class Run(Group):

@@ -14,6 +14,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from posttrain.methods.base import Method
 from posttrain.runs import plots, preflight, reports, targets
+from posttrain.runs.budget.amount import budget_of
+from posttrain.runs.budget.plan import within_budget
+from posttrain.runs.budget.watch import BudgetWatch, Meter
 from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.context import check_context
@@ -64,9 +67,10 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
         check_used(job, method)
+        job = within_budget(job, method)
         doubts = preflight.run(job, method)
         if config["method"].get("reference") == "cached":
-            job = with_cached_reference(job)
+            job = within_budget(with_cached_reference(job), method)
         session = Session(job, method, stop, doubts)
         try:
             session.run()
@@ -92,6 +96,8 @@ class Session:
         self.measures = measures_of(job, self.loader, self.reporter.say)
         self.callbacks = callbacks_of(job, self.loader, self.reporter, self.measures, stop)
         self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
+        budget, watch = budget_of(job.config), next((c for c in self.callbacks if isinstance(c, BudgetWatch)), None)
+        self.meter = watch.meter if watch is not None else None if budget is None else Meter(budget, self.recorder, job.ranks)
         self.method = method
 
     def run(self) -> None:
@@ -175,25 +181,18 @@ class Session:
             steps=step,
             examples=int(totals["examples"]),
             tokens=int(totals["tokens"]),
-            flops=self._flops(),
+            flops=float(totals["flops_before"] + totals["flops"]),
             train_seconds=seconds,
             tokens_per_second=totals["tokens"] / seconds,
             peak_memory_bytes=peak_memory_bytes(str(self.job.device)),
             metrics={**final, **before},
             artifact=None if artifact is None else str(artifact),
             mlflow_run_id=self.tracker.run_id,
+            budget=self._budget(),
         )
 
-    def _flops(self) -> float:
-        model = self.method.operations
-        if model is None:
-            return 0.0
-        totals = self.recorder.totals
-        heads = float(self.method.language_model)  # a reward model's body has no use for the output head
-        trained = model.training(tokens=totals["tokens"], targets=heads * totals["targets"], pairs=totals["pairs"])
-        targets = heads * totals["forward_targets"]
-        return (
-            totals["flops_before"]
-            + trained
-            + model.forward(tokens=totals["forward_tokens"], targets=targets, pairs=totals["forward_pairs"])
-        )
+    def _budget(self) -> dict[str, Any] | None:
+        """What was asked for and what was spent."""
+        if self.meter is None:
+            return None
+        return {"unit": self.meter.budget.unit, "asked": self.meter.budget.amount, "spent": float(self.meter.spent)}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,36 +18,29 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.table import Table
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.runs import options, report, rules, suggest
 from posttrain.runs.base_config import load_config
-from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
-from posttrain.runs.slurm.follow import LeftRunning, word
+from posttrain.runs.slurm.follow import LeftRunning
+from posttrain.runs.study.record import known_parent, write_study
+from posttrain.runs.study.reuse import is_finished
+from posttrain.runs.study.spec import Study
+from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, planned_of
 from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord, jobs_so_far, read_record
+from posttrain.runs.sweep_table import table_of
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 RULES = {LOCAL: rules.HERE, slurm.TARGET: rules.CLUSTER}
 JOB_KEY = "posttrain_job"
 ALLOW_KEY = "posttrain_allow_targets"
-LONGEST_NAME = 100
 STOPPED = (130, 143)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep. name: its swept overrides. config: complete, with its own output_dir."""
-
-    name: str
-    overrides: tuple[str, ...]
-    config: dict[str, Any]
 
 
 def run_sweep(call: Call) -> int:
@@ -64,16 +55,29 @@ def run_sweep(call: Call) -> int:
     if _searches(parsed.hydra, folders):
         return _search(call, task, parsed.hydra, folders)
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
-    master = _master(parsed.hydra, _common(combinations), folders)
-    target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
-    jobs = _checked_jobs(combinations, call, folder, RULES.get(target, rules.ELSEWHERE))
-    if target != slurm.TARGET:
-        return _run(jobs, call, folder, lambda record: _launch(record, jobs, master, folders, call.allow_targets))
-    requests = slurm.requests_of([_launcher_node(master, job) for job in jobs])
+    master = master_of(parsed.hydra, _common(combinations), folders)
+    jobs, problems = checked_jobs(planned_of(combinations), call, Path(master.hydra.sweep.dir).absolute(), rules_of(master))
+    if problems:
+        raise ConfigError(problems)
+    return run_jobs(jobs, call, master, folders)
+
+
+def rules_of(master: DictConfig) -> Sequence[rules.Rule]:
+    """What must hold for runs that the sweep's launcher starts."""
+    return RULES.get(master.hydra.launcher._target_, rules.ELSEWHERE)
+
+
+def run_jobs(jobs: Sequence[Job], call: Call, master: DictConfig, folders: Sequence[Path], study: Study | None = None) -> int:
+    """Starts checked jobs where the launcher of `master` puts them; those of a study that are finished already are left as they are."""
+    folder = Path(master.hydra.sweep.dir).absolute()
+    pending = jobs if study is None else [job for job in jobs if not is_finished(job.config)]
+    if master.hydra.launcher._target_ != slurm.TARGET or not pending:
+        return _run(jobs, pending, call, folder, lambda record: _launch(record, pending, master, folders, call.allow_targets), study)
+    requests = slurm.requests_of([_launcher_node(master, job) for job in pending])
     if requests[0].dry_run:
-        slurm.show_scripts(requests, [job.name for job in jobs], folder)
+        slurm.show_scripts(requests, [job.name for job in pending], folder)
         return 0
-    return _run(jobs, call, folder, lambda record: slurm.run(requests, record, call.allow_targets))
+    return _run(jobs, pending, call, folder, lambda record: slurm.run(requests, record, call.allow_targets), study)
 
 
 def _searches(hydra_lines: Sequence[str], folders: Sequence[Path]) -> bool:
@@ -88,12 +92,13 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
     from posttrain.runs.search.space import space_of
 
     space = space_of(task, lambda group: [option.name for option in options.options(folders, group)])
-    master = _master(hydra_lines, list(space.fixed.values()), folders)
+    master = master_of(hydra_lines, list(space.fixed.values()), folders)
     target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
-    must_hold = RULES.get(target, rules.ELSEWHERE)
+    must_hold = rules_of(master)
 
     def check(name: str, combination: Mapping[str, str]) -> Job:
-        return _checked_job(name, combination, call, folder, must_hold)
+        lines = tuple(line for key, line in combination.items() if key != "output_dir")
+        return checked_job(Planned(name, name, lines), call, folder, must_hold)
 
     def launch(jobs: Sequence[Job]) -> list[int]:
         requests = slurm.requests_of([_launcher_node(master, job) for job in jobs]) if target == slurm.TARGET else []
@@ -108,21 +113,31 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
             read_record(folder).beside(earlier).write()
 
     node = cast(dict[str, Any], OmegaConf.to_container(master.hydra.sweeper, resolve=True))
-    sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, _child)
+    sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, partial(_child, study=folder.name))
     return run_search(node, space, sweep)
 
 
-def _run(jobs: Sequence[Job], call: Call, folder: Path, launch: Callable[[SweepRecord], list[int]]) -> int:
-    """Launches the jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end.
+def _run(
+    jobs: Sequence[Job],
+    pending: Sequence[Job],
+    call: Call,
+    folder: Path,
+    launch: Callable[[SweepRecord], list[int]],
+    study: Study | None,
+) -> int:
+    """Launches the pending jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end.
 
     A user who stops waiting for SLURM leaves it open: jobs go on.
     """
     from posttrain.runs.tracking.sweep import finish_parent, start_parent
 
-    parent = start_parent(jobs[0].config, call.overrides)
+    told = jobs[0].config if study is None else {**jobs[0].config, "study": study.name}
+    parent = (None if study is None else known_parent(folder)) or start_parent(told, call.overrides)
+    write_study(folder, _folders_of(jobs), jobs[0].config, parent, study)
     status: Literal["finished", "stopped", "failed"] | None = "failed"
     try:
-        codes = launch(_recorded([_child(job, parent) for job in jobs], folder, parent))
+        children = [_child(job, parent, folder.name if study is None else study.name) for job in pending]
+        codes = launch(_recorded(children, folder, parent)) if pending else []
         status = "failed" if any(codes) else "finished"
     except LeftRunning:
         status = None
@@ -133,8 +148,18 @@ def _run(jobs: Sequence[Job], call: Call, folder: Path, launch: Callable[[SweepR
     finally:
         if parent is not None and status is not None:
             finish_parent(jobs[0].config, parent, status)
-    report.console().print(summary(jobs, codes))
-    return max(codes)
+    ended = dict(zip((job.name for job in pending), codes, strict=True))
+    rows = [(job.name, Path(job.config["output_dir"]), ended.get(job.name, 0)) for job in jobs]
+    report.console().print(table_of(rows, folder))
+    return max(codes, default=0)
+
+
+def _folders_of(jobs: Sequence[Job]) -> dict[str, list[Path]]:
+    """The folders of each arm's runs."""
+    found: dict[str, list[Path]] = {}
+    for job in jobs:
+        found.setdefault(job.arm, []).append(Path(job.config["output_dir"]))
+    return found
 
 
 def _recorded(jobs: Sequence[Job], folder: Path, parent: str | None, first: int = 0) -> SweepRecord:
@@ -168,7 +193,7 @@ def _common(combinations: Sequence[dict[str, str]]) -> list[str]:
     return [line for line in first if all(line in other for other in others)]
 
 
-def _master(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+def master_of(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """The config that describes the sweep itself: its folder and its launcher.
 
     Raises:
@@ -204,42 +229,12 @@ def _unknown_keys(hydra_lines: Sequence[str], folders: Sequence[Path], part: str
     return [Problem(line, f"the {part} has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
 
 
-def _checked_jobs(combinations: Sequence[dict[str, str]], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> list[Job]:
-    """Composes and checks every job; the problems of all of them are raised together."""
-    jobs: list[Job] = []
-    problems: list[Problem] = []
-    swept = [key for key in combinations[0] if len({job[key] for job in combinations}) > 1]
-    for number, combination in enumerate(combinations):
-        name = job_name([combination[key] for key in swept]) if swept else str(number)
-        try:
-            jobs.append(_checked_job(name, combination, call, folder, must_hold))
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return jobs
-
-
-def _checked_job(name: str, combination: Mapping[str, str], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> Job:
-    """One job of a sweep, composed and checked. Raises ConfigError with its problems."""
-    lines = [*(line for key, line in combination.items() if key != "output_dir"), f"output_dir={quoted(str(folder / name))}"]
-    config = compose_and_check(lines, config_dirs=call.config_dirs, base=call.base, allow_targets=call.allow_targets, rules=must_hold)
-    return Job(name, tuple(combination.values()), config)
-
-
-def job_name(swept: Sequence[str]) -> str:
-    """A folder name from the swept overrides: readable, without separators, short."""
-    name = re.sub(r"[^\w.=,+-]+", ".", ",".join(swept))
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _child(job: Job, parent: str | None) -> Job:
+def _child(job: Job, parent: str | None, study: str) -> Job:
     """The same job as a child of the sweep's tracking run, where there is one."""
     if parent is None:
         return job
-    return replace(job, config=job.config | {"tracking": job.config["tracking"] | {"parent_run_id": parent}})
+    told = {"parent_run_id": parent, "tags": {"study": study, "arm": job.arm}, "run_name": job.name}
+    return replace(job, config=job.config | {"tracking": job.config["tracking"] | told})
 
 
 def _launch(
@@ -284,20 +279,3 @@ def run_job_file(config: DictConfig) -> int:
 def _exit_code(result: JobReturn) -> int:
     """A job's exit code; 1 where the launcher itself failed to run it."""
     return int(result.return_value) if result.status is JobStatus.COMPLETED else 1
-
-
-def summary(jobs: Sequence[Job], codes: Sequence[int]) -> Table:
-    """Table of the jobs: what each was (also the name of its folder), how it ended, its validation loss."""
-    folder = Path(jobs[0].config["output_dir"]).parent
-    table = Table("run", "status", "steps", "val/loss", title=f"{len(jobs)} runs in {folder}", title_justify="left", box=None)
-    for job, code in zip(jobs, codes, strict=True):
-        result = _result(Path(job.config["output_dir"]))
-        loss = result.get("metrics", {}).get("val/loss")
-        status = result.get("status", "finished") if code == 0 else word(code)
-        table.add_row(job.name, status, str(result.get("steps", "")), "" if loss is None else f"{loss:.4f}")
-    return table
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    file = folder / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

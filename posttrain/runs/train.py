@@ -29,6 +29,8 @@ from posttrain.models.build import build_policy
 from posttrain.rollout.experience import ExperienceLoader
 from posttrain.rollout.plan import ExperiencePlan
 from posttrain.runs import online, targets
+from posttrain.runs.budget.amount import budget_of, is_known_before, length_of
+from posttrain.runs.budget.watch import BudgetWatch, Meter
 from posttrain.runs.callbacks.evaluate import Evaluator
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.callbacks.replan import Replanner
@@ -50,7 +52,7 @@ PRECISION = {"float32": "32-true", "bf16": "bf16-mixed", "bf16_true": "32-true"}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run is made of, once its data is there. flops: operations that this rank spent on the model before training."""
+    """Everything a run is made of, once its data is there. flops: operations spent on the model before training, over all ranks."""
 
     config: Config
     ranks: Ranks
@@ -81,7 +83,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | Expe
     try:
         return make_plan(
             train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"],
-            ranks=ranks.readers, max_steps=config["max_steps"], epochs=config["epochs"],
+            ranks=ranks.readers, **length_of(config),
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(Problem("max_tokens", str(error), "raise max_tokens or lower max_length")) from error
@@ -114,6 +116,7 @@ def build_method(job: Job, *, trains: bool = True) -> Method:
         rendering=rendering_of(config["data"]),
         sharding=job.distribution.sharding,
         trains=trains,
+        half=config["precision"] != "float32",
     )
     return method_of(config, recipe, allow_targets=job.allow_targets)
 
@@ -195,10 +198,14 @@ def callbacks_of(
         share = job.prepared.report.truncated_share
         return {**loss, **measures.answers(method, "before"), **({"data/truncated": share} if share else {})}
 
+    budget, watch = budget_of(config), list[Callback]()
+    if budget is not None and not is_known_before(config):
+        often = job.plan.steps_per_rollout if isinstance(job.plan, ExperiencePlan) else 1
+        watch = [BudgetWatch(Meter(budget, recorder, job.ranks), per_rollout=often)]
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
     sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
-    return [Replanner(), *sampled, recorder, evaluator, writer]
+    return [Replanner(), *sampled, recorder, *watch, evaluator, writer]
 
 
 def fit(job: Job, method: Method, trainer: Trainer, loader: TreeLoader | ExperienceLoader) -> None:

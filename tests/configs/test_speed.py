@@ -22,7 +22,11 @@ def test_import_is_light(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["optimizer.lr=fast", "metod=sft"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["list"], ["optimizer.lr=fast", "metod=sft"], ["study=sft_lr", "study.seeds=[1,1]"]],
+    ids=" ".join,
+)
 def test_command_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"import sys; from posttrain.__main__ import main; main(sys.argv[1:]); print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.overrides import expand
-from posttrain.runs.sweep import LONGEST_NAME, job_name
+from posttrain.runs.sweep_jobs import LONGEST_NAME, job_name
 
 
 def options_of(group: str) -> list[str]:

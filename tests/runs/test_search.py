@@ -20,7 +20,7 @@ from posttrain.runs.search.command import Sweep, run_search
 from posttrain.runs.search.settings import goal, settings_of
 from posttrain.runs.search.space import Options, Scale, space_of
 from posttrain.runs.search.store import open_store
-from posttrain.runs.sweep import Job
+from posttrain.runs.sweep_jobs import Job
 
 NODE = yaml.safe_load((Path(__file__).parents[2] / "conf/hydra/sweeper/optuna.yaml").read_text())
 TINY = ["tracking=none", "hardware=cpu", "limit=40", "data.generator.held_out=8", "global_batch=8", "max_steps=2", "evaluation=none"]
@@ -95,7 +95,7 @@ class Runs:
     def check(self, name: str, combination: Mapping[str, str]) -> Job:
         values = dict(line.split("=") for line in combination.values())
         config = {**values, "output_dir": str(self.folder / name), "tracking": {"_target_": "none"}, "checkpoint": {"monitor": "val/loss"}}
-        return Job(name, tuple(combination.values()), config)
+        return Job(name, tuple(combination.values()), config, name)
 
     def launch(self, jobs: Sequence[Job]) -> list[int]:
         self.launched += 1

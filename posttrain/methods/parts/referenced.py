@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 
 from posttrain.methods.base import Method
-from posttrain.models.reference import ReferencePolicy
+from posttrain.models.reference import AdaptersOff, ReferencePolicy
 
 
 class Referenced(Method, ABC):
@@ -39,6 +39,10 @@ class Referenced(Method, ABC):
     @property
     def forward_passes(self) -> float:
         return super().forward_passes + self.reference.forward_passes
+
+    @property
+    def bare_passes(self) -> float:
+        return float(self.referenced and isinstance(self.reference.source, AdaptersOff))
 
     def saved_names(self) -> set[str]:
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.functional.attended import QUERY_BLOCK as BLOCK
 from posttrain.models.attention.layout import Layout
 
-BLOCK, LONGEST = 128, 1024
+LONGEST = 1024
 
 
 def applies(q: Tensor, layout: Layout, *, window: int | None) -> bool:

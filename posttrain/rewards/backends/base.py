@@ -37,6 +37,11 @@ class Backend(ABC):
     def ask(self, questions: Sequence[Question]) -> list[str | Silence]:
         """A reply to each, in order. Raises nothing that one question is to blame for."""
 
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of a model in this process so far; what another machine computes is not known."""
+        return 0.0
+
     def place(self, device: str) -> None:  # noqa: B027
         """Where the policy is, for backends with `device=auto`."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data.chat import Chat
+from posttrain.models.flops import body_flops
 from posttrain.models.loading import build_model
 from posttrain.models.tokenizers import end_token_ids, load_tokenizer
 from posttrain.rewards.backends.base import Backend, Question, Silence
@@ -33,6 +34,12 @@ class Local(Backend):
         self.path, self.device, self.dtype, self.template_kwargs = path, device, dtype, template_kwargs or {}
         self.max_new_tokens, self.longest_prompt, self.batch_tokens = max_new_tokens, longest_prompt, batch_tokens
         self._loaded: tuple[Any, Any] | None = None
+        self._operations = 0.0
+
+    @property
+    def operations(self) -> float:
+        """See `Backend`."""
+        return self._operations
 
     def place(self, device: str) -> None:
         """See `Backend`."""
@@ -77,7 +84,15 @@ class Local(Backend):
         ends = end_token_ids(tokenizer)
         options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends or None}
         made = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :]
+        self._operations += _operations(model, ids.shape[0], ids.shape[1], made.shape[1])
         return [tokenizer.decode(_until(row.tolist(), ends), skip_special_tokens=True) for row in made]
+
+
+def _operations(model: Any, rows: int, length: int, made: int) -> float:
+    """Of `rows` prompts of `length` tokens, padding included, each with `made` tokens predicted; the last is never read."""
+    read = rows * (length + made - 1)
+    pairs = rows * (length**2 + (made - 1) * length + made * (made - 1) / 2)
+    return body_flops(model, tokens=read, pairs=pairs) + 2.0 * rows * made * model.get_output_embeddings().weight.numel()
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

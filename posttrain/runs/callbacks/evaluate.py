@@ -33,7 +33,9 @@ class Evaluator(StepCallback):
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
         step = trainer.global_step
-        if self.during is not None and self.every_steps is not None and step % self.every_steps == 0 and step < trainer.max_steps:
+        if self.during is None or self.every_steps is None or trainer.should_stop:  # what ends now is measured at its end
+            return
+        if step % self.every_steps == 0 and step < trainer.max_steps:
             self._measure(self.during, step, module)
 
     def _measure(self, measure: Measure, step: int, module: Any) -> None:

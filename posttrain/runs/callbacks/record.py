@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,11 +17,13 @@ from posttrain.runs.ranks import Ranks, sum_over_ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.types import Work
 
+COUNTED = ("examples", "tokens", "generated")
+
 
 class StepRecorder(StepCallback):
     """One line a step: loss and the method's metrics over the whole step, gradient norm, learning rate, tokens and examples so far.
 
-    flops: operations that this rank spent on the model before training; `totals` holds those of all ranks.
+    flops: operations that were spent on the model before training; `totals` holds them and those of the steps.
 
     Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
     """
@@ -36,7 +37,7 @@ class StepRecorder(StepCallback):
         self.seed = seed
         self.ranks = ranks
         self.every_steps = every_steps
-        self.totals: dict[str, float] = {**asdict(Work()), "train_seconds": 0.0, "flops_before": 0.0}
+        self.totals = dict.fromkeys((*COUNTED, "train_seconds", "flops", "flops_before"), 0.0)
         self.flops = flops
         self._lr = 0.0
         self._began = 0.0
@@ -48,7 +49,7 @@ class StepRecorder(StepCallback):
         self.totals.update(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.totals["flops_before"] += self._summed({"flops": self.flops}, pl_module)["flops"]
+        self.totals["flops_before"] = self.flops
         self._began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -66,7 +67,7 @@ class StepRecorder(StepCallback):
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
         notes, phases = self.steps.notes(step - 1), self.steps.pop_seconds()
         if step % self.every_steps == 0 or step == self.last or notes:
-            counts = {name: self.totals[name] for name in ("tokens", "examples", "generated") if name != "generated" or module.online}
+            counts = {name: self.totals[name] for name in COUNTED if name != "generated" or module.online}
             metrics = {**module.step_metrics(sums), **notes, "grad_norm": module.grad_norm, "lr": self._lr, **counts}
             self.reporter.step(step, metrics, tokens=work.tokens, seconds=seconds, speeds=_speeds(work, phases))
         self._began = time.perf_counter()
@@ -76,11 +77,10 @@ class StepRecorder(StepCallback):
 
     def _count(self, step: int, module: Method) -> Work:
         """Add a step's work to the totals."""
-        work, passes = Work() if module.idle else self.steps.work(step - 1), module.forward_passes
-        for name, value in asdict(work).items():
-            self.totals[name] += value
-        for name in ("tokens", "targets", "pairs"):
-            self.totals[f"forward_{name}"] += passes * getattr(work, name)
+        work = Work() if module.idle else self.steps.work(step - 1)
+        for name in COUNTED:
+            self.totals[name] += getattr(work, name)
+        self.totals["flops"] += module.flops(work)
         return work
 
     def _stop_if_lost(self, step: int, loss: float, grad_norm: float) -> None:

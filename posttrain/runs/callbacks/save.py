@@ -54,7 +54,7 @@ class CheckpointWriter(StepCallback):
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
         stopping, overdue = self._asked(module.device)
         due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
-        if stopping or overdue or due or trainer.global_step == trainer.max_steps:
+        if stopping or overdue or due or trainer.should_stop or trainer.global_step == trainer.max_steps:
             self.save(trainer)
         trainer.should_stop = trainer.should_stop or stopping
 

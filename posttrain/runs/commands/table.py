@@ -26,6 +26,11 @@ class Call:
         return self.arguments if self.arguments or self.base is not None else QUICKSTART
 
 
+def is_study(lines: Sequence[str]) -> bool:
+    """Whether a command line names a study."""
+    return any(line.startswith("study=") for line in lines)
+
+
 @dataclass(frozen=True)
 class Command:
     """module: its `run(call) -> exit code` does the work."""

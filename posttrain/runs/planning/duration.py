@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from posttrain.functional.logprobs import computed_again
 from posttrain.runs.planning.rates import Rates
 from posttrain.runs.planning.shapes import ModelShape
 from posttrain.runs.planning.workload import Workload
@@ -40,7 +41,9 @@ def duration_of(
     amounts = {"tokens": work.tokens, "targets": targets, "pairs": work.pairs}
     forward = model.flops.forward(**amounts)
     again = forward - 2 * model.flops.head * targets if checkpointing else 0.0
-    training = model.flops.training(**amounts) + (forwards + passes / per_rollout) * forward + again
+    rows = work.micro_batches * devices
+    twice = rows * computed_again(round(targets / rows), model.vocabulary, model.flops.device)
+    training = model.flops.training(**amounts, again=twice) + (forwards + passes / per_rollout) * forward + again
     sampling = forward / per_rollout if work.sampling is not None else 0.0
     return Duration(
         training, sampling, _seconds(model, work, rates, training, sampling, per_rollout, devices, element), work.steps, devices

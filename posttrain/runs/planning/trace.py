@@ -45,7 +45,7 @@ def model_shape(model: Mapping[str, Any], *, precision: str) -> ModelShape:
     built = adapted(base_where_adapted(model))
     inner = causal_lm(built)
     weights = weights_of(built, inner, model.get("peft"), precision)
-    operations = flop_model(PolicyModel(built, layout="tree", head=HeadSpec()))
+    operations = flop_model(PolicyModel(built, layout="tree", head=HeadSpec()), device="cpu", half=precision != "float32")
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         _make_fake(built, precision)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from posttrain.data.plan import first_fit
+from posttrain.functional.attended import attended
+from posttrain.runs.budget.amount import budget_of, is_known_before
 from posttrain.runs.planning.sampling import Sampling
 from posttrain.runs.planning.shapes import Row
 
@@ -55,9 +57,11 @@ def of_data(config: Config, prepared: Prepared) -> Workload:
 
 def _offline(config: Config, prepared: Prepared) -> Workload:
     from posttrain.data.plan import StepPlan
-    from posttrain.runs.train import plan_of
+    from posttrain.runs.budget.plan import bought
+    from posttrain.runs.train import plan_of, untrained
 
-    plan = plan_of(config, prepared, ranks_of(config))
+    ranks = ranks_of(config)
+    plan = bought(config, prepared, ranks, untrained(config)) if is_known_before(config) else plan_of(config, prepared, ranks)
     assert isinstance(plan, StepPlan)
     train, lengths = prepared.train, prepared.train.lengths
     steps = [plan.step(number) for number in range(min(plan.steps, LOOKED_AT))]
@@ -85,9 +89,10 @@ def _online(config: Config, prepared: Prepared) -> Workload:
 
     plan = plan_of(config, prepared, ranks_of(config))
     assert isinstance(plan, ExperiencePlan)
+    steps = plan.steps if budget_of(config) is None or config["max_steps"] is not None else None
     lengths = prepared.train.lengths
     words = (("prompts", f"{len(lengths):,}"), ("tokens a prompt", f"{lengths.mean():,.1f} on average, {lengths.max():,} at most"))
-    return sampled(config, prompt=float(lengths.mean()), longest=int(lengths.max()), steps=plan.steps, exact=True, words=words)
+    return sampled(config, prompt=float(lengths.mean()), longest=int(lengths.max()), steps=steps, exact=True, words=words)
 
 
 def sampled(
@@ -153,6 +158,9 @@ def bound(config: Config, kind: str, why: str) -> Workload:
 
 
 def _steps_text(config: Config, steps: int | None) -> str:
+    budget = budget_of(config)
+    if steps is None and budget is not None:
+        return f"as many as {budget.words} buy"
     return f"{steps:,}" if steps is not None else f"{config['epochs']:g} epochs; how many steps depends on the data"
 
 
@@ -177,5 +185,5 @@ def row_of(train: TokenizedSet, places: Sequence[int]) -> Row:
 
 
 def _pairs(row: Row) -> float:
-    """(query, key) pairs of attention."""
-    return float(sum(length * before + length * (length + 1) / 2 for length, before in row.segments))
+    """(query, key) products of attention."""
+    return float(sum(attended(length, before) for length, before in row.segments))

@@ -23,7 +23,7 @@ from posttrain.runs.slurm.follow import LeftRunning
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from posttrain.runs.sweep import Job
+    from posttrain.runs.sweep_jobs import Job
 
 SHOWN = 10
 Check = Callable[[str, Mapping[str, str]], "Job"]
@@ -133,7 +133,7 @@ def _run(batch: Sequence[FrozenTrial], store: Store, sweep: Sweep, metric: str, 
 
 def name_of(trial: FrozenTrial, space: Space) -> str:
     """The folder of a trial: its number, and what was tried, rounded."""
-    from posttrain.runs.sweep import job_name
+    from posttrain.runs.sweep_jobs import job_name
 
     tried = [
         f"{one.key}={value:.4g}" if isinstance(value := trial.params[one.key], float) else one.line(value) for one in space.dimensions

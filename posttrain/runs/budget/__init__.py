@@ -1,0 +1,1 @@
+"""Runs that stop at an amount of work."""

@@ -1,0 +1,1 @@
+"""Studies: arms times seeds under one budget, and what decides between them."""

@@ -1,0 +1,51 @@
+"""A study's runs, and what is wrong with its arms as they are composed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from posttrain.errors import Problem
+from posttrain.runs import suggest
+from posttrain.runs.study.spec import Study
+
+Config = Mapping[str, Any]
+OF_TRAINING = ("loss", "reward/mean", "kl", "rewards/accuracy", "rewards/margin", "accuracy")
+OWN = ("output_dir", "tracking", "seed")  # keys in which arms may differ without being different
+
+
+def alike(arms: Mapping[str, Config]) -> Iterator[Problem]:
+    """Arms that would train the same: their configurations differ in nothing that a run computes by."""
+    known: list[tuple[str, Config]] = []
+    for name, config in arms.items():
+        plain = {key: value for key, value in _without_folders(config).items() if key not in OWN}
+        same = next((other for other, before in known if before == plain), None)
+        if same is not None:
+            yield Problem(f"study.arms.{name}", f"differs from the arm {same} only in its name", "change one of them, or leave it out")
+        known.append((name, plain))
+
+
+def _without_folders(config: Config) -> dict[str, Any]:
+    stages = [{**stage, "config": {**stage["config"], "output_dir": None, "tracking": None}} for stage in config.get("stages") or []]
+    return {**config, "stages": stages or None}
+
+
+def unmeasured(study: Study, arms: Mapping[str, Config]) -> Iterator[Problem]:
+    """A metric that no arm will have when it has finished."""
+    if study.metric is None or any(study.metric.startswith(name) for config in arms.values() for name in _measured(_last(config))):
+        return
+    there = sorted({name for config in arms.values() for name in _measured(_last(config))})
+    yield Problem("study.metric", f"no arm will have {study.metric}", suggest.hint(study.metric, there))
+
+
+def _last(config: Config) -> Config:
+    """What a run ends with: of a pipeline, its last stage."""
+    stages = config.get("stages")
+    return stages[-1]["config"] if stages else config
+
+
+def _measured(config: Config) -> Sequence[str]:
+    """Names, or the beginnings of names, of what a run measures."""
+    held_out = ("val/",) if config["validate"]["at_end"] else ()
+    answered = ("eval/exact_match",) if config["evaluation"]["exact_match"] is not None else ()
+    return (*held_out, *answered, *OF_TRAINING)

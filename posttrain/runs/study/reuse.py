@@ -1,0 +1,25 @@
+"""Which of a study's runs are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs.base_config import load_config
+from posttrain.runs.resume import CONFIG, differences, find_start
+
+
+def is_finished(config: Mapping[str, Any]) -> bool:
+    """Whether the run in the config's folder is this one, and at its end. A pipeline finds out itself what its stages lack.
+
+    Raises ConfigError where the folder holds a run of another configuration.
+    """
+    folder = Path(config["output_dir"])
+    if config["resume"] == "never" or config.get("stages") or not (folder / CONFIG).is_file():
+        return False
+    start = find_start(config, folder)
+    if start.state is not None and (problems := list(differences(load_config(folder / CONFIG), config))):
+        raise ConfigError([Problem(f"{folder.parent.name}/{folder.name}: {p.where}", p.message, p.hint) for p in problems])
+    return start.finished

@@ -1,0 +1,112 @@
+"""`posttrain study=NAME`: composes and checks every arm times every seed, runs what is missing, and compares the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from posttrain.errors import ConfigError, Problem
+from posttrain.runs import options, suggest
+from posttrain.runs.budget.amount import UNITS
+from posttrain.runs.commands.table import Call
+from posttrain.runs.compose import hydra_config, quoted
+from posttrain.runs.overrides import Choice, Parsed, parse
+from posttrain.runs.study.arms import alike, unmeasured
+from posttrain.runs.study.spec import Study, read_study, study_problems
+from posttrain.runs.sweep import master_of, rules_of, run_jobs
+from posttrain.runs.sweep_jobs import Planned, checked_jobs
+
+GROUP = "study"
+
+
+def run_study(call: Call) -> int:
+    """Runs what is missing of a study and compares its arms; returns the worst exit code.
+
+    Raises:
+        ConfigError: with everything that is wrong with the study and its runs; nothing was started then.
+    """
+    folders = options.search_path(call.config_dirs)
+    parsed = parse(call.overrides, options.groups(folders))
+    node, budget = _nodes(call, parsed, folders)
+    if problems := [*parsed.problems, *study_problems(node)]:
+        raise ConfigError(problems)
+    study = read_study(node)
+    folder = _folder(parsed, study)
+    master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
+    jobs, problems = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master))
+    first: dict[str, Any] = {}
+    for job in jobs:
+        first.setdefault(job.arm, job.config)
+    problems += [*alike(first), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
+    if not problems:
+        from posttrain.runs.budget.check import overspent_at_once
+
+        problems += overspent_at_once(first, call.allow_targets)
+    if problems:
+        raise ConfigError(problems)
+    code = run_jobs(jobs, call, master, folders, study)
+    if code == 0 and not master.hydra.launcher.get("dry_run"):
+        _compare(folder)
+    return code
+
+
+def _compare(folder: Path) -> None:
+    from posttrain.runs.comparison.command import report_on_study  # reads arrays and tests: heavy
+
+    report_on_study(folder)
+
+
+def _nodes(call: Call, parsed: Parsed, folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
+    """The `study` node with what the command line changes of it, and its budget as overrides.
+
+    Raises ConfigError for a study that is not there.
+    """
+    if call.base is not None:
+        raise ConfigError(Problem("--config", "a study composes its own configurations", "leave --config out"))
+    name = next(choice.option for choice in reversed(parsed.choices) if choice.group == GROUP)
+    names = [option.name for option in options.options(folders, GROUP)]
+    if name not in names:
+        raise ConfigError(Problem(f"study={name}", f"study has no option '{name}'", suggest.hint(str(name), names, most=40)))
+    config = hydra_config([Choice(GROUP, name, f"study={name}")], folders)
+    OmegaConf.set_struct(config, False)
+    for value in parsed.values:
+        if value.key.startswith(f"{GROUP}."):
+            OmegaConf.update(config, value.key, value.value, merge=False, force_add=True)
+    node = cast(dict[str, Any], OmegaConf.to_container(config.get(GROUP) or OmegaConf.create({}), resolve=True))
+    amounts = {unit: config.budget[unit] for unit in UNITS if config.budget[unit] is not None}
+    replaced = any(value.key.startswith("budget.") for value in parsed.values)
+    return node, [] if replaced else [f"budget.{unit}={amount}" for unit, amount in amounts.items()]
+
+
+def _folder(parsed: Parsed, study: Study) -> Path:
+    given = [value.value for value in parsed.values if value.key == "output_dir"]
+    return Path(given[-1]).expanduser().absolute() if given else Path("outputs/studies", study.name).absolute()
+
+
+def _of_runs(lines: Sequence[str], parsed: Parsed) -> list[str]:
+    """What of the command line goes to every run."""
+    own = {choice.text for choice in parsed.choices if choice.group == GROUP} | set(parsed.hydra)
+    own |= {value.text for value in parsed.values if value.key == "output_dir" or value.key.startswith(f"{GROUP}.")}
+    return [line for line in lines if line not in own]
+
+
+def planned(study: Study, budget: Sequence[str], given: Sequence[str]) -> list[Planned]:
+    """Every arm with every seed. given: overrides of the command line, which win over the study's."""
+    return [
+        Planned(f"{arm}/seed={seed}", arm, tuple(last_wins([*study.common, *lines, *budget, *given, f"seed={seed}"])))
+        for arm, lines in study.arms.items()
+        for seed in study.seeds
+    ]
+
+
+def last_wins(lines: Sequence[str]) -> list[str]:
+    """The overrides without those that a later one of the same key replaces."""
+    latest: Mapping[str, int] = {_key(line): place for place, line in enumerate(lines)}
+    return [line for place, line in enumerate(lines) if latest[_key(line)] == place]
+
+
+def _key(line: str) -> str:
+    return line.partition("=")[0].strip().lstrip("+~").replace("/", ".")

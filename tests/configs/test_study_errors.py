@@ -1,0 +1,61 @@
+"""What is wrong with a study is told at once, without importing torch and before anything starts."""
+
+import pytest
+import yaml
+
+from posttrain.errors import ConfigError
+from posttrain.runs.commands.table import Call
+from posttrain.runs.study.run import last_wins, planned, run_study
+from posttrain.runs.study.spec import Study, study_problems
+from posttrain.runs.sweep_jobs import planned_of
+
+GOOD = {"name": "s", "arms": {"a": ["optimizer.lr=1e-3"], "b": ["optimizer.lr=1e-4"]}, "seeds": [1, 2]}
+
+
+def problems_of(tmp_path, *overrides, **changes):
+    """What `study=mine` with these changes of a good one is refused for."""
+    (tmp_path / "study").mkdir(exist_ok=True)
+    node = {"study": {**GOOD, "common": ["model=nano", "hardware=cpu"], **changes}, "budget": {"flops": 1e12}}
+    (tmp_path / "study" / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(node))
+    with pytest.raises(ConfigError) as found:
+        run_study(Call(arguments=("study=mine", f"output_dir={tmp_path}/out", *overrides), config_dirs=(str(tmp_path),)))
+    assert not (tmp_path / "out").exists()
+    return {problem.where: problem.message for problem in found.value.problems}
+
+
+def test_a_good_study_has_no_problems():
+    assert list(study_problems(GOOD)) == []
+
+
+def test_everything_that_is_wrong_with_a_study_is_told_at_once(tmp_path):
+    arms = {"a b": [], "seeded": ["seed=3"]}
+    found = problems_of(tmp_path, arms=arms, seeds=[1, 2, 1], metrik="val/loss", better="more", smallest=0)
+    assert set(found) == {"study.metrik", "study.arms.a b", "study.arms.seeded", "study.seeds", "study.better", "study.smallest"}
+    assert "more than once" in found["study.seeds"]
+    assert problems_of(tmp_path, arms={}) == {"study.arms": "a study needs arms"}
+
+
+def test_what_is_wrong_with_its_arms_is_told_together(tmp_path):
+    arms = {"a": ["optimizer.lr=1e-3"], "b": ["optimizer.lr=0.001"], "c": ["optimizr.lr=1"]}
+    found = problems_of(tmp_path, arms=arms, metric="val/loss")
+    assert found == {"optimizr.lr=1": found["optimizr.lr=1"], "study.arms.b": "differs from the arm a only in its name"}
+    assert set(problems_of(tmp_path, "validate.at_end=false", metric="val/loss")) == {"study.metric"}
+    assert set(problems_of(tmp_path, metric="val_loss")) == {"study.metric"}
+    assert set(problems_of(tmp_path, "budget.tokens=5", "budget.flops=3")) == {"budget"}
+    assert set(problems_of(tmp_path, "study.seeds=[3,3]")) == {"study.seeds"}
+
+
+def test_the_command_line_wins_over_the_arm_and_the_arm_over_what_is_common():
+    study = Study("s", {"a": ("method=dpo", "optimizer.lr=1")}, (1, 2), common=("method=sft", "limit=3"))
+    runs = planned(study, ["budget.flops=5"], ["optimizer.lr=2"])
+    assert [run.name for run in runs] == ["a/seed=1", "a/seed=2"]
+    assert runs[1].lines == ("limit=3", "method=dpo", "budget.flops=5", "optimizer.lr=2", "seed=2")
+    assert last_wins(["model/peft=lora", "x=1", "model.peft=null"]) == ["x=1", "model.peft=null"]
+
+
+def test_the_arms_of_a_plain_sweep_are_its_combinations_without_the_seed():
+    jobs = [{"method": f"method={m}", "seed": f"seed={s}", "limit": "limit=3"} for m in ("sft", "grpo") for s in (1, 2)]
+    assert [(run.name, run.arm) for run in planned_of(jobs)][1:3] == [
+        ("method=sft,seed=2", "method=sft"),
+        ("method=grpo,seed=1", "method=grpo"),
+    ]

@@ -1,0 +1,94 @@
+"""A run stops at its budget; interrupted and continued it stops at the same place with the same numbers."""
+
+import json
+
+import pytest
+
+from posttrain.errors import ConfigError
+from posttrain.runs.budget.amount import Budget
+from posttrain.runs.budget.plan import nearest
+from posttrain.runs.check import check
+from posttrain.runs.compose import compose
+from posttrain.runs.job import run_job
+
+BASE = (
+    "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=100", "global_batch=2", "precision=float32",
+    "validate.every_steps=null", "validate.at_start=false", "validate.at_end=false", "data.generator.held_out=4",
+    "model.architecture.num_hidden_layers=1",
+)  # fmt: skip
+GRPO = ("method=grpo", "rollout.max_new_tokens=4", "rollout.group_size=2", "reward=[language]", "reward.language.scripts=[han]")
+METHODS = {
+    "sft": (),
+    "dpo": ("method=dpo", "data=arithmetic_pairs"),
+    "dpo, cached": ("method=dpo", "data=arithmetic_pairs", "method.reference=cached"),
+    "grpo": (*GRPO, "method.kl.coef=0.1", "method.minibatches=2"),
+}
+
+
+def ran(folder, *overrides):
+    assert run_job(compose([*BASE, *overrides, f"output_dir={folder}"])) == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((folder / "result.json").read_text()), rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stops_within_one_percent_of_its_operations(tmp_path, method):
+    cache = [f"method.reference_cache={tmp_path}/cache"] if "cached" in method else []
+    first, _ = ran(tmp_path / "one", *METHODS[method], *cache, "max_steps=8")
+    asked = first["flops"] * (3 if cache else 8.1)
+    result, rows = ran(tmp_path / "run", *METHODS[method], *cache, f"budget.flops={asked}")
+    assert result["status"] == "finished"
+    assert result["budget"] == {"unit": "flops", "asked": pytest.approx(asked), "spent": result["flops"]}
+    assert result["flops"] == pytest.approx(asked, rel=0.01)
+    rates = [row["lr"] for row in rows if "lr" in row]
+    assert rates[-1] < 0.01 * max(rates)  # the cosine ends with the budget
+
+
+def test_the_nearest_boundary():
+    ten = Budget("flops", 10.0)
+    assert [nearest(lambda _, cost=cost: cost, ten, before=0.0, most=99) for cost in (3.0, 4.0, 5.0, 7.0, 10.0)] == [3, 2, 2, 1, 1]
+    assert nearest(lambda _: 3.0, ten, before=4.0, most=99) == 2
+    assert nearest(lambda _: 1.0, ten, before=0.0, most=5) is None
+    with pytest.raises(ConfigError, match="less than one optimizer step"):
+        nearest(lambda _: 11.0, ten, before=0.0, most=99)
+
+
+def test_budgets_that_cannot_be(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("posttrain.runs.job.report.show", told.extend)
+    assert run_job(compose([*BASE, "budget.tokens=3", f"output_dir={tmp_path}/small"])) == 2
+    assert run_job(compose([*BASE, *GRPO, "budget.flops=3", f"output_dir={tmp_path}/online"])) == 2
+    assert [problem.where for problem in told] == ["budget.tokens", "budget.flops"]
+    assert all("less than one optimizer step" in problem.message for problem in told)
+    both = check(compose([*BASE, "budget.flops=1e9", "budget.tokens=100"]))
+    assert [problem.where for problem in both] == ["budget"]
+    stepped = check(compose([*BASE, *GRPO, "budget.flops=1e9", "scheduler.warmup=10"]))
+    assert [problem.where for problem in stepped] == ["scheduler.warmup"]
+
+
+def test_whichever_comes_first_and_seconds(tmp_path):
+    result, _ = ran(tmp_path / "steps", "budget.tokens=1e9", "max_steps=2")
+    assert (result["steps"], result["budget"]["spent"]) == (2, result["tokens"])
+    result, _ = ran(tmp_path / "seconds", "budget.gpu_seconds=1.5", "log.every_steps=9")
+    assert result["budget"]["spent"] == pytest.approx(1.5, abs=0.5)
+
+
+@pytest.mark.parametrize("overrides", [(), METHODS["grpo"]], ids=["sft", "grpo"])
+def test_interrupted_and_continued_it_spends_the_same(tmp_path, overrides, monkeypatch):
+    line = (*overrides, "checkpoint.every_steps=3", "checkpoint.keep_last=9")
+    short, _ = ran(tmp_path / "short", *overrides, "max_steps=4")
+    budget = f"budget.flops={2.1 * short['flops']}"
+    whole, rows = ran(tmp_path / "whole", *line, budget)
+    for checkpoint in (tmp_path / "whole" / "checkpoints").glob("step-*"):
+        if not checkpoint.name.endswith("3"):
+            for file in sorted(checkpoint.rglob("*"), reverse=True):
+                file.unlink() if file.is_file() else file.rmdir()
+            checkpoint.rmdir()
+    (tmp_path / "whole" / "result.json").unlink()
+    again, continued = ran(tmp_path / "whole", *line, budget)
+    assert continued == rows
+    assert {**again, "train_seconds": 0, "tokens_per_second": 0, "peak_memory_bytes": 0} == {
+        **whole, "train_seconds": 0, "tokens_per_second": 0, "peak_memory_bytes": 0,
+    }  # fmt: skip
+    last, ended = ran(tmp_path / "whole", *line, budget)  # nothing is left to do
+    assert (last, ended) == (again, continued)

@@ -1,0 +1,52 @@
+"""A small study: its record, what is run again and what is not, an arm more and a seed more."""
+
+import json
+
+import pytest
+
+from posttrain.__main__ import main
+
+LINE = (
+    "study=sft_lr", "hardware=cpu", "tracking=none", "evaluation=none", "limit=40", "global_batch=2", "data.generator.held_out=8",
+    "validate.at_start=false", "model.architecture.num_hidden_layers=1", "budget.flops=1e9",
+)  # fmt: skip
+
+
+def results(folder):
+    return {path.parent.relative_to(folder).as_posix(): path for path in folder.glob("*/*/result.json")}
+
+
+def test_a_study_runs_what_is_missing(tmp_path, capsys):
+    folder = tmp_path / "study"
+    line = [*LINE, f"output_dir={folder}"]
+    assert main([*line, "study.seeds=[1]"]) == 0
+    record = json.loads((folder / "study.json").read_text())
+    assert record["arms"] == [{"name": "low", "runs": ["low/seed=1"]}, {"name": "high", "runs": ["high/seed=1"]}]
+    assert record["budget"] == {"unit": "flops", "amount": 1e9}
+    assert (record["metric"], record["better"], record["smallest"]) == ("val/loss", "lower", 0.05)
+    (folder / "low" / "seed=1" / "result.json").unlink()  # as if killed before its end
+    first = {name: path.stat().st_mtime_ns for name, path in results(folder).items()}
+    assert main(["-m", *line]) == 0
+    assert set(results(folder)) == {"low/seed=1", "low/seed=2", "high/seed=1", "high/seed=2"}
+    assert {name: results(folder)[name].stat().st_mtime_ns for name in first} == first
+    for path in results(folder).values():
+        result = json.loads(path.read_text())
+        assert result["budget"]["spent"] == result["flops"] == pytest.approx(1e9, rel=0.1)
+    report = (folder / "compare" / "compare.json").read_text()
+    assert "high is better than low" in capsys.readouterr().out
+    assert main(line) == 0
+    assert (folder / "compare" / "compare.json").read_text() == report
+
+
+def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path):
+    assert main([*LINE, "budget.flops=1000", f"output_dir={tmp_path}/study"]) == 2
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_plain_sweep_leaves_a_record_too(tmp_path):
+    line = [*LINE[1:-1], "model=nano", "budget.tokens=200", "seed=1,2", f"output_dir={tmp_path}/sweep"]
+    assert main(["-m", *line]) == 0
+    record = json.loads((tmp_path / "sweep" / "study.json").read_text())
+    assert record["arms"] == [{"name": "all", "runs": ["seed=1", "seed=2"]}]
+    assert all((tmp_path / "sweep" / run / "result.json").is_file() for run in record["arms"][0]["runs"])
+    assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
