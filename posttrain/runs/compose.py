@@ -50,8 +50,10 @@ def compose(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (),
     return composed.config
 
 
-def compose_partly(overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), base: Path | None = None) -> Composed:
-    """Like `compose`, but drops what is wrong, composes the rest and reports both."""
+def compose_partly(
+    overrides: Sequence[str], *, config_dirs: Sequence[str | Path] = (), base: Path | None = None, stage: bool = False
+) -> Composed:
+    """Like `compose`, but drops what is wrong, composes the rest and reports both. stage: of a pipeline, so it is none itself."""
     folders = options.search_path(config_dirs)
     groups = options.groups(folders)
     parsed = parse(overrides, groups)
@@ -61,6 +63,8 @@ def compose_partly(overrides: Sequence[str], *, config_dirs: Sequence[str | Path
     if base is None and _wants_small_data(choices):
         choices, parsed.values = [*choices, _small_data(choices, folders)], [*NO_OTHER_DATA, *parsed.values]
     config = _from_groups(choices, folders) if base is None else base_config.load(base, choices, lambda: _from_groups(choices, folders))
+    if stage:
+        config["stages"] = None
     if config.get("stages") is not None:
         from posttrain.runs.pipeline.compose import compose_pipeline
 

@@ -22,7 +22,9 @@ from posttrain.runs.train import untrained
 
 BUILTIN = options.search_path()
 SHAPES = [option.name for option in options.options(BUILTIN, "hardware")]
-METHODS = [option.name for option in options.options(BUILTIN, "method")]
+METHODS = [
+    option.name for option in options.options(BUILTIN, "method") if "\nstages:" not in option.path.read_text()
+]  # pipelines: by stage
 
 
 @cache

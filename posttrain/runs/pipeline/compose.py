@@ -43,7 +43,7 @@ class Composer:
         """The stage's own config, and what is wrong with its lines."""
         if stage.config is not None:
             return compose_stage_again(stage.config, lines, self.groups)
-        return compose_partly(lines, config_dirs=self.config_dirs)
+        return compose_partly(lines, config_dirs=self.config_dirs, stage=True)
 
     def lines(self, stage: Stage, general: Sequence[str]) -> list[str]:
         """The recipe's lines, those for all stages and those for this one; a later one wins."""
