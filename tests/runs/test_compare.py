@@ -40,7 +40,7 @@ def compared(home: Path, *groups: list[Path], **options: Any) -> dict[str, Any]:
 def test_a_better_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(tmp_path, make_arm(tmp_path, "sft", gain=0.0), make_arm(tmp_path, "grpo", gain=0.1))
     (pair,) = found["pairs"]
-    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.0055\)\.$", found["verdict"][0])
+    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.0022\)\.$", found["verdict"][0])
     assert (found["reference"], found["examples"], found["metric"]) == ("method=grpo", 200, METRIC)
     assert -0.14 < pair["low"] < pair["difference"] < pair["high"] < -0.06
     assert pair["holm"] < 0.01
