@@ -71,7 +71,7 @@ def outcome(world: World, studies: int, *, wanted: float = 0.8) -> Outcome:
     gain = _findable(one, other, wanted)
     first, second = map(crossed, world.arms(studies, gain=gain, number=1))
     found = float((difference(first, second).p() < 0.05).mean())
-    stated = float(np.mean([power_with(noise_of(*pair), gain, world.seeds) for pair in _each(first, second, min(studies, 200))]))
+    stated = float(np.mean([power_with(noise_of(*pair), gain, world.seeds) for pair in _each(first, second, min(studies, 100))]))
     return Outcome(covered(mean(other), world.truth), covered(apart, 0.0), float((apart.p() < 0.05).mean()), stated, found)
 
 

@@ -40,7 +40,7 @@ def compared(home: Path, *groups: list[Path], **options: Any) -> dict[str, Any]:
 def test_a_better_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(tmp_path, make_arm(tmp_path, "sft", gain=0.0), make_arm(tmp_path, "grpo", gain=0.1))
     (pair,) = found["pairs"]
-    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.0055\)\.$", found["verdict"][0])
+    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.0022\)\.$", found["verdict"][0])
     assert (found["reference"], found["examples"], found["metric"]) == ("method=grpo", 200, METRIC)
     assert -0.14 < pair["low"] < pair["difference"] < pair["high"] < -0.06
     assert pair["holm"] < 0.01
@@ -58,8 +58,8 @@ def test_equal_arms_are_equivalent_where_that_can_be_seen(tmp_path: Path) -> Non
     found = compared(tmp_path, *arms, smallest=0.1)
     assert found["verdict"][0].startswith(("method=sft and method=dpo are equivalent within 0.1", "method=dpo and method=sft are equi"))
     assert found["pairs"][0]["power"] > 0.9
-    close = compared(tmp_path, *arms, smallest=0.005)
-    assert re.search(r"^Inconclusive: .*; about \d+ seeds an arm would have shown a difference of 0.005", close["verdict"][0])
+    close = compared(tmp_path, *arms, smallest=0.01)
+    assert re.search(r"^Inconclusive: .*; about \d+ seeds an arm would have shown a difference of 0.01 ", close["verdict"][0])
 
 
 def test_seeds_cannot_make_up_for_examples(tmp_path: Path) -> None:

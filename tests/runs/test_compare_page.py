@@ -42,7 +42,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def study(home: Path, names: list[str]) -> Path:
     """Arms of which the second one has a reference and is over-optimised."""
-    arms = {name: make_arm(home, f"arm{place}", gain=0.02 * place) for place, name in enumerate(names)}
+    arms = {name: make_arm(home, f"arm{place}", gain=0.02 * place, seeds=2, examples=60) for place, name in enumerate(names)}
     for folder in arms[names[-1]]:
         lines = MetricsFile(folder / "metrics.jsonl")
         for step in range(3, 30):

@@ -10,7 +10,7 @@ from scipy import stats
 from posttrain.evaluation.statistics.crossed import Crossed, example_variance, split
 from posttrain.evaluation.statistics.estimate import Array, cochran, satterthwaite
 
-LEVELS = (np.arange(16) + 0.5) / 16  # of what the seeds' variances may be
+LEVELS = (np.arange(8) + 0.5) / 8  # of what the seeds' variances may be
 SURE = 30.0  # standard errors: beyond, the noncentral t is 1 to all digits, and its algorithm is not
 
 
