@@ -22,7 +22,7 @@ from posttrain.runs.commands.table import Call
 from posttrain.runs.comparison.arms import names_of
 from posttrain.runs.comparison.command import compare
 from posttrain.runs.comparison.costs import curve_of
-from posttrain.runs.comparison.metric import lower_is_better
+from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.comparison.report import as_json
 from posttrain.runs.kept_scores import keep_scores

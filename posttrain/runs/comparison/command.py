@@ -17,10 +17,11 @@ from posttrain.runs import suggest
 from posttrain.runs.comparison.analyse import analyse
 from posttrain.runs.comparison.arms import Arm, arms_of, named_arms
 from posttrain.runs.comparison.costs import cost_of, curves_of
+from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.drift import drifts_of
 from posttrain.runs.comparison.forgetting import changes_of
 from posttrain.runs.comparison.ink import svg
-from posttrain.runs.comparison.metric import lower_is_better, measured
+from posttrain.runs.comparison.metric import measured
 from posttrain.runs.comparison.page import page
 from posttrain.runs.comparison.pictures import pictures
 from posttrain.runs.comparison.publish import publish

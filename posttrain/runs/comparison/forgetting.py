@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain.runs.comparison.arms import Arm
-from posttrain.runs.comparison.metric import NO_QUALITY, lower_is_better
+from posttrain.runs.comparison.direction import lower_is_better
+from posttrain.runs.comparison.metric import NO_QUALITY
 from posttrain.runs.comparison.read import Run
 
 BEFORE = "/before"

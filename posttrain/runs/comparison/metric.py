@@ -15,7 +15,6 @@ from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.read import Run
 
 PREFERRED = ("eval/exact_match", "val/reward", "val/loss")
-LOWER = re.compile(r"(^|[/_])(loss|nll|perplexity|word_perplexity|byte_perplexity|bits_per_byte|error|ece|kl|wer|ter)$")
 NO_QUALITY = re.compile(r"(/before|stderr.*|/n|/tokens)$")
 
 
@@ -31,11 +30,6 @@ class Measured:
     scores: tuple[np.ndarray, ...] | None = None
     weights: np.ndarray | None = None
     examples: tuple[str, ...] = ()
-
-
-def lower_is_better(metric: str) -> bool:
-    """By its name: losses, perplexities, errors."""
-    return LOWER.search(metric) is not None
 
 
 def measured(arms: Sequence[Arm], metric: str | None) -> Measured:

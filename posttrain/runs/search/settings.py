@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
-from posttrain.runs.comparison.metric import lower_is_better
+from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.validate import node_problems
 
 TARGET = "posttrain.runs.search.settings.Search"
@@ -15,7 +15,7 @@ Direction = Literal["auto", "minimize", "maximize"]
 MEASURED = ("val/", "eval/", "train/")  # how names of metrics begin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """See conf/hydra/sweeper/optuna.yaml."""
 
