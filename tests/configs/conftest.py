@@ -30,8 +30,14 @@ class Outcome:
 Shell = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="session")
+def importing() -> None:
+    """The process that others are forked from has imported everything: no test's time is its."""
+    preloaded.posttrain("--version", folder=Path.cwd(), **ENVIRONMENT).communicate(timeout=300)
+
+
 @pytest.fixture
-def posttrain(tmp_path: Path) -> Shell:
+def posttrain(tmp_path: Path, importing: None) -> Shell:
     """Runs `python -m posttrain ARGUMENTS` in an empty folder, in a process that has imported everything."""
 
     def run(*arguments: str, folder: Path = tmp_path) -> Outcome:
