@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python >= 3.11, make and a package index:
-#   make run    environment, install, quickstart
+#   make run    environment, install, quickstart: a study of three ways to teach a tiny model sums
 #   make test   environment, install, tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 .PHONY: run test slurm check format types lint floors bench clean
 
 run: $(VENV)/.base
-	$(BIN)/python -m posttrain
+	$(BIN)/python -m posttrain study=quickstart
 
 # Two processes with a thread each: the tests' small models gain little from a second thread.
 test: $(VENV)/.dev
