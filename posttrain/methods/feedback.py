@@ -13,9 +13,9 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional.coefficients import constant
 from posttrain.functional.feedback import MISMATCH, RUNNING_MEAN, answer_logps, function_of
 from posttrain.functional.pairs import divergence_per_token
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.collectives import gather
 from posttrain.methods.parts.health import DriftWatch
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.methods.parts.running import RunningMean
 from posttrain.models.reference import ReferencePolicy, inference

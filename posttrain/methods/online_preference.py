@@ -13,9 +13,9 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional.coefficients import constant
 from posttrain.functional.kl import penalty
 from posttrain.functional.pairing import paired
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import Online, with_columns
 from posttrain.methods.parts.paired import PairLoss, Preference
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from posttrain.functional.advantages import only
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.surrogate import Surrogate
 from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenTree
 

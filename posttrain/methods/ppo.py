@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.functional.gae import gae, mean_and_variance, missing_end, moments, token_rewards, value_loss, whiten
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.critic import Answers, Coefficient, answers_of, as_columns, explained_variance, with_own_rate
 from posttrain.methods.parts.online import KL, column, with_columns
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.surrogate import Surrogate
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.reward import hidden_size

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, final
 from torch import Tensor
 
 from posttrain.functional.coefficients import constant
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.paired import PairLoss, Preference
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy
 from posttrain.types import TokenTree

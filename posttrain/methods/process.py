@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from posttrain.functional.reward import step_loss
 from posttrain.functional.steps import step_metrics, step_sums
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Method
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.classifiers import STEPS, check_classifier
 from posttrain.models.loading import seeded

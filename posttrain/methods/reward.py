@@ -12,8 +12,8 @@ from torch import Tensor
 from posttrain.errors import Problem
 from posttrain.functional.calibration import calibration_error, moments, named, pearson, reliability_sums, unnamed
 from posttrain.functional.reward import pair_sums
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.judging import HeadFactory, Reward
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.types import Judged, Rated, TokenTree
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from posttrain.functional.supervised import label_smoothing as smoothed
 from posttrain.functional.supervised import z_loss as z_penalty
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Method
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.types import TokenTree
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]

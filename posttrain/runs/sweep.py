@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from hydra._internal.callbacks import Callbacks
@@ -27,7 +27,6 @@ from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
-from posttrain.runs.slurm.follow import LeftRunning
 from posttrain.runs.study.record import known_parent, write_study
 from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
@@ -125,29 +124,16 @@ def _run(
     launch: Callable[[SweepRecord], list[int]],
     study: Study | None,
 ) -> int:
-    """Launches the pending jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end.
-
-    A user who stops waiting for SLURM leaves it open: jobs go on.
-    """
-    from posttrain.runs.tracking.sweep import finish_parent, start_parent
+    """Launches the pending jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end."""
+    from posttrain.runs.tracking.sweep import parent_open, start_parent
 
     told = jobs[0].config if study is None else {**jobs[0].config, "study": study.name}
     parent = (None if study is None else known_parent(folder)) or start_parent(told, call.overrides)
     write_study(folder, _folders_of(jobs), jobs[0].config, parent, study)
-    status: Literal["finished", "stopped", "failed"] | None = "failed"
-    try:
+    with parent_open(jobs[0].config, parent) as ends:
         children = [_child(job, parent, folder.name if study is None else study.name) for job in pending]
         codes = launch(_recorded(children, folder, parent)) if pending else []
-        status = "failed" if any(codes) else "finished"
-    except LeftRunning:
-        status = None
-        raise
-    except KeyboardInterrupt:
-        status = "stopped"
-        raise
-    finally:
-        if parent is not None and status is not None:
-            finish_parent(jobs[0].config, parent, status)
+        ends("failed" if any(codes) else "finished")
     ended = dict(zip((job.name for job in pending), codes, strict=True))
     rows = [(job.name, Path(job.config["output_dir"]), ended.get(job.name, 0)) for job in jobs]
     report.console().print(table_of(rows, folder))

@@ -23,8 +23,9 @@ from posttrain.data.mixture import epoch_order
 from posttrain.data.plan import StepPlan, make_plan
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.models.build import build_policy
 from posttrain.rollout.experience import ExperienceLoader
 from posttrain.rollout.plan import ExperiencePlan

@@ -13,8 +13,8 @@ import torch
 from posttrain.data.tree import collate
 from posttrain.functional import advantages
 from posttrain.functional.policy import clipped
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import KL
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.policy_gradient import PolicyGradient
 from posttrain.rollout.plan import parts_of
 from posttrain.runs.compose import compose

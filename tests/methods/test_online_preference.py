@@ -17,8 +17,8 @@ from torch import Tensor
 from posttrain.data.tree import collate, tree_of
 from posttrain.errors import ConfigError
 from posttrain.functional import preference
-from posttrain.methods.base import Recipe
 from posttrain.methods.online_preference import OnlineDPO
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.preference import DPO
 from posttrain.models.build import build_policy
 from posttrain.models.policy import PolicyModel

@@ -15,8 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from posttrain.data.tree import collate
 from posttrain.functional import advantages
 from posttrain.functional.policy import clipped
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import KL
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.policy_gradient import PolicyGradient
 from posttrain.methods.ppo import PPO
 from posttrain.models.build import build_policy

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError
 from posttrain.functional.policy import clipped
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.critic import Coefficient, with_own_rate
 from posttrain.methods.parts.online import KL
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.ppo import PPO
 from posttrain.models import optimizers
 from posttrain.models.heads import make

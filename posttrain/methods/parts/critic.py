@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from posttrain.functional.gae import adapted, mean_and_variance, moments
-from posttrain.methods.base import NamedParameters
 from posttrain.methods.parts.passes import Columns
+from posttrain.methods.parts.recipe import NamedParameters
 from posttrain.types import Part, Rollout
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.reward import rated
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Method
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.heads import RewardHead
 from posttrain.models.loading import seeded

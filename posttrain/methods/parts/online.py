@@ -16,9 +16,9 @@ from torch import Tensor
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.advantages import informative
 from posttrain.functional.kl import penalty
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.alarms import RewardWatch
 from posttrain.methods.parts.passes import Columns, columns_of
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy, drops_out, inference, without_dropout
 from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree

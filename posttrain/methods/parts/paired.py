@@ -14,8 +14,9 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.functional import pairs as on_pairs
 from posttrain.functional.coefficients import constant
 from posttrain.functional.preference import BASELINE, REFERENCE_FREE, WHOLE_STEP, parts_of
-from posttrain.methods.base import Method, Recipe
+from posttrain.methods.base import Method
 from posttrain.methods.parts.health import DriftWatch
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.running import RunningMean
 from posttrain.methods.parts.whole_step import StepGradients, step_gradients
 from posttrain.models.reference import drops_out, inference

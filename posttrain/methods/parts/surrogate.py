@@ -15,8 +15,8 @@ from torch import Tensor
 from posttrain.errors import ConfigError, Problem
 from posttrain.functional.importance import correction
 from posttrain.functional.policy import aggregate
-from posttrain.methods.base import Recipe
 from posttrain.methods.parts.online import Online, column
+from posttrain.methods.parts.recipe import Recipe
 from posttrain.types import PolicyTokens, TokenStats, TokenTree
 
 

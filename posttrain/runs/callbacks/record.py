@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from posttrain.methods.base import Method, Steps
+from posttrain.methods.base import Method
+from posttrain.methods.parts.recipe import Steps
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.ranks import Ranks, sum_over_ranks
 from posttrain.runs.reporter import Reporter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from posttrain.runs.comparison.drift import Drift, told
 from posttrain.runs.comparison.forgetting import Change
 from posttrain.runs.comparison.study import Study
 from posttrain.runs.comparison.verdict import between, kind, number, p_value
+from posttrain.runs.plain_json import finite
 
 QUALITY = ("arm", "seeds", "mean", "95 % interval", "difference", "its 95 % interval", "p (Holm)", "effect", "verdict")
 COSTS = ("arm", "FLOPs", "device-hours", "hours", "tokens trained", "tokens generated", "peak memory", "Pareto front")
@@ -133,14 +134,5 @@ def as_json(report: Report) -> dict[str, Any]:
         "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain} for change in report.changes],
         "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},
     }  # fmt: skip
-    plain: dict[str, Any] = _plain(found)
+    plain: dict[str, Any] = finite(found)
     return plain
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinities."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

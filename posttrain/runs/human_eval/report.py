@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.evaluation.human.summary import Duel, Standing, Summary, Value
 from posttrain.runs.comparison.page import STYLE, table
 from posttrain.runs.comparison.verdict import between, number, p_value
+from posttrain.runs.plain_json import finite
 
 ARMS = ("arm", "preferred", "95 % interval", "wins", "ties", "rating", "its 95 % interval", "strength", "its 95 % interval")
 DUELS = ("pair", "win rate", "95 % interval", "p (Holm)", "rating difference", "its 95 % interval", "its p (Holm)")
@@ -110,16 +111,8 @@ def notes(summary: Summary) -> list[str]:
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """Everything, numbers that are not known as null."""
-    plain: dict[str, Any] = _plain({"verdict": verdicts(summary), **asdict(summary), "notes": notes(summary)})
+    plain: dict[str, Any] = finite({"verdict": verdicts(summary), **asdict(summary), "notes": notes(summary)})
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page(summary: Summary, remarks: Sequence[tuple[str, str, str]]) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +18,6 @@ from posttrain.runs.search.best import write_best
 from posttrain.runs.search.settings import goal, settings_of
 from posttrain.runs.search.space import Space
 from posttrain.runs.search.store import Store, open_store
-from posttrain.runs.slurm.follow import LeftRunning
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -83,25 +82,15 @@ def _checked_corners(space: Space, sweep: Sweep) -> Job:
 
 def _tracked(store: Store, sweep: Sweep, first: Job, metric: str) -> None:
     """All trials as children of one tracking run, the same when a search goes on."""
-    from posttrain.runs.tracking.sweep import finish_parent, start_parent
+    from posttrain.runs.tracking.sweep import parent_open, start_parent
 
     if store.count >= store.search.n_trials and not store.begun():
         return
     parent = store.parent or start_parent(first.config, sweep.overrides)
     store.set_parent(parent)
-    status: Literal["finished", "stopped", "failed"] | None = "failed"
-    try:
+    with parent_open(first.config, parent) as ends:
         _trials(store, sweep, metric, parent)
-        status = "finished" if store.finished() else "failed"
-    except LeftRunning:
-        status = None
-        raise
-    except KeyboardInterrupt:
-        status = "stopped"
-        raise
-    finally:
-        if parent is not None and status is not None:
-            finish_parent(first.config, parent, status)
+        ends("finished" if store.finished() else "failed")
 
 
 def _trials(store: Store, sweep: Sweep, metric: str, parent: str | None) -> None:

@@ -6,7 +6,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def start_pipeline(config: Mapping[str, Any], name: str, stages: Sequence[str]) 
 def finish_parent(config: Mapping[str, Any], run_id: str, status: Status) -> None:
     """Close a parent run."""
     ask_store("finish", {"uri": resolve_uri(config["tracking"].get("uri"), Path.cwd()), "run_id": run_id, "status": status})
+
+
+@contextmanager
+def parent_open(config: Mapping[str, Any], run_id: str | None) -> Iterator[Callable[[Status], None]]:
+    """Closes a parent run, where there is one, however what is inside ends; what is yielded is told how it ended.
+
+    A user who stops waiting for SLURM leaves it open: jobs go on.
+    """
+    from posttrain.runs.slurm.follow import LeftRunning
+
+    ends: list[Status | None] = ["failed"]
+    try:
+        yield ends.append
+    except LeftRunning:
+        ends.append(None)
+        raise
+    except KeyboardInterrupt:
+        ends.append("stopped")
+        raise
+    finally:
+        if run_id is not None and (status := ends[-1]) is not None:
+            finish_parent(config, run_id, status)
 
 
 def is_mlflow(tracking: Mapping[str, Any]) -> bool:
