@@ -8,9 +8,9 @@ from scipy import stats
 
 from posttrain.evaluation.statistics.bootstrap import bootstrap_difference, bootstrap_mean
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
-from posttrain.evaluation.statistics.estimate import Estimate, cochran
+from posttrain.evaluation.statistics.estimate import Array, Estimate, of_two, satterthwaite, unbiased
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
-from posttrain.evaluation.statistics.power import Noise, noise_of, power, seeds_needed
+from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import cohen_d, hedges_g, paired, student, welch
 
 DRAWS = np.random.default_rng(7)
@@ -49,17 +49,21 @@ def test_without_any_error() -> None:
 
 
 def test_crossed_is_the_analysis_of_variance() -> None:
-    scores = DRAWS.normal(size=(3, 4))
+    scores = DRAWS.normal(size=(3, 4)) + 5 * DRAWS.normal(size=4)
     by_seed, by_example = scores.mean(1), scores.mean(0)
     rest = ((scores - by_seed[:, None] - by_example + scores.mean()) ** 2).sum() / 6
-    seeds = max(by_seed.var(ddof=1) / 3 - 0.6 * rest / 12, 0)
-    examples = by_example.var(ddof=1) / 4
-    examples -= 0.1 * min(rest / 12, examples)
+    seeds, examples = by_seed.var(ddof=1) / 3, by_example.var(ddof=1) / 4 - rest / 12
     found = mean(crossed(scores))
     assert float(found.variance) == pytest.approx(seeds + examples)
     assert float(found.value) == pytest.approx(scores.mean())
-    reach = (stats.t.ppf(0.975, 2) ** 2 * seeds + stats.t.ppf(0.975, 3) ** 2 * examples) ** 0.5
-    assert float(found.interval()[1] - found.value) == pytest.approx(reach, rel=1e-3)
+    assert float(found.df) == pytest.approx(float(of_two((np.array(seeds), 2), (np.array(examples), 3))))
+
+
+def test_seeds_that_agree_by_luck_are_not_believed() -> None:
+    scores = np.eye(20)[:2] + np.eye(20)[2:4]
+    assert len(set(scores.mean(1))) == 1
+    rest = scores.var() * 20 / 19
+    assert float(crossed(scores).seed_term[0]) == pytest.approx(stats.chi2.ppf(0.05, 1) * rest / 40, rel=0.2)
 
 
 def test_the_limits_are_students() -> None:
@@ -83,10 +87,29 @@ def test_weights_make_a_mean_over_tokens() -> None:
         crossed(scores[:, :1])
 
 
-def test_cochrans_degrees_of_freedom() -> None:
-    found = cochran([(np.array([1.0, 0.0, 1.0, 0.0]), 2), (np.array([0.0, 1.0, 1.0, 0.0]), 99)])
+def test_degrees_of_freedom_of_two_variances() -> None:
+    few, many = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0])
+    found = of_two((few, 2), (many, 99))
     assert found[[0, 1, 3]] == pytest.approx([2, 99, 2], rel=5e-3)
-    assert stats.t.ppf(0.975, found[2]) ** 2 == pytest.approx((stats.t.ppf(0.975, 2) ** 2 + stats.t.ppf(0.975, 99) ** 2) / 2, rel=1e-3)
+    low, high = stats.t.ppf(0.975, [99, 2])
+    assert stats.t.ppf(0.975, found[2]) == pytest.approx(low + (high - low) * 0.25 * 2 / 1.25, rel=1e-3)
+    assert float(of_two((np.array(1.0), 40), (np.array(1.0), np.inf))) == pytest.approx(160, rel=0.05), "Welch's, where there are many"
+    assert float(satterthwaite(np.array(2.0), [(np.array(1.0), 1), (np.array(1.0), 1)])) == 2
+    assert [float(unbiased([(np.array(1.0), 1), (np.array(part), 1)])) for part in (1.0, 0.0)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("df", "least", "most"), [(1, 0.936, 0.969), (1.5, 0.944, 0.963), (2, 0.945, 0.959), (3, 0.946, 0.955), (8, 0.948, 0.952)]
+)
+def test_whatever_the_variances_are_the_interval_covers(df: float, least: float, most: float) -> None:
+    """Integrated, not simulated: over what an estimate with few degrees of freedom may be, beside a variance that is known."""
+    edges = np.concatenate([np.geomspace(1e-6, 0.01, 60), np.linspace(0.01, 0.99, 300)[1:], 1 - np.geomspace(0.01, 1e-6, 60)[1:]])
+    drawn = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, df) / df
+    truth = np.geomspace(0.01, 1000, 40)[:, None]
+    seen: Array = truth * drawn
+    reach = stats.t.ppf(0.975, of_two((seen, df), (np.ones_like(seen), np.inf))) * np.sqrt(seen + 1)
+    covered = (2 * stats.norm.cdf(reach / np.sqrt(truth + 1)) - 1) @ np.diff(edges) / (edges[-1] - edges[0])
+    assert least <= covered.min() <= covered.max() <= most
 
 
 def test_effect_sizes_by_hand() -> None:
@@ -117,12 +140,11 @@ def test_holm_by_hand() -> None:
 def test_power_of_two_equal_arms() -> None:
     """Two samples of 17 with d = 1 are seen with 80 % (Cohen, 1988, table 2.4.1)."""
     assert seeds_needed(Noise(1.0, 1.0), 1.0) == 17
-    assert float(power(1.0, 2 / 17, 32)) == pytest.approx(0.807, abs=0.001)
-    assert float(power(0.0, 1.0, 10)) == pytest.approx(0.05)
-    assert float(power(1.0, 0.0, 10)) == 1.0
+    assert power_with(Noise(1.0, 1.0), 1.0, 17) == pytest.approx(0.807, abs=0.005)
+    assert power_with(Noise(1.0, 1.0), 0.0, 11) == pytest.approx(0.05, abs=0.005)
+    assert power_with(Noise(0.0, 0.0), 1.0, 2) == 1.0
     assert seeds_needed(Noise(1.0, 1.0, 1.0, 99), 1.0) is None, "more seeds do not make up for few examples"
     assert seeds_needed(Noise(0.0, 0.0), 1.0) == 2
-    assert seeds_needed(Noise(1.0, 1.0, known_df=2.0), 1.0) > 17, "what is hardly known may be more"
 
 
 def test_the_bootstrap_agrees() -> None:
@@ -134,7 +156,4 @@ def test_the_bootstrap_agrees() -> None:
         assert float(found.se) == pytest.approx(float(usual.se), rel=0.1)
         assert float(found.value) == float(usual.value)
     noise = noise_of(crossed(scores), crossed(other))
-    variance, used, df = noise.at(5)
-    found = difference(crossed(scores), crossed(other))
-    assert (used, df) == pytest.approx((float(found.variance), float(found.df)), rel=0.01)
-    assert variance == pytest.approx(used, rel=0.1)
+    assert (noise.one + noise.other) / 5 + noise.examples == pytest.approx(float(difference(crossed(scores), crossed(other)).variance))

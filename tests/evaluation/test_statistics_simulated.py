@@ -7,40 +7,38 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated_studies import World, covered, outcome
+from simulated_studies import World, covered, family, outcome
 
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
 from posttrain.evaluation.statistics.power import Noise, seeds_needed
 from posttrain.evaluation.statistics.scalars import welch
 
 STUDIES = 1000
-# Seeds that decide nothing, something, and nearly all.
+CHANCE = 0.0069  # standard error of a thousand studies' share of 95 %
+# Seeds that decide nothing, something, and nearly all; two of them, and more; answers that are nearly always right.
 WORLDS = [
-    World(4, 200, 0.0), World(3, 200, 0.02), World(3, 200, 0.1), World(3, 50, 0.3), World(4, 200, 0.05), World(5, 50, 0.1),
+    World(4, 200, 0.0), World(3, 200, 0.02), World(3, 200, 0.1), World(3, 50, 0.3), World(5, 50, 0.1),
     World(5, 200, 0.3), World(3, 200, 0.1, binary=True), World(5, 500, 0.0, binary=True), World(4, 200, 0.05, calm=0.2),
+    World(2, 200, 0.05), World(2, 50, 0.0, binary=True), World(2, 200, 0.3), World(2, 200, 0.1, binary=True, easy=1.5),
 ]  # fmt: skip
-PAIRS = [World(2, 200, 0.05), World(2, 50, 0.0, binary=True), World(2, 200, 0.3)]
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_intervals_cover(world: World) -> None:
     one, other = map(crossed, world.arms(STUDIES))
-    assert 0.93 <= covered(mean(other), world.truth) <= 0.97 + 0.006, "0.006: one standard error of a thousand studies"
-    assert 0.93 <= covered(difference(one, other), 0.0) <= 0.97 + 0.006
-
-
-@pytest.mark.parametrize("world", PAIRS)
-def test_two_seeds_are_few(world: World) -> None:
-    """Nothing covers in all worlds what two seeds cannot tell apart; a difference has four of them."""
-    one, other = map(crossed, world.arms(STUDIES))
-    assert 0.90 <= covered(mean(other), world.truth) <= 0.99
-    assert 0.93 <= covered(difference(one, other), 0.0) <= 0.98
+    assert 0.93 - CHANCE <= covered(mean(other), world.truth) <= 0.97 + CHANCE
+    assert 0.93 - CHANCE <= covered(difference(one, other), 0.0) <= 0.97 + CHANCE
 
 
 def test_equal_arms_are_seldom_called_different() -> None:
-    rates = np.array([(difference(*map(crossed, world.arms(STUDIES))).p() < 0.05).mean() for world in [*WORLDS, *PAIRS]])
-    assert rates.mean() <= 0.05
-    assert rates.max() <= 0.05 + 2.6 * (0.05 * 0.95 / STUDIES) ** 0.5, "beyond what chance does to a thousand studies"
+    """Two, which is an interval of their difference without the truth; and any two of three, after Holm."""
+    some = [World(2, 50, 0.05), World(2, 50, 0.1, binary=True), World(3, 50, 0.0), World(4, 50, 0.3)]
+    for rates in (
+        np.array([(difference(*map(crossed, world.arms(STUDIES))).p() < 0.05).mean() for world in some]),
+        np.array([family(world, STUDIES) for world in some]),
+    ):
+        assert rates.mean() <= 0.05
+        assert rates.max() <= 0.05 + 2 * CHANCE, "what chance does to a thousand studies"
 
 
 def test_a_percentile_bootstrap_would_not_cover() -> None:
@@ -52,7 +50,7 @@ def test_a_percentile_bootstrap_would_not_cover() -> None:
     assert ((low <= 0) & (high >= 0)).mean() < 0.8
 
 
-@pytest.mark.parametrize("world", [World(2, 200, 0.05), World(4, 50, 0.1)])
+@pytest.mark.parametrize("world", [World(2, 200, 0.05), World(4, 50, 0.1, binary=True)])
 def test_a_known_difference_is_found_with_the_stated_power(world: World) -> None:
     found = outcome(world, STUDIES)
     assert found.found == pytest.approx(0.8, abs=0.06)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ from posttrain.errors import ConfigError
 from posttrain.evaluation.scores import Scores
 from posttrain.runs.commands.compare import run as command
 from posttrain.runs.commands.table import Call
+from posttrain.runs.comparison.analyse import analyse
 from posttrain.runs.comparison.arms import names_of
+from posttrain.runs.comparison.bounds import bounds_of
 from posttrain.runs.comparison.command import compare
 from posttrain.runs.comparison.costs import curve_of
 from posttrain.runs.comparison.direction import lower_is_better
+from posttrain.runs.comparison.metric import Measured
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.comparison.report import as_json
 from posttrain.runs.kept_scores import keep_scores
@@ -40,14 +44,15 @@ def compared(home: Path, *groups: list[Path], **options: Any) -> dict[str, Any]:
 def test_a_better_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = compared(tmp_path, make_arm(tmp_path, "sft", gain=0.0), make_arm(tmp_path, "grpo", gain=0.1))
     (pair,) = found["pairs"]
-    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.0022\)\.$", found["verdict"][0])
+    assert re.match(r"method=grpo is better than method=sft by 0\.0958 \(95 % interval .*, p 0\.00\d+\)\.$", found["verdict"][0])
     assert (found["reference"], found["examples"], found["metric"]) == ("method=grpo", 200, METRIC)
     assert -0.14 < pair["low"] < pair["difference"] < pair["high"] < -0.06
     assert pair["holm"] < 0.01
     assert set(pair["tests"]) >= {"sign flip of examples", "exchange of seeds", "paired t over seeds", "hierarchical bootstrap"}
-    assert found["arms"][0]["cost"] == {
-        "flops": 4e12, "hours": 0.01, "device_hours": 0.02, "tokens": 400.0, "generated": 0.0, "peak_bytes": 2.0**30,
-    }  # fmt: skip
+    assert found["arms"][0]["cost"] == {"flops": 4e12, "tokens": 400.0, "generated": 0.0}
+    assert found["arms"][0]["runs"][0]["folder"] == "sft-1"
+    times = {"name": "method=sft", "hours": 0.01, "device_hours": 0.02, "peak_bytes": 2.0**30}
+    assert (found["measured"]["folder"], found["measured"]["arms"][0]) == (str(tmp_path), times)
     shown = capsys.readouterr().out
     for words in ("method=sft", "different", "1.00 GiB", found["verdict"][0], "compare.html"):
         assert words in shown
@@ -220,6 +225,34 @@ def test_names_are_short_and_tell_arms_apart() -> None:
 )
 def test_the_direction_of_a_metric(metric: str, lower: bool) -> None:
     assert lower_is_better(metric) is lower
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "bounds"),
+    [
+        ("eval/exact_match", [0.5, 1.0], (0, 1)),
+        ("eval/harness/gsm8k/exact_match/strict-match", [0.25], (0, 1)),
+        ("eval/harness/squad/exact_match", [55.0], (-math.inf, math.inf)),
+        ("eval/sampled/pass_at_8", [0.125], (0, 1)),
+        ("val/win_rate/judge", [0.4], (0, 1)),
+        ("val/perplexity", [3.5], (1, math.inf)),
+        ("val/loss", [0.5], (-math.inf, math.inf)),
+        ("eval/own/solved", [0.0, 1.0, 1.0], (0, 1)),
+    ],
+)
+def test_between_what_a_metric_lies(metric: str, values: list[float], bounds: tuple[float, float]) -> None:
+    assert bounds_of(metric, [np.array([values])]) == bounds
+
+
+def test_no_interval_says_what_cannot_be() -> None:
+    right = np.ones((2, 2, 60))
+    right[0, :, :3] = right[1, 1, :50] = 0
+    scores = (right[0], right[1])
+    data = Measured(METRIC, tuple(arm.mean(-1) for arm in scores), scores, None, tuple(map(str, range(60))))
+    found = analyse(["one", "other"], [(1, 2)] * 2, data, lower=False, smallest=0.1, baseline=None)
+    assert [(arm.low, arm.high) for arm in found.arms][1] == (0, 1), "the seeds of one disagree in nearly everything"
+    assert 0.8 < found.arms[0].low < found.arms[0].high == 1
+    assert (found.pairs[0].low, found.pairs[0].high) == (-1, 1)
 
 
 def refused(*arguments: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from comparison_runs import METRIC, make_arm, make_pipeline, make_run, make_study
+from comparison_runs import METRIC, make_arm, make_pipeline, make_run, make_study, rewrite
 
 from posttrain.errors import ConfigError
 from posttrain.runs.commands.compare import run as command
@@ -43,7 +45,8 @@ def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (found["metric"], found["smallest"], found["study"]["name"]) == (METRIC, 0.02, "recipes")
     alone, staged = found["arms"]
     assert (alone["cost"]["flops"], staged["cost"]["flops"]) == (4e12, 5e12), "a stage that was reused costs what it cost"
-    assert staged["cost"]["device_hours"] == pytest.approx(2 * staged["cost"]["hours"]) == pytest.approx(0.04)
+    times = found["measured"]["arms"][1]
+    assert times["device_hours"] == pytest.approx(2 * times["hours"]) == pytest.approx(0.04)
     assert staged["cost"]["tokens"] == 800
     assert found["pareto"] == ["SFT only", "SFT, then RL"]
     written = {file.name for file in (tmp_path / "compare").iterdir()}
@@ -116,7 +119,28 @@ def test_over_optimisation_is_told(tmp_path: Path) -> None:
     assert line.startswith("grpo, seed 3: over-optimised. From a divergence of 0.11 nats a token on")
 
 
+def test_the_same_study_elsewhere_and_slower_says_the_same(tmp_path: Path) -> None:
+    arms = {name: make_arm(tmp_path / "one", name, gain=gain, seeds=2, examples=40) for name, gain in (("sft", 0.0), ("dpo", 0.1))}
+    make_study(tmp_path / "one", arms)
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    for name in ("sft-1", "dpo-2"):
+        rewrite(tmp_path / "other" / name, "result.json", train_seconds=99.0, peak_memory_bytes=2**31, tokens_per_second=1.0)
+    found = [reported(tmp_path / home) for home in ("one", "other")]
+    measured = [each.pop("measured") for each in found]
+    assert found[0] == found[1]
+    assert [each["folder"] for each in measured] == [str(tmp_path / "one"), str(tmp_path / "other")]
+    assert measured[0]["arms"] != measured[1]["arms"]
+    pages = [(tmp_path / home / "compare" / "compare.html").read_text() for home in ("one", "other")]
+    assert pages[0] != pages[1]
+    bare = [re.sub("<section>.*?</section>", "", page, flags=re.S) for page in pages]
+    assert bare[0] == bare[1]
+    assert str(tmp_path) not in bare[0]
+    assert "within 0 %: in the grey band" in bare[0], "both arms cost the same, and are drawn so"
+
+
 def test_the_front() -> None:
+    assert pareto([1.001, 1.0, 1.002], [0.9, 0.5, 0.7], lower=False) == [0], "a thousandth less is no less"
+    assert pareto([1.0, 1.03], [0.5, 0.5], lower=False) == [0]
     assert pareto([3, 1, 2, 2], [0.9, 0.5, 0.4, 0.7], lower=False) == [1, 3, 0]
     assert pareto([3, 1, 2, 2], [0.9, 0.5, 0.4, 0.7], lower=True) == [1, 2]
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from posttrain.evaluation.statistics.estimate import Array
-
-
-def is_share(scores: Array) -> bool:
-    """Whether scores lie in [0, 1], so that what was not seen is bounded."""
-    return bool((scores >= 0).all() and (scores <= 1).all())
-
 
 def reach(examples: int, level: float = 0.95) -> float:
     """How far a mean in [0, 1] of that many equal scores may be from the truth: 1 - ((1 - level) / 2)^(1/N), about 3.7 / N.

@@ -20,7 +20,8 @@ def replicates(arms: tuple[Array, ...], *, weights: Array | None = None, rounds:
     count = arms[0].shape[-1]
     share = _shares(draws, count, rounds) * (1.0 if weights is None else weights)
     share /= share.sum(-1, keepdims=True)
-    found = [np.einsum("rs,sr->r", _shares(draws, len(scores), rounds), scores @ share.T) for scores in arms]
+    # einsum, not a matrix product: its sums do not depend on how many threads there are.
+    found = [np.einsum("rs,sr->r", _shares(draws, len(scores), rounds), np.einsum("sn,rn->sr", scores, share)) for scores in arms]
     return np.stack(found)
 
 

@@ -64,20 +64,38 @@ def satterthwaite(variance: Array, terms: Sequence[Term]) -> Array:
         return np.where(below == 0, least, variance**2 / below)
 
 
-GRID = np.geomspace(1, 1e7, 2000)
+def unbiased(terms: Sequence[Term]) -> Array:
+    """`satterthwaite` without its bias: (sum_k v_k)^2 / sum_k (v_k^2 / (df_k + 2)) - 2, at most K times the smallest df_k for K terms.
 
-
-def cochran(terms: Sequence[Term]) -> Array:
-    """Degrees of freedom whose 97.5 % quantile of t, squared, is the mean of the terms' squared quantiles, weighted by their variances.
-
-    So that t^2 (v_1 + v_2) = t_1^2 v_1 + t_2^2 v_2: the squares of what each term alone would reach add up (Cochran & Cox, Experimental
-    Designs, 1957, section 4.14, weight the quantiles themselves). Unlike Satterthwaite's, they do not grow where a term of few degrees of
-    freedom happens to come out small. terms: (v_k, df_k); where every v_k is 0: the smallest df_k.
+    An estimate's square is too large by (df_k + 2) / df_k on average, so that the usual form has too few degrees of freedom where terms
+    are alike (Welch, Biometrika 34 (1947) 28-35). The true number is never above the sum of the df_k. Where every term is 0: the smallest.
     """
     whole = sum((value for value, _ in terms), np.zeros_like(terms[0][0]))
-    square = sum((value * np.square(stats.t.ppf(0.975, df)) for value, df in terms), np.zeros_like(whole))
-    most = np.max([np.broadcast_to(stats.t.ppf(0.975, df), whole.shape) for _, df in terms], axis=0)
+    below = sum((value**2 / (df + 2) for value, df in terms), np.zeros_like(whole))
+    least = np.min([np.broadcast_to(df, whole.shape) for _, df in terms], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        wanted = np.where(whole > 0, np.sqrt(square / whole), most)
-    quantiles = stats.t.ppf(0.975, GRID)
-    return np.exp(np.interp(wanted, quantiles[::-1], np.log(GRID)[::-1]))
+        return np.where(below == 0, least, np.clip(whole**2 / below - 2, least, len(terms) * least))
+
+
+GRID = np.geomspace(1, 1e7, 4000)
+QUANTILES = stats.t.ppf(0.975, GRID)
+
+
+def of_two(few: Term, many: Term) -> Array:
+    """Degrees of freedom of a sum of two variances, one known with `few` degrees of freedom n and one with `many`.
+
+    The 97.5 % quantile of t goes from that of `many` to that of `few` as c^2 (1 + k) / (c^2 + k) goes from 0 to 1, where c is the share of
+    `few` in the sum and k = n^2 / 4. For many degrees of freedom this is Welch's rule, n / c^2 of them. With few, Welch's interval is too
+    short (one degree of freedom: 87 % coverage at worst), because it forgets the few where they come out small by chance; weighting the
+    quantiles by the variances (Cochran & Cox, Experimental Designs, 1957, section 4.14) makes it too wide (98 %). In between, whatever the
+    two variances are, the integral over what may be seen of `few` covers 93.7 to 96.8 % with one degree of freedom, 94.6 to 95.8 % with
+    two, 94.7 to 95.4 % with three. Where both are 0: those of `few`.
+    """
+    (value, df), (other, most) = few, many
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(value + other > 0, value / (value + other), 1.0)
+    bend = np.square(df) / 4
+    low, high = stats.t.ppf(0.975, most), stats.t.ppf(0.975, df)
+    wanted = low + (high - low) * share**2 * (1 + bend) / (share**2 + bend)
+    found: Array = np.exp(np.interp(wanted, QUANTILES[::-1], np.log(GRID)[::-1]))
+    return found

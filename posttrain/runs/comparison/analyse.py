@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from posttrain.evaluation.statistics.alike import is_share, reach, unseen
+from posttrain.evaluation.statistics.alike import reach, unseen
 from posttrain.evaluation.statistics.bootstrap import bootstrap_difference
 from posttrain.evaluation.statistics.crossed import Crossed, crossed, difference, mean
 from posttrain.evaluation.statistics.estimate import Estimate
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
 from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import hedges_g, paired, student, welch
+from posttrain.runs.comparison.bounds import SHARE, Bounds, bounds_of, cut, of_difference
 from posttrain.runs.comparison.metric import Measured
 
 ALPHA, POWER, MOST_SEEDS = 0.05, 0.8, 200
@@ -70,7 +71,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Analysis:
-    """reference: the arm that others are compared with: the baseline, or the best. pairs: all that were tested."""
+    """reference: the arm that others are compared with: the baseline, or the best. pairs: all that were tested. bounds: of the metric."""
 
     metric: str
     lower: bool
@@ -80,6 +81,7 @@ class Analysis:
     is_baseline: bool
     arms: tuple[Quality, ...]
     pairs: tuple[Pair, ...]
+    bounds: Bounds
 
     def against(self, arm: int) -> Pair | None:
         """`arm` less the reference, where they were tested (either way round)."""
@@ -105,35 +107,37 @@ def analyse(
 ) -> Analysis:
     """All arms, and their pairs: those with the baseline, or every one where the best is only known from the same numbers."""
     parts = None if data.scores is None else [crossed(scores, data.weights) for scores in data.scores]
-    arms = tuple(
-        _quality(
-            names[k], seeds[k], data.values[k], *((None, None) if parts is None or data.scores is None else (data.scores[k], parts[k]))
-        )
-        for k in range(len(names))
-    )
+    bounds = bounds_of(data.metric, data.values if data.scores is None else data.scores)
+    arms = tuple(_quality(names[k], seeds[k], data.values[k], None if parts is None else parts[k], bounds) for k in range(len(names)))
     best = min(range(len(arms)), key=lambda place: arms[place].mean * (1 if lower else -1))
     reference = best if baseline is None else baseline
     places = [*combinations(range(len(arms)), 2)] if baseline is None else [(k, baseline) for k in range(len(arms)) if k != baseline]
-    pairs = [_pair(one, other, seeds, data, parts, smallest) for one, other in places]
+    pairs = [_bounded(_pair(one, other, seeds, data, parts, smallest, bounds), bounds) for one, other in places]
     different, alike = (holm(np.array([getattr(pair, key) for pair in pairs])) for key in ("p", "equivalence_p"))
     corrected = [replace(pair, holm=float(different[k]), equivalence_holm=float(alike[k])) for k, pair in enumerate(pairs)]
     examples = None if data.scores is None else len(data.examples)
-    return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected))
+    return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected), bounds)
 
 
-def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, scores: np.ndarray | None, parts: Crossed | None) -> Quality:
+def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, parts: Crossed | None, bounds: Bounds) -> Quality:
     found = student(values) if parts is None else mean(parts)
-    low, high = found.interval()
-    arm = Quality(name, seeds, tuple(map(float, values)), float(found.value), float(low), float(high))
-    if found.variance != 0:
-        return arm
-    if scores is None or not is_share(scores):
-        return replace(arm, low=float("nan"), high=float("nan"))
-    far = reach(scores.shape[-1])
-    return replace(arm, low=max(0.0, arm.mean - far), high=min(1.0, arm.mean + far))
+    low, high = (float(end) for end in found.interval())
+    value = float(found.value)
+    if found.variance == 0:
+        far = float("nan") if parts is None or bounds != SHARE else reach(parts.examples.shape[-1])
+        low, high = value - far, value + far
+    return Quality(name, seeds, tuple(map(float, values)), value, *cut((low, high), bounds))
 
 
-def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured, parts: Sequence[Crossed] | None, smallest: float) -> Pair:
+def _bounded(pair: Pair, bounds: Bounds) -> Pair:
+    limits = of_difference(bounds)
+    (low, high), (close_low, close_high) = (cut(ends, limits) for ends in ((pair.low, pair.high), (pair.close_low, pair.close_high)))
+    return replace(pair, low=low, high=high, close_low=close_low, close_high=close_high)
+
+
+def _pair(
+    one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured, parts: Sequence[Crossed] | None, smallest: float, bounds: Bounds
+) -> Pair:
     several = min(len(data.values[one]), len(data.values[other])) > 1
     scope: Scope = "methods" if several else "models" if parts is not None else "none"
     found = welch(data.values[one], data.values[other]) if parts is None else difference(parts[one], parts[other])
@@ -159,14 +163,14 @@ def _pair(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured
         seeds_needed=None if noise is None else seeds_needed(noise, smallest, wanted=POWER, alpha=ALPHA, most=MOST_SEEDS),
         tests=tests,
     )
-    return pair if found.variance != 0 else _without_spread(pair, data, smallest)
+    return pair if found.variance != 0 else _without_spread(pair, data, smallest, bounds)
 
 
-def _without_spread(pair: Pair, data: Measured, smallest: float) -> Pair:
+def _without_spread(pair: Pair, data: Measured, smallest: float, bounds: Bounds) -> Pair:
     """A pair that differs by the same on every example and seed: what shares of right answers can still hide; else nothing is known."""
     nothing = float("nan")
     bare = replace(pair, power=nothing, seeds_needed=None)
-    if data.scores is None or not all(is_share(data.scores[place]) for place in (pair.one, pair.other)):
+    if data.scores is None or bounds != SHARE:
         return replace(bare, low=nothing, high=nothing, close_low=nothing, close_high=nothing, p=nothing, equivalence_p=nothing)
     count, apart = len(data.examples), pair.difference
     far, close = reach(count), reach(count, 1 - 2 * ALPHA)
@@ -179,7 +183,7 @@ def _without_spread(pair: Pair, data: Measured, smallest: float) -> Pair:
 def _noise(one: np.ndarray, other: np.ndarray, parts: tuple[Crossed, Crossed] | None) -> Noise:
     if parts is not None:
         return noise_of(*parts)
-    return Noise(float(one.var(ddof=1)), float(other.var(ddof=1)), known_df=float(welch(one, other).df))
+    return Noise(float(one.var(ddof=1)), float(other.var(ddof=1)))
 
 
 def _effect(one: np.ndarray, other: np.ndarray, apart: np.ndarray | None, found: Estimate) -> float:

@@ -26,7 +26,18 @@ from posttrain.runs.comparison.page import page
 from posttrain.runs.comparison.pictures import pictures
 from posttrain.runs.comparison.publish import publish
 from posttrain.runs.comparison.read import read_arms, read_runs
-from posttrain.runs.comparison.report import COSTS, QUALITY, Report, as_json, budget_note, cost_rows, notes_of, quality_rows
+from posttrain.runs.comparison.report import (
+    COSTS,
+    QUALITY,
+    TIMES,
+    Report,
+    as_json,
+    budget_note,
+    cost_rows,
+    notes_of,
+    quality_rows,
+    time_rows,
+)
 from posttrain.runs.comparison.study import FOLDER, Direction, read_study
 from posttrain.runs.comparison.verdict import verdicts
 from posttrain.runs.files import prepare_folder, write_atomic
@@ -148,7 +159,12 @@ def write(made: Report, folder: Path) -> list[Path]:
 def show(made: Report, folder: Path) -> None:
     """Tables, the verdict and where the files are, on stdout."""
     console = terminal.console()
-    for title, head, rows in ((made.analysis.metric, QUALITY, quality_rows(made.analysis)), ("cost", COSTS, cost_rows(made))):
+    tables = (
+        (made.analysis.metric, QUALITY, quality_rows(made.analysis)),
+        ("cost", COSTS, cost_rows(made)),
+        ("time and memory", TIMES, time_rows(made)),
+    )
+    for title, head, rows in tables:
         table = Table(*head, title=title, title_justify="left", box=None)
         for row in rows:
             table.add_row(*map(escape, row))

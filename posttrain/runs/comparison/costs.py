@@ -13,6 +13,7 @@ from posttrain.runs.comparison.read import Run
 from posttrain.runs.records import read_metrics
 
 METRICS, TIMES = "metrics.jsonl", "throughput.jsonl"
+EQUAL = 0.02  # relative
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,20 @@ def curves_of(arms: Sequence[Arm], metric: str) -> list[list[Curve]]:
     return [[curve_of(run, metric) for run in arm.runs] for arm in arms]
 
 
+def equal(costs: Sequence[float]) -> bool:
+    """Whether several cost the same, as far as a budget can be kept: runs stop at a step's end, within 1 % of it."""
+    return len(costs) > 1 and 0 < max(costs) <= (1 + EQUAL) * min(costs)
+
+
 def pareto(costs: Sequence[float], values: Sequence[float], *, lower: bool) -> list[int]:
-    """Places that no other one beats: none is at least as good for at most as much, and better in one of both. The cheapest first."""
+    """Places that no other one beats: none is better for at most as much, or as good for less. The cheapest first.
+
+    Costs that are `equal` are the same: a thousandth less makes nothing worth its money.
+    """
     sign = -1.0 if lower else 1.0
     points = [(cost, -sign * value) for cost, value in zip(costs, values, strict=True)]
     kept = [
-        place for place, (cost, bad) in enumerate(points) if not any(c <= cost and b <= bad and (c < cost or b < bad) for c, b in points)
-    ]
+        place for place, (cost, bad) in enumerate(points)
+        if not any((b < bad and c <= cost * (1 + EQUAL)) or (b == bad and c * (1 + EQUAL) < cost) for c, b in points)
+    ]  # fmt: skip
     return sorted(kept, key=lambda place: points[place])

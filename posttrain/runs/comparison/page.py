@@ -8,11 +8,11 @@ from html import escape
 
 from posttrain.runs.comparison.forgetting import Change
 from posttrain.runs.comparison.ink import key, labels
-from posttrain.runs.comparison.report import COSTS, QUALITY, Report, cost_rows, quality_rows
+from posttrain.runs.comparison.report import COSTS, QUALITY, TIMES, Report, cost_rows, folder_of, quality_rows, time_rows
 from posttrain.runs.comparison.sheet import STYLE
 from posttrain.runs.comparison.verdict import number, p_value
 
-COST, DRIFT, CHANGE = ("pareto", "quality_over_flops", "quality_over_hours"), "reward_over_kl", "change_"
+COST, TIME, DRIFT, CHANGE = ("pareto", "quality_over_flops"), ("quality_over_hours",), "reward_over_kl", "change_"
 
 
 def page(report: Report, drawn: Mapping[str, tuple[str, str]]) -> str:
@@ -36,6 +36,7 @@ def page(report: Report, drawn: Mapping[str, tuple[str, str]]) -> str:
         grid(COST),
         *(["<h2>Reward over divergence</h2>", grid((DRIFT,))] if DRIFT in drawn else []),
         *_changes(report, keys, grid([name for name in drawn if name.startswith(CHANGE)])),
+        *_measured(report, keys, grid(TIME)),
         *_details(report),
         '<div class="notes"><h2>Notes</h2>' + "".join(f"<p>{escape(note)}</p>" for note in report.notes) + "</div>",
     ]
@@ -79,6 +80,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, lead: Sequence[
 def figure(picture: str, words: str) -> str:
     """An SVG with what it shows, which is also what a reader who cannot see it is told."""
     return f'<figure><div role="img" aria-label="{escape(words)}">{picture}</div><figcaption>{escape(words)}.</figcaption></figure>'
+
+
+def _measured(report: Report, keys: Sequence[str], grid: str) -> list[str]:
+    """What is of the machines; all else on the page is of the study."""
+    seconds = report.study is not None and report.study.budget is not None and report.study.budget["unit"] == "gpu_seconds"
+    others = "and, with a budget in seconds, also elsewhere" if seconds else "and the same ones everywhere else"
+    words = (
+        f"Measured on the machines. The same study run again, or killed and continued, finds other numbers in this section, {others}. "
+        f"The runs lie in {report.home}."
+    )
+    rows = table(TIMES, time_rows(report), lead=[keys[place] for place in report.analysis.order])
+    return ["<section>", "<h2>Time and memory</h2>", f"<p>{escape(words)}</p>", rows, grid, "</section>"]
 
 
 def _changes(report: Report, keys: Sequence[str], grid: str) -> list[str]:
@@ -129,4 +142,4 @@ def differing_rows(report: Report) -> list[list[str]]:
 def run_rows(report: Report) -> list[list[str]]:
     """Every run."""
     metric = report.analysis.metric
-    return [[arm.name, str(run.seed), f"{run.metrics[metric]:.6g}", str(run.folder)] for arm in report.arms for run in arm.runs]
+    return [[arm.name, str(run.seed), f"{run.metrics[metric]:.6g}", folder_of(report, run)] for arm in report.arms for run in arm.runs]

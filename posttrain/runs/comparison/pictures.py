@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posttrain.runs.comparison.analyse import Analysis
-from posttrain.runs.comparison.costs import Curve
+from posttrain.runs.comparison.costs import Curve, equal
 from posttrain.runs.comparison.drift import Drift
 from posttrain.runs.comparison.forgetting import Change
 from posttrain.runs.comparison.ink import BACK, BAND, INK, RC, SOFT, dress, labels, new_figure, style
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.6, 3.1
+GAP = 0.045  # between arms that cost the same, as a part of it
 WIDE = 20.0  # times: a range of costs from which on their axis is logarithmic
 Drawn = dict[str, tuple["Figure", str]]
 
@@ -36,7 +37,7 @@ def pictures(report: Report) -> Drawn:
         if analysis.pairs:
             words = f"Differences to {analysis.arms[analysis.reference].name} with 95 % intervals; grey: less than what matters"
             drawn["differences"] = differences(analysis), words
-        drawn["pareto"] = front(report), "Mean quality over mean operations; the dotted line joins the arms that no other one beats in both"
+        drawn["pareto"] = front(report), front_words(report)
         for name, words in (("flops", "floating-point operations"), ("hours", "hours of training")):
             title = f"{analysis.metric} over {words}, a line a run, its end marked; ticks across: a stage ended"
             drawn[f"quality_over_{name}"] = over_cost(analysis, report.curves, name, words), title
@@ -101,21 +102,53 @@ def _rows(axes: Axes, analysis: Analysis) -> None:
 
 
 def front(report: Report) -> Figure:
-    """Arms by what they cost and how good they are."""
-    analysis = report.analysis
+    """Arms by what they cost and how good they are. Those that cost the same stand side by side, at their cost."""
+    analysis, costs = report.analysis, [cost.flops for cost in report.costs]
     figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_subplot()
-    best = [(report.costs[place].flops, analysis.arms[place].mean) for place in report.front]
+    at = _side_by_side(costs, analysis.order) if equal(costs) else costs
+    best = [(at[place], analysis.arms[place].mean) for place in report.front]
     axes.step(*zip(*best, strict=True), where="post", color=SOFT, linestyle=":", linewidth=1.6)
     axes.plot(*zip(*best, strict=True), "o", color="none", markeredgecolor=SOFT, markersize=14, markeredgewidth=1.1)
-    for place, (arm, cost) in enumerate(zip(analysis.arms, report.costs, strict=True)):
+    for place, arm in enumerate(analysis.arms):
         colour, mark, _ = style(place)
         if math.isfinite(arm.low):
-            axes.plot([cost.flops] * 2, [arm.low, arm.high], color=colour, linewidth=1.4, alpha=0.8)
-        axes.plot([cost.flops], [arm.mean], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
-    _cost_axis(axes, [cost.flops for cost in report.costs])
+            axes.plot([at[place]] * 2, [arm.low, arm.high], color=colour, linewidth=1.4, alpha=0.8)
+        axes.plot([at[place]], [arm.mean], mark, color=colour, markersize=7.5, markeredgecolor=BACK, markeredgewidth=0.6)
+    if equal(costs):
+        _one_cost(axes, min(at) - GAP * max(costs), max(at) + GAP * max(costs), f"the same cost,\nwithin {_within(costs)}")
+    else:
+        _cost_axis(axes, costs, from_nothing=True)
     dress(axes, "floating-point operations, mean of an arm", analysis.metric)
     return figure
+
+
+def _side_by_side(costs: Sequence[float], order: Sequence[int]) -> list[float]:
+    """Where arms of equal cost are drawn: around it, the best first."""
+    middle = sum(costs) / len(costs)
+    return [middle + GAP * middle * (order.index(place) - (len(costs) - 1) / 2) for place in range(len(costs))]
+
+
+def _one_cost(axes: Axes, low: float, high: float, words: str) -> None:
+    """A band for the arms, far from nothing, and what it says."""
+    axes.axvspan(low, high, color=BAND, zorder=0, linewidth=0)
+    axes.set_xlim(0, 1.04 * high)
+    axes.text(low - 0.03 * high, 0.5, words, transform=axes.get_xaxis_transform(), ha="right", va="center", fontsize=8, color=INK)
+
+
+def _within(costs: Sequence[float]) -> str:
+    return f"{100 * (max(costs) / min(costs) - 1):.2g} %"
+
+
+def front_words(report: Report) -> str:
+    """What the picture of the front shows."""
+    costs = [cost.flops for cost in report.costs]
+    if not equal(costs):
+        return "Mean quality over mean operations; the dotted line joins the arms that no other one beats in both"
+    return (
+        f"Mean quality, with 95 % intervals, over mean operations. All arms cost the same, within {_within(costs)}: in the grey band "
+        "they stand side by side only to be seen. The ring marks the best"
+    )
 
 
 def over_cost(analysis: Analysis, curves: Sequence[Sequence[Curve]], key: str, label: str) -> Figure:
@@ -135,11 +168,13 @@ def over_cost(analysis: Analysis, curves: Sequence[Sequence[Curve]], key: str, l
     return figure
 
 
-def _cost_axis(axes: Axes, ends: Sequence[float]) -> None:
-    """Logarithmic where the dearest would hide the cheap ones."""
+def _cost_axis(axes: Axes, ends: Sequence[float], *, from_nothing: bool = False) -> None:
+    """Logarithmic where the dearest would hide the cheap ones. from_nothing: so that a little more looks like a little."""
     if min(ends) > 0 and max(ends) > WIDE * min(ends):
         axes.set_xscale("symlog", linthresh=min(ends))
     axes.margins(x=0.06)
+    if from_nothing and axes.get_xscale() == "linear":
+        axes.set_xlim(left=0)
 
 
 def over_kl(drifts: Sequence[Sequence[Drift]]) -> Figure:

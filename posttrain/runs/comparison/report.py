@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.runs.comparison.analyse import Analysis
 from posttrain.runs.comparison.arms import Arm, mixed
+from posttrain.runs.comparison.bounds import NONE, bounds_note
 from posttrain.runs.comparison.costs import Cost, Curve, pareto
 from posttrain.runs.comparison.drift import Drift, told
 from posttrain.runs.comparison.forgetting import Change
+from posttrain.runs.comparison.read import Run
 from posttrain.runs.comparison.study import Study
 from posttrain.runs.comparison.verdict import between, kind, number, p_value
 from posttrain.runs.plain_json import finite
 
 QUALITY = ("arm", "seeds", "mean", "95 % interval", "difference", "its 95 % interval", "p (Holm)", "effect", "verdict")
-COSTS = ("arm", "FLOPs", "device-hours", "hours", "tokens trained", "tokens generated", "peak memory", "Pareto front")
+COSTS = ("arm", "FLOPs", "tokens trained", "tokens generated", "Pareto front")
+TIMES = ("arm", "hours", "device-hours", "peak memory")  # of the machines: another run of the same study gives others
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Report:
         return pareto([cost.flops for cost in self.costs], [arm.mean for arm in analysis.arms], lower=analysis.lower)
 
     @property
+    def home(self) -> Path:
+        """The folder of the study, or the one that all runs lie in: runs are named by where they are in it."""
+        folders = [run.folder for arm in self.arms for run in arm.runs]
+        return Path(os.path.commonpath([folder.parent for folder in folders])) if self.study is None else self.study.folder
+
+    @property
     def warnings(self) -> list[str]:
         """Runs whose reward went on rising while what is measured elsewhere fell."""
         return told(self.arms, self.drifts, self.analysis.smallest)
@@ -61,16 +72,24 @@ def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
 
 
 def cost_rows(report: Report) -> list[tuple[str, ...]]:
-    """A row an arm: means over its runs, of memory the most."""
+    """A row an arm: means over its runs."""
     front = report.front
     return [_cost_row(report.arms[place].name, report.costs[place], place in front) for place in report.analysis.order]
 
 
 def _cost_row(name: str, cost: Cost, is_best: bool) -> tuple[str, ...]:
-    return (
-        name, f"{cost.flops:.3g}", f"{cost.device_hours:.3g}", f"{cost.hours:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}",
-        f"{cost.peak_bytes / 2**30:.2f} GiB", "on it" if is_best else "",
-    )  # fmt: skip
+    return name, f"{cost.flops:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}", "on it" if is_best else ""
+
+
+def time_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row an arm: means over its runs, of memory the most."""
+    each = [(report.arms[place].name, report.costs[place]) for place in report.analysis.order]
+    return [(name, f"{cost.hours:.3g}", f"{cost.device_hours:.3g}", f"{cost.peak_bytes / 2**30:.2f} GiB") for name, cost in each]
+
+
+def folder_of(report: Report, run: Run) -> str:
+    """Where a run lies, as seen from `home`."""
+    return Path(os.path.relpath(run.folder, report.home)).as_posix()
 
 
 def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
@@ -96,13 +115,19 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
         f"{count} comparisons with the baseline" if analysis.is_baseline else f"{count} pairs, since the same numbers say which is best"
     )
     adjusted = f"p-values are adjusted by Holm for {tested}; intervals of differences are not." if count > 1 else ""
+    bounded = [] if analysis.bounds == NONE else [bounds_note(analysis.bounds)]
     notes = [
-        f"{analysis.metric}: {about}.",
+        " ".join([f"{analysis.metric}: {about}.", *bounded]),
         f"Intervals cover seeds and examples where both are known. {adjusted}".strip(),
         f"Smallest difference that matters: {number(analysis.smallest)}. Effect: Hedges' g over seeds, else over examples.",
     ]
     if any(len(arm.runs) == 1 for arm in arms):
         notes.append("An arm with one seed has an interval over examples only, about this one model.")
+    if analysis.examples and any(len(arm.runs) == 2 for arm in arms):
+        notes.append(
+            "With two seeds an arm, how much seeds vary is known from a single difference. Intervals allow for that and hold the truth as "
+            "often as they should, but their width is much luck; where seeds decide, a third one makes them half as wide on average."
+        )
     notes += mixed(arms)
     methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
     if analysis.metric == "val/loss" and len(methods) > 1:
@@ -113,15 +138,20 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything, numbers that are not known as null."""
+    """Everything, numbers that are not known as null. What another run of the same study would find otherwise is under `measured` alone."""
     analysis = report.analysis
     arms = [
         {
-            **asdict(quality), "differs": dict(arm.differs), "cost": asdict(cost),
-            "runs": [{"folder": str(run.folder), "seed": run.seed, "value": run.metrics[analysis.metric]} for run in arm.runs],
+            **asdict(quality), "differs": dict(arm.differs),
+            "cost": {"flops": cost.flops, "tokens": cost.tokens, "generated": cost.generated},
+            "runs": [{"folder": folder_of(report, run), "seed": run.seed, "value": run.metrics[analysis.metric]} for run in arm.runs],
         }
         for quality, arm, cost in zip(analysis.arms, report.arms, report.costs, strict=True)
     ]  # fmt: skip
+    times = [
+        {"name": arm.name, "hours": cost.hours, "device_hours": cost.device_hours, "peak_bytes": cost.peak_bytes}
+        for arm, cost in zip(report.arms, report.costs, strict=True)
+    ]
     pairs = [
         {**asdict(pair), "one": analysis.arms[pair.one].name, "other": analysis.arms[pair.other].name, "verdict": kind(pair)}
         for pair in analysis.pairs
@@ -129,10 +159,11 @@ def as_json(report: Report) -> dict[str, Any]:
     found = {
         "verdict": list(report.verdicts), "metric": analysis.metric, "better": "lower" if analysis.lower else "higher",
         "smallest": analysis.smallest, "examples": analysis.examples, "reference": analysis.arms[analysis.reference].name,
-        "is_baseline": analysis.is_baseline, "arms": arms, "pairs": pairs, "notes": list(report.notes),
+        "is_baseline": analysis.is_baseline, "bounds": list(analysis.bounds), "arms": arms, "pairs": pairs, "notes": list(report.notes),
         "pareto": [analysis.arms[place].name for place in report.front], "over_optimised": report.warnings,
         "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain} for change in report.changes],
         "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},
+        "measured": {"folder": str(report.home), "arms": times},
     }  # fmt: skip
     plain: dict[str, Any] = finite(found)
     return plain
