@@ -147,6 +147,7 @@ class Evaluation(Group):
 
     exact_match: ExactMatch | None = None
     samples: Natural = Field(4, description="generations shown at the end")
+    suite: dict[str, Target] | None = Field(None, description="suites run on the artifact at the end: posttrain list evaluation/suite")
 
 
 class Budget(Group):
