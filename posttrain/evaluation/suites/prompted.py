@@ -15,15 +15,12 @@ from posttrain.data.encoders import EncodeSettings, get
 from posttrain.data.prepare import Prepared, tokenizer_digest
 from posttrain.data.tokenized import TokenizedSet
 from posttrain.errors import ConfigError, DataError, Problem
+from posttrain.evaluation.generation import generator_of
 from posttrain.evaluation.scores import names_of
 from posttrain.evaluation.suites.local import ANY_LENGTH, prepared_of
-from posttrain.models.policy import PolicyModel, causal_lm
-from posttrain.models.probe import probe
 from posttrain.rewards.compose import RewardSet
-from posttrain.rollout.base import Generator, Request, Sampling
+from posttrain.rollout.base import Request, Sampling
 from posttrain.rollout.collect import Collector
-from posttrain.rollout.decoding import plain_attention
-from posttrain.rollout.native import NativeGenerator
 from posttrain.types import Example, Group, Sample
 
 
@@ -89,16 +86,6 @@ def asking(
     prepared = prepared_of(data, tokenizer, kind="prompt", max_length=ANY_LENGTH, limit=limit, **source)
     count = 0 if prepared.val is None else len(prepared.val)
     return Asking(prepared, range(count)[:limit], sampling, seed)
-
-
-def generator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Generator:
-    """Our decoder, which computes a prompt once for all its answers. Raises LayoutError if no layout is exact for the family."""
-    core = causal_lm(model)
-    core.set_attn_implementation(plain_attention(core))
-    found = probe(core, device=next(model.parameters()).device)
-    generator = NativeGenerator()
-    generator.attach(PolicyModel(model, layout=found.layout, head=found.head), tokenizer)
-    return generator
 
 
 def seed_of(prompt: np.ndarray, seed: int) -> int:

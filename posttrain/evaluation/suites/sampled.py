@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.prepare import CheckableExample, Prepared
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.evaluation.exact_match import Checked, ExactMatch, check
+from posttrain.evaluation.generation import generator_of
 from posttrain.evaluation.sampled import majority, pass_at_k
 from posttrain.evaluation.scores import Scores
 from posttrain.evaluation.suites.about import powers
 from posttrain.evaluation.suites.local import ANY_LENGTH, facts, prepared_of
-from posttrain.evaluation.suites.prompted import generator_of, seed_of, stderr
+from posttrain.evaluation.suites.prompted import seed_of, stderr
 from posttrain.evaluation.suites.result import SuiteResult
 from posttrain.rollout.base import Generator, Request, Sampling
 
