@@ -52,6 +52,11 @@ class StepPlan:
         """The plan in a line."""
         return f"{self.steps} steps of {self.global_batch} examples; micro-batches a step and device: {self.micro_batches}"
 
+    @property
+    def tokens(self) -> float:
+        """Of the whole run, as many as its examples have on average."""
+        return self.steps * self.global_batch * float(np.mean(self.lengths))
+
     def examples(self, step: int) -> np.ndarray:
         """Indices of the examples that optimizer step `step` (from 0) sees, in order. Raises IndexError outside the plan."""
         if not 0 <= step < self.steps:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.evaluation.generation import greedy
 from posttrain.evaluation.scores import Scores, names_of
 from posttrain.rewards.answers import choice_letter, final_answer, same_answer
+from posttrain.rollout.base import Generator
 
 
 class Checkable(Protocol):
@@ -67,17 +67,10 @@ class ExactMatch:
 
 
 def exact_match(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    checkables: Sequence[Checkable],
-    *,
-    max_new_tokens: int,
-    batch_tokens: int = 16384,
-    stop_ids: Sequence[int] | None = None,
+    generator: Generator, tokenizer: PreTrainedTokenizerBase, checkables: Sequence[Checkable], *, max_new_tokens: int
 ) -> ExactMatch:
-    """Greedy answers of the model to `checkables` (of this rank), checked against the expected ones. See `greedy` for the arguments."""
-    prompts = [c.prompt_ids for c in checkables]
-    tokens = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, stop_ids=stop_ids)
+    """Greedy answers to `checkables` (of this rank), checked against the expected ones. max_new_tokens: most tokens of an answer."""
+    tokens = greedy(generator, [c.prompt_ids for c in checkables], max_new_tokens=max_new_tokens)
     texts = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
     return ExactMatch(tuple(check(c, text) for c, text in zip(checkables, texts, strict=True)))
 

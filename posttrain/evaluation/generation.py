@@ -1,58 +1,49 @@
-"""Greedy decoding of many prompts: batched, deterministic, and without leaving a trace on the model that is being trained."""
+"""The generators that evaluations ask, and greedy answers of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from posttrain.rollout.decoding import Prompt, batches, decoding_mode, left_padded, refuse_empty, stop_tokens, until
+from posttrain.models.policy import PolicyModel, causal_lm
+from posttrain.models.probe import probe
+from posttrain.rollout.base import Generator, Request, Sampling
+from posttrain.rollout.decoding import Prompt, plain_attention
+from posttrain.rollout.native import NativeGenerator
+from posttrain.rollout.plain import TransformersGenerator
+
+HELD = 16384  # tokens, prompts and answers at their full length, that are answered at once: an evaluation must fit beside a training
 
 
-def greedy(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    batch_tokens: int = 16384,
-    stop_ids: Sequence[int] | None = None,
-) -> list[list[int]]:
-    """The most likely continuation of every prompt, token by token, in the order of `prompts`.
+def generator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, held: int = HELD) -> Generator:
+    """Of a model that stands alone: our decoder, which computes a prompt once for all its answers.
 
-    Args:
-        model: a transformers causal LM, or a PEFT model around one.
-        prompts: token ids; of this rank only when there are several.
-        max_new_tokens: most tokens of an answer.
-        batch_tokens: most tokens, prompt and answer, that a batch holds; one prompt is always taken.
-        stop_ids: tokens that end an answer; None = `stop_tokens`.
-
-    Returns:
-        Token ids of each answer, up to the first stop token, which is left out.
-
-    Raises:
-        DataError: a prompt has no token.
+    held: tokens, prompts and answers, that are answered at once. Raises LayoutError if no layout is exact for the family.
     """
-    refuse_empty(prompts)
-    ends = list(stop_tokens(model, tokenizer) if stop_ids is None else stop_ids)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=pad)
-    answers: list[list[int]] = [[] for _ in prompts]
-    with decoding_mode(model):
-        for batch in batches([len(p) for p in prompts], max_new_tokens, batch_tokens):
-            generated = _generate(model, [prompts[i] for i in batch], pad, config)
-            for index, tokens in zip(batch, generated, strict=True):
-                answers[index] = until(tokens, ends)
-    return answers
+    core = causal_lm(model)
+    core.set_attn_implementation(plain_attention(core))
+    found = probe(core, device=next(model.parameters()).device)
+    return attached(PolicyModel(model, layout=found.layout, head=found.head), tokenizer, held=held)
 
 
-@torch.no_grad()
-def _generate(model: Any, prompts: Sequence[Prompt], pad: int, config: GenerationConfig) -> list[list[int]]:
-    """New tokens of one batch of prompts, padded on the left."""
-    device = next(model.parameters()).device
-    ids, mask = left_padded(prompts, pad)
-    output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    return output[:, ids.shape[1] :].tolist()
+def attached(policy: PolicyModel, tokenizer: PreTrainedTokenizerBase, *, cut: bool = False, held: int = HELD) -> Generator:
+    """Of a policy, also one in training.
+
+    cut: whether its layers are cut over ranks that answer together, which transformers' own generation knows how to run.
+    """
+    generator: Generator = TransformersGenerator(batch_tokens=held) if cut else NativeGenerator(cache_tokens=held)
+    generator.attach(policy, tokenizer)
+    return generator
+
+
+def greedy(generator: Generator, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[np.ndarray]:
+    """The most likely continuation of every prompt, token by token, without the token that ended it, in the order of `prompts`.
+
+    max_new_tokens: most tokens of an answer. Raises DataError for a prompt without a token.
+    """
+    requests = [Request(np.asarray(prompt), 1, 0) for prompt in prompts]
+    found = generator.generate(requests, sampling=Sampling(max_new_tokens, temperature=0.0))
+    return [answer.tokens[: len(answer.tokens) - (answer.finish == "stop")] for (answer,) in found]

@@ -35,8 +35,3 @@ def majority(extracted: Sequence[str | None], expected: str) -> float:
     most = max(map(len, votes), default=0)
     leading = [group[0] for group in votes if len(group) == most]
     return sum(same_answer(answer, expected) for answer in leading) / len(leading) if leading else 0.0
-
-
-def powers(samples: int) -> list[int]:
-    """1, 2, 4, ... up to `samples`, which is the last."""
-    return sorted({*(1 << place for place in range(samples.bit_length()) if 1 << place <= samples), samples})

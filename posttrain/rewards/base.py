@@ -66,6 +66,9 @@ class Reward(ABC):
     def place(self, device: str) -> None:  # noqa: B027
         """Where the policy is, for components with `device=auto`; called before `start`."""
 
+    def check(self) -> None:  # noqa: B027
+        """Raises ConfigError for what can be told to fail before anything is loaded."""
+
     def start(self) -> None:  # noqa: B027
         """Load what `measure` needs, where it runs (an isolated component: in its processes). Raises ConfigError where that fails."""
 

@@ -101,10 +101,13 @@ class Comparisons:
 
     def prefer_all(self, pairs: Sequence[Pair]) -> list[Verdict | Unscored]:
         """The same for many, asked at once."""
-        if not self.swap:
-            return self.verdicts(pairs)
+        return [agreed(*both) for both in self.in_both_orders(pairs)] if self.swap else self.verdicts(pairs)
+
+    def in_both_orders(self, pairs: Sequence[Pair]) -> list[tuple[Verdict | Unscored, Verdict | Unscored]]:
+        """What is said of each pair as it is given, and swapped; both in terms of the pair as it is given."""
         found = self.verdicts([*pairs, *((prompt, b, a, reference) for prompt, a, b, reference in pairs)])
-        return [_agreed(one, other) for one, other in zip(found[: len(pairs)], found[len(pairs) :], strict=True)]
+        turned = [verdict if isinstance(verdict, Unscored) else _SWAPPED[verdict] for verdict in found[len(pairs) :]]
+        return list(zip(found[: len(pairs)], turned, strict=True))
 
     def verdicts(self, pairs: Sequence[Pair]) -> list[Verdict | Unscored]:
         """One verdict on each, in the order that is given."""
@@ -165,10 +168,11 @@ def _win_rates(count: int, pairs: Sequence[tuple[int, int]], verdicts: Sequence[
     return [sum(own) / len(own) if own else reason for own, reason in zip(points, reasons, strict=True)]
 
 
-def _agreed(one: Verdict | Unscored, swapped: Verdict | Unscored) -> Verdict | Unscored:
-    if isinstance(one, Unscored) or isinstance(swapped, Unscored):
-        return one if isinstance(one, Unscored) else swapped
-    return one if one == _SWAPPED[swapped] else "tie"
+def agreed(one: Verdict | Unscored, other: Verdict | Unscored) -> Verdict | Unscored:
+    """Of two verdicts on the same pair: a tie where they differ."""
+    if isinstance(one, Unscored) or isinstance(other, Unscored):
+        return one if isinstance(one, Unscored) else other
+    return one if one == other else "tie"
 
 
 def rating_in(reply: str) -> float | None:

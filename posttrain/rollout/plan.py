@@ -47,6 +47,11 @@ class ExperiencePlan:
         return self.minibatches * self.global_batch
 
     @property
+    def answers(self) -> float:
+        """That the whole run samples."""
+        return self.steps / self.steps_per_rollout * self.prompts * self.group_size
+
+    @property
     def words(self) -> str:
         """The plan in a line."""
         often = "every step" if self.steps_per_rollout == 1 else f"every {self.steps_per_rollout} steps"

@@ -68,26 +68,26 @@ def _read(value: Any, parameter: Parameter) -> Any:
     return value
 
 
-def find_artifact(run: str) -> Path:
+def find_artifact(run: str, *, key: str = "run") -> Path:
     """The artifact of a run folder, or the folder itself where it is an artifact or a plain Hugging Face model.
 
-    Raises ConfigError that says what to do when there is none.
+    key: the argument that names it. Raises ConfigError that says what to do when there is none.
     """
     folder = Path(os.path.expanduser(run))
     if not folder.is_dir():
         what = "is a file, expected the output folder of a run" if folder.exists() else "no such folder"
-        raise ConfigError(Problem(f"run={run}", what, "give the output_dir of a run, or a Hugging Face model folder"))
+        raise ConfigError(Problem(f"{key}={run}", what, "give the output_dir of a run, or a Hugging Face model folder"))
     for candidate in (folder / "artifact", folder):
         if any((candidate / name).is_file() for name in ARTIFACT_FILES):
             return candidate
-    raise ConfigError(Problem(f"run={run}", *_why_no_artifact(folder)))
+    raise ConfigError(Problem(f"{key}={run}", *_why_no_artifact(folder)))
 
 
 def _why_no_artifact(folder: Path) -> tuple[str, str]:
     """Why a folder has no artifact, and what to do."""
     if not (folder / "config.yaml").is_file():
         inside = sorted(path.parents[0] for path in folder.glob("*/artifact") if path.is_dir())
-        nearby = f"did you mean run={inside[0]}?" if inside else "give the output_dir of a run"
+        nearby = f"did you mean {inside[0]}?" if inside else "give the output_dir of a run"
         return "is no run folder: it has neither an artifact nor a config.yaml", nearby
     result = folder / "result.json"
     status = json.loads(result.read_text(encoding="utf-8")).get("status", "unknown") if result.is_file() else "not finished"

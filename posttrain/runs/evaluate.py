@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import ConfigError, Problem
-from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite
+from posttrain.evaluation.suites.about import HELD_OUT, START
+from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite, parts_of
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.eval_tracking import log_to_run
 from posttrain.runs.files import prepare_folder, write_atomic
@@ -23,14 +21,14 @@ from posttrain.runs.options import config_dir, options
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.records import encode, versions
 from posttrain.runs.signatures import Parameter
-from posttrain.runs.source import class_constant
+from posttrain.runs.suites import own_config, read_as, run_suite, starting_model
+from posttrain.runs.validate import node_problems
 
 if TYPE_CHECKING:
-    from posttrain.data.prepare import Prepared
     from posttrain.evaluation.suites.result import SuiteResult
 
 WRITTEN = ("conversation", "text")  # kinds of data that a language model is to write
-HELD_OUT = "held-out"  # data: the examples that the run itself held out
+OF_RUN = (HELD_OUT, START)  # settings that stand for something of the run
 
 OWN = {"run": Parameter("run", str, required=True), "device": Parameter("device", str | None, required=False)}
 
@@ -39,13 +37,14 @@ def main(args: Mapping[str, Any]) -> int:
     """Run the command. Raises UserError for wrong arguments and missing files, before the model is loaded."""
     suite, settings = read_arguments(args)
     folder, device = find_artifact(settings.pop("run")), settings.pop("device", None)
+    suite = replace(suite, settings=settings)
     home = folder.parent if folder.name == "artifact" else folder
     prepare_folder(home / "eval", key="run")
-    result = evaluate(folder, suite, settings, device=device)
-    path = write_results(home / "eval", suite.name, settings, folder, result)
-    show(suite.name, result, path)
-    kept = [keep_scores(home, result.scores, suite.name)] if result.scores else []
-    if record := log_to_run(home, suite.name, result.metrics, [path, samples_of(path), *kept]):
+    quiet_libraries()
+    result = run_suite(suite, folder, own_config(home) if set(OF_RUN) & set(map(str, settings.values())) else None, device=device)
+    files = write_results(home, suite, folder, result)
+    show(suite.name, result, files[0])
+    if record := log_to_run(home, suite.name, result.metrics, files):
         print(f"MLflow: {record}")
     return 0
 
@@ -59,75 +58,59 @@ def read_arguments(args: Mapping[str, Any]) -> tuple[Suite, dict[str, Any]]:
     if name is None:
         names = ", ".join(option.name for option in options((config_dir(),), GROUP))
         raise ConfigError(Problem("suite", "is needed", f"one of {names}; or data=FILE for exact match on a local file"))
-    suite = find_suite(str(name))
-    given = {key: value for key, value in args.items() if key != "suite"}
-    if "data" in parameters_of(suite.target) and "data" not in {**suite.settings, **given} and "run" in given:
-        given["data"] = HELD_OUT
+    suite, given = _with_parts(str(name), {key: value for key, value in args.items() if key != "suite"})
     settings = bind({**suite.settings, **given}, OWN | parameters_of(suite.target), command=f"eval suite={suite.name}")
-    if settings.get("data") == HELD_OUT:
-        find_artifact(settings["run"])
-        _check_written(own_config(Path(settings["run"])))
-    elif isinstance(settings.get("data"), str) and not is_hub_id(settings["data"]):
-        find_files(settings["data"])
+    nodes = {key: value for key, value in settings.items() if isinstance(value, dict) and "_target_" in value}
+    if problems := [problem for key, node in nodes.items() for problem in node_problems(node, key)]:
+        raise ConfigError(problems)
+    _check_places(replace(suite, settings=settings))
     return suite, settings
 
 
-def evaluate(folder: Path, suite: Suite, settings: Mapping[str, Any], *, device: str | None = None) -> SuiteResult:
-    """Load the artifact in `folder` and run one suite on it."""
-    quiet_libraries()
-    from posttrain.runs.loaded import load
-
-    module, _, name = suite.target.rpartition(".")
-    run_suite = getattr(import_module(module), name)
-    model, tokenizer = load(folder, device=device)
-    if settings.get("data") == HELD_OUT:
-        settings = {**settings, "data": _held_out(folder)}
-    result: SuiteResult = run_suite(model, tokenizer, **settings)
-    return result
+def _with_parts(name: str, given: dict[str, Any]) -> tuple[Suite, dict[str, Any]]:
+    """The suite with the options chosen for its parts (`backend=openai`), and what else was given, with `backend.url=...` put in."""
+    suite = find_suite(name)
+    chosen = {key: given.pop(key) for key in parts_of(suite) if isinstance(given.get(key), str)}
+    suite = find_suite(name, chosen) if chosen else suite
+    for key in [key for key in given if isinstance(suite.settings.get(key.split(".")[0]), dict)]:
+        head, _, below = key.partition(".")
+        if below:
+            given[head] = {**suite.settings[head], **given.get(head, {}), below: given.pop(key)}
+    return suite, given
 
 
-def own_config(run: Path) -> dict[str, Any]:
-    """The config of the run that an artifact lies in. Raises ConfigError where there is none: then the data must be named."""
-    path = Path(os.path.expanduser(run)) / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return config
+def _check_places(suite: Suite) -> None:
+    """Raises UserError where what the settings name is not there."""
+    settings = suite.settings
+    if set(OF_RUN) & set(map(str, settings.values())):
+        find_artifact(settings["run"])
+        config = own_config(Path(settings["run"]))
+        if settings.get("data") == HELD_OUT:
+            read_as(config, suite)
+        if settings.get("against") == START:
+            starting_model(config)
+    if isinstance(settings.get("data"), str) and settings["data"] != HELD_OUT and not is_hub_id(settings["data"]):
+        find_files(settings["data"])
+    if "against" in settings and settings["against"] != START:
+        find_artifact(settings["against"], key="against")
 
 
-def _check_written(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a run held out something else than what a language model is to write."""
-    kind = class_constant(config["method"]["_target_"], "data_kind")
-    if kind not in WRITTEN:
-        message = f"is needed: the run held out data of kind {kind}; its metrics on them are in result.json"
-        raise ConfigError(Problem("data", message, "data=FILE with conversations, texts or questions"))
-
-
-def _held_out(artifact: Path) -> Prepared:
-    """The run's own data, as it was prepared for training."""
-    from posttrain.runs.inputs import load_inputs
-
-    _, prepared = load_inputs(own_config(artifact.parent if artifact.name == "artifact" else artifact))
-    if prepared.val is None:
-        raise ConfigError(Problem("data", "is needed: the run held no examples out", "data=FILE"))
-    return prepared
-
-
-def write_results(folder: Path, name: str, settings: Mapping[str, Any], artifact: Path, result: SuiteResult) -> Path:
-    """Write FOLDER/NAME.json (metrics, settings, versions) and FOLDER/NAME.samples.jsonl (one line an example); the former's path."""
+def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult) -> list[Path]:
+    """Write HOME/eval/NAME.json (metrics, settings, versions), NAME.samples.jsonl (one line an example) and NAME.examples.parquet (the
+    scores of single examples, if it has any); their paths."""
     rows = "".join(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in result.rows)
-    path = folder / f"{name}.json"
+    path = home / "eval" / f"{suite.name}.json"
     write_atomic(samples_of(path), rows)
     report = {
-        "suite": name,
+        "suite": suite.name,
         "artifact": str(artifact),
         "metrics": {key: encode(value) for key, value in result.metrics.items()},
-        "settings": dict(settings),
+        "settings": dict(suite.settings),
         "details": dict(result.details),
         "versions": versions(),
     }
     write_atomic(path, json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")
-    return path
+    return [path, samples_of(path), *([keep_scores(home, result.scores, suite.name)] if result.scores else [])]
 
 
 def samples_of(results: Path) -> Path:

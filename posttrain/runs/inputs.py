@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from posttrain.data.prepare import Prepared
 
 
-def load_inputs(config: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase, Prepared]:
-    """The tokenizer and the prepared data of a configuration. Raises UserError for what the user can mend."""
+def load_inputs(config: Mapping[str, Any], *, kind: str | None = None) -> tuple[PreTrainedTokenizerBase, Prepared]:
+    """The tokenizer and the prepared data of a configuration. Raises UserError for what the user can mend.
+
+    kind: what the data are prepared as; None: as the method trains on them. Of another kind they are as long as prompt and answer may be.
+    """
     from posttrain.data.prepare import prepare
     from posttrain.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(config["model"])
-    kind = source.class_constant(config["method"]["_target_"], "data_kind")
-    assert isinstance(kind, str)
+    own = source.class_constant(config["method"]["_target_"], "data_kind")
+    assert isinstance(own, str)
+    longest = config["max_length"] + (config["rollout"]["max_new_tokens"] if kind not in (None, own) and config["rollout"] else 0)
     prepared = prepare(
-        config["data"], tokenizer, kind=kind, max_length=config["max_length"], seed=config["seed"], limit=config["limit"]
+        config["data"], tokenizer, kind=kind or own, max_length=longest, seed=config["seed"], limit=config["limit"]
     )  # fmt: skip
     return tokenizer, prepared

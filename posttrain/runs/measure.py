@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,20 +15,25 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.loader import EvaluationBatches
 from posttrain.data.prepare import Prepared
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.generation import attached
 from posttrain.evaluation.scores import Scores, content_of, names_of
 from posttrain.evaluation.validation import validate
 from posttrain.methods.base import Method
 from posttrain.methods.parts.collectives import gather
+from posttrain.rollout.base import Generator
 from posttrain.runs.ranks import Ranks, sum_over_ranks
 from posttrain.types import TokenTree
+
+LEAST = 16  # held-out prompts that are answered however short the training is
 
 
 @dataclass
 class Measures:
     """Evaluates a method on held-out data, shared out over the ranks.
 
-    say: told what is about to take its time. samples: the generations of the last exact match, as rows. scores: the single examples
-    behind the last value of each metric that is a mean over examples, of all ranks.
+    say: told what is about to take its time. trained: tokens of the whole training, of which answers may have a share. samples: the
+    generations of the last exact match, as rows. scores: the single examples behind the last value of each metric that is a mean over
+    examples, of all ranks.
     """
 
     config: Mapping[str, Any]
@@ -35,8 +41,10 @@ class Measures:
     tokenizer: PreTrainedTokenizerBase
     ranks: Ranks
     say: Callable[[str], None]
+    trained: float = math.inf
     samples: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Scores] = field(default_factory=dict)
+    _generator: Generator | None = field(default=None, init=False, repr=False)
 
     def ready(self, method: Method) -> None:
         """Called before anything is measured or sampled, when the model is on its device; may be called again."""
@@ -105,15 +113,25 @@ class Measures:
         wanted = self.config["evaluation"]["exact_match"]
         if wanted is None or not wanted[when] or not self.prepared.val_checkable:
             return {}
-        chosen = spread(self.prepared.val_checkable, wanted["examples"])
+        every = spread(self.prepared.val_checkable, wanted["examples"])
+        longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in every])
+        chosen = spread(self.prepared.val_checkable, self._affordable(len(every), longest, times=wanted["before"] + wanted["after"]))
         mine = chosen[self.ranks.member :: self.ranks.members]
-        longest = wanted["max_new_tokens"] or self._longest_answer([example.example_index for example in chosen])
-        self.say(f"{when} training: answering {len(chosen)} held-out prompts (at most {longest} tokens each)")
+        self.say(f"{when} training: {answering(len(chosen), len(every), longest)}")
+        if self._generator is None:
+            self._generator = attached(method.model, self.tokenizer, cut=self.ranks.together > 1)
         with method.sharding.gathered(method), self._precision(method):
-            found = exact_match(method.model.model, self.tokenizer, mine, max_new_tokens=longest)
+            found = exact_match(self._generator, self.tokenizer, mine, max_new_tokens=longest)
         whole: ExactMatch = merge(gather(found)[:: self.ranks.together])
         self.samples, self.scores["eval/exact_match"] = whole.rows, whole.scores
         return {"eval/exact_match": whole.accuracy}
+
+    def _affordable(self, examples: int, longest: int, *, times: int) -> int:
+        """How many of `examples` are answered, with at most `longest` tokens each and so many times, within the share that is allowed."""
+        share = (self.config["evaluation"]["exact_match"] or {}).get("share")
+        if share is None or math.isinf(self.trained):
+            return examples
+        return min(examples, max(LEAST, int(share * self.trained / (times * longest))))
 
     def _longest_answer(self, indices: Sequence[int]) -> int:
         """Half as much again as the longest reference answer: room to be wordy, none to ramble to the end of the context."""
@@ -121,8 +139,18 @@ class Measures:
         return int(1.5 * float(self.prepared.val.targets[list(indices)].max())) + 8
 
 
+def answering(count: int, of: int, longest: int) -> str:
+    """What is told of answers that are about to be made: `count`, where as many as `of` were asked for."""
+    if count == of:
+        return f"answering {count} held-out prompts (at most {longest} tokens each)"
+    return f"answering {count} of {of} held-out prompts (at most {longest} tokens each; evaluation.exact_match.share=null for all of them)"
+
+
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` items evenly spread over a sequence, so that a mixture's later sources are heard too."""
-    if len(items) <= count:
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
+    """`count` items spread over a sequence, so that a mixture's later sources are heard too; more of them include the fewer ones.
+
+    Places are taken in the order of their binary digits read backwards: the first, the middle, the quarters (van der Corput).
+    """
+    width = max(len(items) - 1, 1).bit_length()
+    places = sorted(range(len(items)), key=lambda place: int(f"{place:0{width}b}"[::-1], 2))
+    return [items[place] for place in sorted(places[:count])]

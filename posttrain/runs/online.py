@@ -35,7 +35,7 @@ from posttrain.runs import targets
 from posttrain.runs.budget.amount import length_of
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import write_atomic
-from posttrain.runs.measure import Measures, spread
+from posttrain.runs.measure import Measures, answering, spread
 from posttrain.runs.opponents import Opponents
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
@@ -166,10 +166,11 @@ class OnlineMeasures(Measures):
         assert isinstance(method, Online)
         assert self.collector is not None
         wanted, most = self.config["evaluation"]["exact_match"], self.config["validate"]["max_examples"]
-        count = UNLIMITED if wanted is None else wanted["examples"]
-        chosen = spread(range(len(self.prepared.val)), count if most is None else min(count, most))
+        asked = UNLIMITED if wanted is None else wanted["examples"]
+        every = min(asked, len(self.prepared.val), len(self.prepared.val) if most is None else most)
+        chosen = spread(range(len(self.prepared.val)), self._affordable(every, method.longest, times=2))
         mine = [int(index) for index in chosen[self.ranks.rank :: self.ranks.world]]
-        self.say(f"answering {len(chosen)} held-out prompts (at most {method.longest} tokens each)")
+        self.say(answering(len(chosen), every, method.longest))
         with method.sampling(), self._precision(method):
             groups = self._answers(mine)
         held_out = Collector(self.prepared.val, self.collector.generator, self.collector.rewards, self.tokenizer, 0)

@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError, Problem
 Verb = Literal["set", "add", "delete"]
 
 
-LISTED = ("reward",)  # groups of which several options compose, each under its own name
+LISTED = ("reward", "evaluation/suite")  # groups of which several options compose, each under its own name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
-from posttrain.runs import context_rules, float8_rules, machine_rules, online_rules, strategy_rules, suggest, tensor_rules, zero_rules
+from posttrain.runs import (
+    context_rules,
+    float8_rules,
+    machine_rules,
+    online_rules,
+    strategy_rules,
+    suggest,
+    suite_rules,
+    tensor_rules,
+    zero_rules,
+)
 from posttrain.runs.budget.amount import budget_is_one, budget_of
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.signatures import read_signature
@@ -73,6 +83,11 @@ def _existing(key: str, path: str | None) -> Iterator[Problem]:
     if path is None or exists(path) or not path.startswith((".", "/", "~")):
         return
     yield Problem(key, f"no such file or folder: {path}", near_file(path))
+
+
+def suites_can_run(config: Config) -> Iterator[Problem]:
+    """The suites that the run is measured by at its end."""
+    yield from suite_rules.suites_can_run(config, _existing)
 
 
 def resume_exists(config: Config) -> Iterator[Problem]:
@@ -242,6 +257,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(attributes_agree, ("method", "data")),
     *(Rule(find, reads) for find, reads in online_rules.RULES.items()),
     Rule(critic_is_sound, ("method",)),
+    Rule(suites_can_run, ("method", "model", "entering")),
     Rule(float8_rules.float8_fits, ("model", "hardware", "precision")),
     Rule(float8_rules.float8_agrees, ("model", "method")),
 )

@@ -137,6 +137,7 @@ class ExactMatch(Group):
     """Greedy answers compared with the checkable answers of the validation set."""
 
     examples: Count = 200
+    share: Positive | None = Field(0.1, description="most tokens of all answers, as a part of what is trained on; null = no limit")
     max_new_tokens: Count | None = Field(None, description="null = half as much again as the longest reference answer")
     before: bool = True
     after: bool = True
@@ -147,6 +148,7 @@ class Evaluation(Group):
 
     exact_match: ExactMatch | None = None
     samples: Natural = Field(4, description="generations shown at the end")
+    suite: dict[str, Target] | None = Field(None, description="suites run on the artifact at the end: posttrain list evaluation/suite")
 
 
 class Budget(Group):

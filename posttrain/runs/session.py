@@ -33,6 +33,7 @@ from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import find_start
 from posttrain.runs.signals import StopRequest, stop_on_signals
 from posttrain.runs.strategies import distribution_of
+from posttrain.runs.suites import check_suites, measure_end, suites_of
 from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.none import NoTracker
 from posttrain.runs.train import (
@@ -62,6 +63,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
     with stop_on_signals() as stop:
         tokenizer, prepared = load_inputs(config)
         check_context(config, prepared)
+        check_suites(config, allow_targets)
         start = find_start(config, folder)
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
@@ -128,8 +130,21 @@ class Session:
             self.tracker.artifact(keep_scores(job.folder, self.measures.scores), "eval")
         artifact = save_run_artifact(job, method, self.reporter.latest)
         self._report(method)
+        barrier()  # what is left is for the leading rank alone, and may take longer than a collective would wait
+        if artifact is not None and suites_of(job.config):
+            self._measure_artifact(trainer.global_step, artifact)
         self._close(trainer, "finished", artifact)
-        barrier()
+
+    def _measure_artifact(self, step: int, artifact: Path) -> None:
+        """The suites of the run's end."""
+        job = self.job
+        if self.method.sharding.whole:
+            self.method.cpu()  # makes room for the artifact
+        self.reporter.say(f"evaluating the artifact: {', '.join(suite.name for suite in suites_of(job.config))}")
+        found = measure_end(job.config, artifact, device=str(job.device), allow=job.allow_targets)
+        self.reporter.final(step, found.metrics)
+        for file in found.files:
+            self.tracker.artifact(file, "eval")
 
     def _report(self, method: Method) -> None:
         """What the method's kind of report says of the held-out data, as JSON and a picture; all ranks take part."""

@@ -182,8 +182,9 @@ def loader_of(job: Job, method: Method) -> TreeLoader | ExperienceLoader:
 def measures_of(job: Job, loader: TreeLoader | ExperienceLoader, say: Callable[[str], None]) -> Measures:
     """What a run is measured by on held-out data."""
     if isinstance(loader, ExperienceLoader):
-        return online.OnlineMeasures(job.config, job.prepared, job.tokenizer, job.ranks, say, collector=loader.collector)
-    return Measures(job.config, job.prepared, job.tokenizer, job.ranks, say)
+        sampled = loader.plan.answers * job.config["rollout"]["max_new_tokens"]
+        return online.OnlineMeasures(job.config, job.prepared, job.tokenizer, job.ranks, say, sampled, collector=loader.collector)
+    return Measures(job.config, job.prepared, job.tokenizer, job.ranks, say, loader.plan.tokens)
 
 
 def callbacks_of(

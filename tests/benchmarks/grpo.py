@@ -35,6 +35,7 @@ def main() -> None:
                 "max_length=1024", "rollout.max_new_tokens=128", "reward=function", f"reward.function.path={folder / 'score.py'}:score",
                 "log.samples_every=null",
             ),
+            variants=(("hardware=2xcpu",),),
         )  # fmt: skip
 
     compare(contest, "GRPO, 4 prompts x 8 answers x 128 tokens a step", prepare, given.peers, given.rounds, given.overrides)

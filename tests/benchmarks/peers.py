@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,7 +29,7 @@ class Contest:
     """One comparison. task: of the workload. kind, batch: of trl_peer.py. unit: key of both results that counts, and its name in words.
 
     overrides: of the posttrain run; steps: (theirs, ours), the first of each is left out. variants: further runs of ours, by what is
-    added to their overrides.
+    added to their overrides; two processes with a thread each (hardware=2xcpu) use two cores better than one with two.
     """
 
     task: str
@@ -38,7 +39,7 @@ class Contest:
     words: str
     overrides: tuple[str, ...]
     steps: tuple[int, int]
-    variants: tuple[str, ...] = ()
+    variants: tuple[tuple[str, ...], ...] = ()
 
 
 def workload(peers: Path, folder: Path, task: str, vocab: int) -> None:
@@ -62,11 +63,12 @@ def trl(contest: Contest, peers: Path, folder: Path) -> Found:
 
 
 def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
-    """The same of `posttrain`, from what the run leaves behind."""
+    """The same of `posttrain`, from what the run leaves behind; memory is that of all its processes, each with as much as the first."""
+    hardware = [] if any(text.startswith("hardware=") for text in overrides) else ["hardware=cpu"]
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "posttrain", "model=hf", f"model.path={folder / 'model'}", "data=files",
-            f"data.train={folder / 'train.jsonl'}", f"max_steps={contest.steps[1]}", "hardware=cpu", "evaluation=none", "tracking=none",
+            f"data.train={folder / 'train.jsonl'}", f"max_steps={contest.steps[1]}", *hardware, "evaluation=none", "tracking=none",
             "validate.at_start=false", "validate.at_end=false", f"output_dir={out}/run", *contest.overrides, *overrides,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -74,6 +76,7 @@ def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
         rows = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]
         steps = [row for row in rows if "examples" in row]
         result = json.loads((Path(out) / "run" / "result.json").read_text())
+        processes = yaml.safe_load((Path(out) / "run" / "config.yaml").read_text())["hardware"]["devices"]
     seconds = sum(row["seconds"] for row in timed)
     done = {
         "tokens_per_second": sum(row["seconds"] * row["tokens_per_second"] for row in timed),
@@ -81,7 +84,7 @@ def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
     }
     return {
         "speed": done[contest.unit] / seconds,
-        "gib": result["peak_memory_bytes"] / 2**30,
+        "gib": processes * result["peak_memory_bytes"] / 2**30,
         "flops_per_unit": result["flops"] / result["tokens" if contest.unit == "tokens_per_second" else "examples"],
     }
 
@@ -113,7 +116,7 @@ def compare(
         folder = Path(temporary)
         prepare(folder)
         contest = made if isinstance(made, Contest) else made(folder)
-        variants: dict[str, tuple[str, ...]] = {"posttrain": ()} | {f"posttrain {added}": (added,) for added in contest.variants}
+        variants: dict[str, tuple[str, ...]] = {"posttrain": ()} | {" ".join(("posttrain", *added)): added for added in contest.variants}
         runs: dict[str, list[Found]] = {name: [] for name in ("TRL", *variants)}
         rates = []
         for _ in range(rounds):

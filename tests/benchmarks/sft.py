@@ -14,7 +14,8 @@ from peers import Contest, arguments, compare, workload
 # TRL: 2 packed rows of 1,024 tokens a step; ours: 6 conversations, about 2,300 tokens
 SFT = Contest(
     task="sft", kind="sft", batch=2, unit="tokens_per_second", words="tokens/s",
-    overrides=("method=sft", "global_batch=6", "max_tokens=2048"), steps=(8, 12), variants=("model.compile=true",),
+    overrides=("method=sft", "global_batch=6", "max_tokens=2048"), steps=(8, 12),
+    variants=(("hardware=2xcpu",), ("hardware=2xcpu", "model.compile=true")),
 )  # fmt: skip
 
 

@@ -142,12 +142,11 @@ def test_texts_become_values() -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_file_fits_its_function(name: str) -> None:
     suite = find_suite(name)
-    given = {"data": "x"} if "data" in parameters_of(suite.target) else {}
-    extra = {"tasks": ["x"]} if name == "harness" else {}
+    needed = {"data": "x"} if "data" in parameters_of(suite.target) else {"tasks": ["x"]}
     module, _, function = suite.target.rpartition(".")
     real = inspect.signature(getattr(__import__(module, fromlist=[function]), function))
     assert set(suite.settings) <= {p.name for p in real.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    real.bind(None, None, **suite.settings, **given, **extra)
+    real.bind(None, None, **{**needed, **suite.settings})
 
 
 def test_harness_suites_name_tasks_that_exist() -> None:

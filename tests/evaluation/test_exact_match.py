@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, extract, from_rows, merge
+from posttrain.evaluation.generation import generator_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def examples(known: dict[str, str], ask: Callable[[str], list[int]]) -> list[Exa
 
 
 def test_counts_what_is_right(trained_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> None:
-    result = exact_match(trained_model, tokenizer, examples, max_new_tokens=20)
+    result = exact_match(generator_of(trained_model, tokenizer), tokenizer, examples, max_new_tokens=20)
     assert (result.accuracy, result.n) == (0.5, 2)
     assert result.rows[0] == {
         "example": 0,
@@ -42,9 +43,10 @@ def test_counts_what_is_right(trained_model: Qwen3ForCausalLM, tokenizer: PreTra
 
 
 def test_ranks_merge_to_the_whole(trained_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> None:
-    parts = [exact_match(trained_model, tokenizer, [example], max_new_tokens=20) for example in reversed(examples)]
+    generator = generator_of(trained_model, tokenizer)
+    parts = [exact_match(generator, tokenizer, [example], max_new_tokens=20) for example in reversed(examples)]
     sent = [from_rows(json.loads(json.dumps(part.rows))) for part in parts]
-    assert merge(sent) == exact_match(trained_model, tokenizer, examples, max_new_tokens=20)
+    assert merge(sent) == exact_match(generator, tokenizer, examples, max_new_tokens=20)
 
 
 def test_nothing_to_check_is_nan_not_zero() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from posttrain.errors import ConfigError
-from posttrain.evaluation.sampled import majority, pass_at_k, powers
+from posttrain.evaluation.sampled import majority, pass_at_k
+from posttrain.evaluation.suites.about import powers
 from posttrain.runs.comparison.metric import by_example
 from posttrain.runs.evaluate import main
 from posttrain.runs.kept_scores import kept_scores

@@ -18,6 +18,7 @@ from posttrain.data.readers import kind_of
 from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import DataError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
+from posttrain.evaluation.generation import generator_of
 from posttrain.evaluation.scores import Scores, content_of, names_of
 from posttrain.evaluation.scoring import micro_batches, scorer
 from posttrain.evaluation.suites.result import SuiteResult
@@ -48,7 +49,7 @@ def generative(
             the command's default is what the run itself held out.
         limit: first rows that are read.
         max_new_tokens: most tokens of an answer.
-        batch_tokens: tokens, prompt and answer, of one batch.
+        batch_tokens: most tokens, prompts and answers, that are answered at once.
         format: name of the rows' format; auto = detected.
         system: system message for conversations without one.
 
@@ -60,8 +61,9 @@ def generative(
     found = list(prepared.val_checkable)[:limit]
     if not found:
         raise DataError(Problem("data", "no row has a checkable answer", "suite=validation measures the loss on any data"))
+    generator = generator_of(model, tokenizer, held=batch_tokens)
     parts = [
-        exact_match(model, tokenizer, part, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+        exact_match(generator, tokenizer, part, max_new_tokens=max_new_tokens)
         for part in track(_parts(found), "answering", disable=not sys.stderr.isatty(), transient=True)
     ]
     whole: ExactMatch = merge(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,15 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.prepare import CheckableExample, Prepared
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.evaluation.exact_match import Checked, ExactMatch, check
-from posttrain.evaluation.sampled import majority, pass_at_k, powers
+from posttrain.evaluation.generation import generator_of
+from posttrain.evaluation.sampled import majority, pass_at_k
 from posttrain.evaluation.scores import Scores
+from posttrain.evaluation.suites.about import powers
 from posttrain.evaluation.suites.local import ANY_LENGTH, facts, prepared_of
+from posttrain.evaluation.suites.prompted import seed_of, stderr
 from posttrain.evaluation.suites.result import SuiteResult
-from posttrain.models.policy import PolicyModel, causal_lm
-from posttrain.models.probe import probe
 from posttrain.rollout.base import Generator, Request, Sampling
-from posttrain.rollout.decoding import plain_attention
-from posttrain.rollout.native import NativeGenerator
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ def sampled(
     found = list(prepared.val_checkable)[:limit]
     if not found:
         raise DataError(Problem("data", "no row has a checkable answer", "suite=validation measures the loss on any data"))
-    asked = _ask(_generator(model, tokenizer), tokenizer, found, drawn, samples, seed)
+    asked = _ask(generator_of(model, tokenizer), tokenizer, found, drawn, samples, seed)
     scores = _scores(asked, samples)
     metrics = {name: some.mean for name, some in scores.items()}
-    errors = {f"{name}_stderr": _stderr(some, len(asked)) for name, some in scores.items()}
+    errors = {f"{name}_stderr": stderr(some.values.reshape(len(asked), -1).mean(1)) for name, some in scores.items()}
     rows = [row | {"sample": place} for one in asked for place, row in enumerate(map(asdict, (one.greedy, *one.sampled)), -1)]
     return SuiteResult({**metrics, **errors, "n": float(len(asked))}, rows, facts(prepared), scores)
 
@@ -88,16 +86,6 @@ def _sampling(samples: int, temperature: float, top_p: float, max_new_tokens: in
         raise ConfigError(Problem("eval suite=sampled", str(error))) from error
 
 
-def _generator(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Generator:
-    """Our decoder, which computes a prompt once for all its answers. Raises LayoutError if no layout is exact for the family."""
-    core = causal_lm(model)
-    core.set_attn_implementation(plain_attention(core))
-    found = probe(core, device=next(model.parameters()).device)
-    generator = NativeGenerator()
-    generator.attach(PolicyModel(model, layout=found.layout, head=found.head), tokenizer)
-    return generator
-
-
 def _ask(
     generator: Generator,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,7 +96,7 @@ def _ask(
 ) -> list[Asked]:
     prompts = [np.asarray(question.prompt_ids) for question in questions]
     first = generator.generate([Request(ids, 1, 0) for ids in prompts], sampling=Sampling(drawn.max_new_tokens, temperature=0.0))
-    others = generator.generate([Request(ids, samples, _seed_of(ids, seed)) for ids in prompts], sampling=drawn)
+    others = generator.generate([Request(ids, samples, seed_of(ids, seed)) for ids in prompts], sampling=drawn)
 
     def checked(question: CheckableExample, tokens: np.ndarray) -> Checked:
         return check(question, str(tokenizer.decode(tokens, skip_special_tokens=True)))
@@ -117,12 +105,6 @@ def _ask(
         Asked(checked(question, one[0].tokens), tuple(checked(question, answer.tokens) for answer in some))
         for question, one, some in zip(questions, first, others, strict=True)
     ]
-
-
-def _seed_of(prompt: np.ndarray, seed: int) -> int:
-    """Of a question's samples: they do not depend on the questions beside it."""
-    content = np.ascontiguousarray(prompt, np.int64).tobytes() + seed.to_bytes(8, "little", signed=True)
-    return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
 
 
 def _scores(asked: Sequence[Asked], samples: int) -> dict[str, Scores]:
@@ -139,9 +121,3 @@ def _scores(asked: Sequence[Asked], samples: int) -> dict[str, Scores]:
         found[f"pass_at_{k}"] = Scores(names, pass_at_k(right.sum(1), samples, k))
     votes = [majority([answer.extracted for answer in one.sampled], one.greedy.expected) for one in asked]
     return found | {f"maj_at_{samples}": Scores(names, np.array(votes))}
-
-
-def _stderr(scores: Scores, questions: int) -> float:
-    """Over questions, which are drawn at random; NaN with a single one."""
-    by_question = scores.values.reshape(questions, -1).mean(1)
-    return float(by_question.std(ddof=1) / questions**0.5) if questions > 1 else float("nan")

@@ -45,5 +45,8 @@ class Backend(ABC):
     def place(self, device: str) -> None:  # noqa: B027
         """Where the policy is, for backends with `device=auto`."""
 
+    def check(self) -> None:  # noqa: B027
+        """Raises ConfigError for what can be told to fail before anything is loaded."""
+
     def start(self) -> None:  # noqa: B027
         """Load what is needed. Raises ConfigError where that fails."""

@@ -65,6 +65,10 @@ class OpenAI(Backend):
         self.concurrency, self.timeout, self.retries, self.pause, self.patience = concurrency, timeout, retries, pause, patience
 
     def start(self) -> None:
+        """See `Backend`."""
+        self.check()
+
+    def check(self) -> None:
         """Raises ConfigError where the variable of the API key is not set."""
         if self.key_variable is not None and not os.environ.get(self.key_variable):
             hint = f"export {self.key_variable}=..."

@@ -151,7 +151,7 @@ def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, 
     """Greedy answers of a run's artifact."""
     from posttrain.data.chat import Chat
     from posttrain.data.spans import encode_texts
-    from posttrain.evaluation.generation import greedy
+    from posttrain.evaluation.generation import generator_of, greedy
     from posttrain.runs.loaded import load
 
     folder = find_artifact(str(last_stage(run)))
@@ -159,7 +159,7 @@ def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, 
     chat = Chat(tokenizer, load_config(last_stage(run))["data"].get("template_kwargs") or {})
     texts = [chat.render(chat.fitted(question.messages or ()), (), prompt=True) for question in questions]
     prompts = [ids for ids, _ in encode_texts(tokenizer, texts)]
-    for tokens in greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens):
+    for tokens in greedy(generator_of(model, tokenizer), prompts, max_new_tokens=max_new_tokens):
         yield str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 

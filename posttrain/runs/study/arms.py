@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from posttrain.errors import Problem
+from posttrain.evaluation.suites.about import about
 from posttrain.runs import suggest
 from posttrain.runs.study.spec import Study
+from posttrain.runs.suites import suites_of
 
 Config = Mapping[str, Any]
 OF_TRAINING = ("loss", "reward/mean", "kl", "rewards/accuracy", "rewards/margin", "accuracy")
@@ -32,9 +34,9 @@ def _without_folders(config: Config) -> dict[str, Any]:
 
 def unmeasured(study: Study, arms: Mapping[str, Config]) -> Iterator[Problem]:
     """A metric that no arm will have when it has finished."""
-    if study.metric is None or any(study.metric.startswith(name) for config in arms.values() for name in _measured(_last(config))):
+    if study.metric is None or any(is_measured(study.metric, _last(config)) for config in arms.values()):
         return
-    there = sorted({name for config in arms.values() for name in _measured(_last(config))})
+    there = sorted({name for config in arms.values() for name in [*_exact(_last(config)), *_beginnings(_last(config))]})
     yield Problem("study.metric", f"no arm will have {study.metric}", suggest.hint(study.metric, there))
 
 
@@ -44,8 +46,20 @@ def _last(config: Config) -> Config:
     return stages[-1]["config"] if stages else config
 
 
-def _measured(config: Config) -> Sequence[str]:
-    """Names, or the beginnings of names, of what a run measures."""
-    held_out = ("val/",) if config["validate"]["at_end"] else ()
-    answered = ("eval/exact_match",) if config["evaluation"]["exact_match"] is not None else ()
-    return (*held_out, *answered, *OF_TRAINING)
+def is_measured(metric: str, config: Config) -> bool:
+    """Whether a run will have the metric when it has finished, as far as that can be known."""
+    return metric in _exact(config) or any(metric.startswith(name) for name in _beginnings(config))
+
+
+def _exact(config: Config) -> list[str]:
+    """Names of what is measured at a run's end."""
+    answered = ["eval/exact_match"] if config["evaluation"]["exact_match"] is not None else []
+    named = [(suite, about(suite.target).metrics) for suite in suites_of(config)]
+    return [*answered, *(f"eval/{suite.name}/{name}" for suite, metrics in named if metrics for name in metrics(suite.settings))]
+
+
+def _beginnings(config: Config) -> list[str]:
+    """How the names begin of what is measured, where only training or the suite knows them whole."""
+    held_out = ["val/"] if config["validate"]["at_end"] else []
+    open_suites = [f"eval/{suite.name}/" for suite in suites_of(config) if about(suite.target).metrics is None]
+    return [*held_out, *open_suites, *OF_TRAINING]
