@@ -21,18 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = [
-    "posttrain.runs.session",
-    "posttrain.runs.worker",
-    "posttrain.__main__",
-    "transformers.models.qwen3",
-    "pandas",
-    "datasets",
-    "peft",
-]
 RANKS = ("posttrain.runs.worker", "tests.distributed.ranks")  # modules with a `main`
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(IMPORTED)
+SERVER.set_forkserver_preload(["tests.warm"])
 
 
 class Preloaded:
