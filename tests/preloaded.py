@@ -21,18 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = [
-    "posttrain.runs.session",
-    "posttrain.runs.worker",
-    "posttrain.__main__",
-    "transformers.models.qwen3",
-    "pandas",
-    "datasets",
-    "peft",
-]
 RANKS = ("posttrain.runs.worker", "tests.distributed.ranks")  # modules with a `main`
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(IMPORTED)
+SERVER.set_forkserver_preload(["tests.warm"])
 
 
 class Preloaded:
@@ -84,8 +75,11 @@ class Preloaded:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Standard output and standard error, once it has ended."""
+    def communicate(self, given: str = "", timeout: float | None = None) -> tuple[str, str]:
+        """Standard output and standard error, once it has ended. given: a few lines to read before the end of its input."""
+        if given:
+            os.write(self._stdin.fileno(), given.encode())
+            self._stdin.close()
         self.wait(timeout)
         self._stdin.close()
         if self._told is None:
@@ -104,6 +98,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], folder:
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(stdin.fileno(), 0)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing had put another file there
     for number in (1, 2) if told else ():
         os.dup2(os.open(f"{told}/{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))

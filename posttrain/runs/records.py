@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, TextIO
@@ -138,13 +139,16 @@ def whole_lines(content: bytes) -> Iterator[bytes]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that shape a result, read from package metadata without importing them."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+
+
+@cache
+def _version(name: str) -> str:
+    """Reading a package's metadata takes milliseconds, and a run tells its versions in several places."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -23,9 +24,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def piped(run_dir: Path, lines: str, *args: str) -> subprocess.CompletedProcess[str]:
-    pairs = {"run": str(run_dir), "temperature": "0", "max_new_tokens": "30"} | dict(arg.split("=") for arg in args)
-    code = f"import sys; from posttrain.runs.chat import main; sys.exit(main({pairs!r}))"
-    return subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    line = ["chat", f"run={run_dir}", "temperature=0", "max_new_tokens=30", *args]
+    process = preloaded.posttrain(*line)
+    out, err = process.communicate(lines, timeout=120)
+    return subprocess.CompletedProcess(line, process.wait(), out, err)
 
 
 def test_a_pipe_answers_each_line(run_dir: Path) -> None:

@@ -168,6 +168,7 @@ def test_an_artifact_renders_as_its_training_did(tmp_path, method):
 )
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, more):
     line = [*more, "model=nano", "tracking=none", "hardware=cpu", "limit=60", "global_batch=4", "scheduler=constant"]
+    line += ["validate.max_examples=16"]
     for name, stages in {"whole": (6,), "parts": (3, 6)}.items():
         for steps in stages:
             keep = ["validate.at_end=false"] if steps == 3 else []
@@ -181,7 +182,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, more):
 def test_adapters_and_head_are_trained_together(tmp_path):
     folder = tmp_path / "run"
     line = [*PAIRS, "model=nano", "model/peft=lora", "tracking=none", "hardware=cpu", "limit=300", "global_batch=16", "max_steps=25"]
-    assert run_job(compose([*line, "optimizer.lr=3e-3", f"output_dir={folder}"])) == 0
+    assert run_job(compose([*line, "optimizer.lr=3e-3", "validate.max_examples=100", f"output_dir={folder}"])) == 0
     assert rows_of(folder)[-1]["val/accuracy"] > 0.9
     assert (folder / "artifact" / "adapter" / "adapter_model.safetensors").is_file()
     scores = load_reward_model(folder / "artifact")(CONVERSATIONS)

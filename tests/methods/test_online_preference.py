@@ -156,6 +156,7 @@ def test_what_does_not_go_together() -> None:
 RUN = [
     "method=rlaif", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=200", "global_batch=8",
     "rollout.group_size=4", "rollout.max_new_tokens=12", "optimizer.lr=1e-3", "validate.at_start=false",
+    "validate.max_examples=24",
 ]  # fmt: skip
 
 
@@ -189,7 +190,16 @@ def test_a_judge_moves_what_it_judges(tmp_path: Path) -> None:
     """The scripted judge prefers answers with an `e`; a random model writes one into few of its answers."""
     judge = ["reward.pair_judge.backend.prefer=contains", "reward.pair_judge.backend.text=e"]
     watched = ["reward=[pair_judge,judge]", "reward.judge.weight=0", "reward.judge.backend.prefer=contains", "reward.judge.backend.text=e"]
-    rows = run(tmp_path / "run", *judge, *watched, "max_steps=20", "global_batch=16", "rollout.group_size=8", "validate.at_start=true")
+    rows = run(
+        tmp_path / "run",
+        *judge,
+        *watched,
+        "max_steps=20",
+        "global_batch=16",
+        "rollout.group_size=8",
+        "validate.at_start=true",
+        "validate.max_examples=null",
+    )
     shares = [row["reward/judge"] for row in rows if "reward/judge" in row]
     assert np.mean(shares[:2]) < 0.2
     assert np.mean(shares[-3:]) > np.mean(shares[:2]) + 0.3  # of 384 and 256 answers: ten standard errors
@@ -199,6 +209,6 @@ def test_a_judge_moves_what_it_judges(tmp_path: Path) -> None:
 
 def test_the_judge_as_a_reward_moves_it_too(tmp_path: Path) -> None:
     judge = ["reward=[judge]", "reward.judge.backend.prefer=contains", "reward.judge.backend.text=e"]
-    rows = run(tmp_path / "run", "method=grpo", *judge, "max_steps=20", "global_batch=16", "rollout.group_size=8")
+    rows = run(tmp_path / "run", "method=grpo", *judge, "max_steps=20", "global_batch=16", "rollout.group_size=8", "validate.at_end=false")
     shares = [row["reward/judge"] for row in rows if "reward/judge" in row]
     assert np.mean(shares[-3:]) > np.mean(shares[:2]) + 0.3

@@ -14,6 +14,9 @@ FEWER = {
     r"max_steps=\d+": "max_steps=3",
     "limit=800": "limit=60",
     "exact_match.examples=100": "exact_match.examples=8",
+    "global_batch=16": "global_batch=4",
+    "group_size=8": "group_size=4",
+    "max_new_tokens=48": "max_new_tokens=12",
     '"tracking=none"': '"tracking=none", "validate.max_examples=16"',
 }
 
