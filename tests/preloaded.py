@@ -30,7 +30,7 @@ IMPORTED = [
     "datasets",
     "peft",
 ]
-RANKS = ("posttrain.runs.worker", "tests.distributed.ranks")  # modules with a `main`
+RANKS = ("posttrain.runs.worker", "tests.distributed.ranks", "tests.studies")  # modules with a `main`
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 
