@@ -55,9 +55,10 @@ def test_a_plain_sweep_leaves_a_record_too(tmp_path):
     assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
 
 
+STAGED = "stages=[{name:one,overrides:['method=sft'],share:0.5},{name:two,overrides:['method=sft'],inputs:{policy:one}}]"
 TINY = [
-    "study=sft_lr", "study.arms={sft: [method=sft], staged: [method=staged, 'stages=[sft,dpo]', stages.sft.share=0.5]}", "study.seeds=[1]",
-    *LINE[1:-1], "checkpoint.every_steps=1", "budget.flops=6e8",
+    "study=sft_lr", f'study.arms={{sft:["method=sft"],staged:["method=staged","{STAGED}"]}}', "study.seeds=[1]", *LINE[1:-1],
+    "checkpoint.every_steps=1", "budget.flops=1e9",
 ]  # fmt: skip
 OF_A_MOMENT = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 
@@ -65,7 +66,7 @@ OF_A_MOMENT = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 def outcome(folder):
     """What the runs of a study came to, without places and times."""
     found = {"record": (folder / "study.json").read_text(encoding="utf-8")}
-    for run in ("sft/seed=1", "staged/seed=1", "staged/seed=1/1_sft", "staged/seed=1/2_dpo"):
+    for run in ("sft/seed=1", "staged/seed=1", "staged/seed=1/1_one", "staged/seed=1/2_two"):
         result = json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
         kept = {key: value for key, value in result.items() if key not in (*OF_A_MOMENT, "artifact", "stages")}
         stages = [(stage["name"], stage["hash"], stage["status"], stage["flops"]) for stage in result.get("stages", ())]

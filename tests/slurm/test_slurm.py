@@ -130,20 +130,21 @@ def test_a_study_is_the_same_here_and_on_the_cluster(sweep: Callable[..., Sweep]
     """Arms, MLflow runs and curves, though a stage's job goes back into the queue; the stages of a pipeline are jobs."""
     stores = {name: [f"tracking.uri=sqlite:///{tmp_path / name}.db", f"stages_dir={tmp_path / name}.stages"] for name in ("here", "there")}
     one = sweep(*STUDY, "seed=1", *stores["there"])
-    line = [sys.executable, "-m", "posttrain", "-m", *STUDY, "seed=1", *stores["here"], f"output_dir={tmp_path / 'here'}"]
+    folder = tmp_path / "here" / "sweep"
+    line = [sys.executable, "-m", "posttrain", "-m", *STUDY, "seed=1", *stores["here"], f"output_dir={folder}"]
     here = subprocess.Popen(line, env=one.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     one.until(one.reached("method=staged/1_sft", 1))
     record = json.loads((one.folder / "sweep.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == ["method=staged/1_sft", "method=staged/2_grpo"]
     subprocess.run(["scancel", "--signal=USR2", record["stages"][0]["slurm_id"]], check=True)
     one.until(lambda: re.search(r"method=staged/2_grpo +\d+ +pending +waiting", one.command("status")) is not None)
-    shown, _ = one.process.communicate(timeout=400)
+    shown, _ = one.process.communicate(timeout=540)
     assert one.process.returncode == 0, shown + one.logs()
     assert "is queued again" in one.logs()
-    assert here.wait(400) == 0
-    assert arms(one.folder) == arms(tmp_path / "here")
+    assert here.wait(540) == 0
+    assert arms(one.folder) == arms(folder)
     for run in ("method=sft", "method=staged/1_sft", "method=staged/2_grpo"):
-        assert (one.folder / run / "metrics.jsonl").read_bytes() == (tmp_path / "here" / run / "metrics.jsonl").read_bytes()
+        assert (one.folder / run / "metrics.jsonl").read_bytes() == (folder / run / "metrics.jsonl").read_bytes()
     assert len(known := tracked(tmp_path / "there.db")) == 4
     assert known == tracked(tmp_path / "here.db")
 
@@ -153,7 +154,7 @@ def test_a_stage_that_fails_ends_every_pipeline_that_needs_it(sweep: Callable[..
     (tmp_path / "broken.jsonl").write_text("{")
     broken = ("stages.sft.data=files", f"stages.sft.data.train={tmp_path / 'broken.jsonl'}", f"stages_dir={tmp_path / 'stages'}")
     one = sweep("method=staged,staged_dpo", *STUDY[1:5], *STUDY[6:], "tracking=none", *broken)
-    shown, _ = one.process.communicate(timeout=300)
+    shown, _ = one.process.communicate(timeout=540)
     assert one.process.returncode == 2, shown
     record = json.loads((one.folder / "sweep.json").read_text())
     first, *behind = record["stages"]

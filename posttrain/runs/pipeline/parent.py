@@ -26,7 +26,8 @@ class Parent:
         if not is_mlflow(node):
             return node
         tags = {**(self.config["tracking"].get("tags") or {}), "stage": stage}
-        return {**node, "parent_run_id": self.run_id, "tags": tags, "run_name": f"{self.folder.name}/{stage}"}
+        own = self.config["tracking"].get("run_name") or self.folder.name  # in a study the arm's name is part of it
+        return {**node, "parent_run_id": self.run_id, "tags": tags, "run_name": f"{own}/{stage}"}
 
     def finish(self, status: Status) -> None:
         """Close it, if it is the pipeline's own."""

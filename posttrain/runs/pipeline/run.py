@@ -139,11 +139,10 @@ class Pipeline:
         with store.holding(self.store, stage.key, lambda: say(f"{stage.title}: another process is making it; waiting")) as folder:
             store.link(stage.place, folder)
             config = self._complete(stage, folder)
-            code, reused = self._made(stage, config, folder)
-            self.ended.append(self._ended(stage, config, folder, reused=reused, status=status_of(code)))
-        self._say_end(self.ended[-1], stage.title, code)
-        if code == DONE and not reused:
-            store.note_made(self.folder, stage.place.name, stage.key)
+            code, found = self._made(stage, config, folder)
+            self.ended.append(self._ended(stage, config, folder, status_of(code)))
+        if not found:
+            self._say_end(self.ended[-1], stage.title, code)
         return code
 
     def find(self, count: int) -> None:
@@ -154,15 +153,15 @@ class Pipeline:
             result = store.result_of(folder)
             if result is not None:
                 store.link(stage.place, folder)
-                reused = not store.was_made(self.folder, stage.place.name, stage.key)
-                self.ended.append(self._ended(stage, self._complete(stage, folder), folder, reused=reused, status=result["status"]))
+                self.ended.append(self._ended(stage, self._complete(stage, folder), folder, result["status"]))
             if result is None or result["status"] != "finished":
                 return
 
     def _complete(self, stage: Wanted, folder: Path) -> dict[str, Any]:
         return stage.complete(folder, self.config["resume"], self.parent.tracking(stage.config, stage.name))
 
-    def _ended(self, stage: Wanted, config: dict[str, Any], folder: Path, *, reused: bool, status: Status) -> Ended:
+    def _ended(self, stage: Wanted, config: dict[str, Any], folder: Path, status: Status) -> Ended:
+        reused = not store.was_begun(self.folder, stage.place.name, stage.key)
         return Ended(stage.name, stage.place, folder, stage.key, reused, status, config, store.result_of(folder))
 
     def _made(self, stage: Wanted, config: dict[str, Any], folder: Path) -> tuple[int, bool]:
@@ -177,11 +176,10 @@ class Pipeline:
             say(f"{stage.title}: made anew, {reason}")
             store.begin_anew(folder)
         say(f"{stage.title}: {'continues' if (folder / 'checkpoints').is_dir() else 'begins'} in {shown(stage.place)}")
+        store.note_begun(self.folder, stage.place.name, stage.key)
         return self.make(config), False
 
     def _say_end(self, stage: Ended, title: str, code: int) -> None:
-        if stage.reused:
-            return
         if code == DONE and stage.result is not None:
             say(f"{title}: finished, {stage.result['steps']} steps in {duration(float(stage.result['train_seconds']))}")
         elif code in STOPPED:

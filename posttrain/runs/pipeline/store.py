@@ -19,7 +19,7 @@ from posttrain.runs.pipeline.identity import WITHOUT_EFFECT
 from posttrain.runs.resume import CONFIG, FREE, set_aside
 
 ARTIFACT, RESULT = "artifact", "result.json"
-MADE = ".made"  # in a pipeline's folder: which of its stages it made itself, where each is a job of its own
+BEGUN = ".begun"  # in a pipeline's folder: which of its stages it made itself
 
 
 @contextmanager
@@ -93,13 +93,13 @@ def link(place: Path, target: Path) -> None:
     os.replace(partial, place)
 
 
-def note_made(pipeline: Path, name: str, key: str) -> None:
-    """Remember in a pipeline's folder that it made this stage itself."""
-    (pipeline / MADE).mkdir(exist_ok=True)
-    write_atomic(pipeline / MADE / name, f"{key}\n")
+def note_begun(pipeline: Path, name: str, key: str) -> None:
+    """Remember in a pipeline's folder that it made this stage itself, also where a kill ends that."""
+    (pipeline / BEGUN).mkdir(exist_ok=True)
+    write_atomic(pipeline / BEGUN / name, f"{key}\n")
 
 
-def was_made(pipeline: Path, name: str, key: str) -> bool:
+def was_begun(pipeline: Path, name: str, key: str) -> bool:
     """Whether the pipeline in this folder made the stage itself."""
-    note = pipeline / MADE / name
+    note = pipeline / BEGUN / name
     return note.is_file() and note.read_text(encoding="utf-8").strip() == key

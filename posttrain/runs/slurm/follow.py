@@ -34,7 +34,7 @@ def follow(record: SweepRecord, say: Callable[[str], None]) -> list[int]:
             log = f", see {record.folder / LOGS / f'{job.slurm_id}_0_log.out'}" if code == FAILED else ""
             codes |= {} if job.runs else {job.name: code}
             stages -= bool(job.runs)
-            left = f"{stages} stages to come" if job.runs else f"{len(codes)} of {len(record.jobs)}"
+            left = f"stages to come: {stages}" if job.runs else f"{len(codes)} of {len(record.jobs)}"
             say(f"{word(code)}: {job.name} (job {job.slurm_id}), {left}{log}")
     except KeyboardInterrupt:
         say("\n".join(("the jobs go on without this shell:", *commands(record))))

@@ -84,8 +84,8 @@ def run(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str
     before = record.ids
     submitted = _chains_submitted(wishes, record, allow_targets, live) if chained else _submitted(wishes, record, allow_targets)
     ids = [slurm_id for slurm_id in submitted.ids if slurm_id not in before]
-    told = f"submitted {len(wishes)} runs as jobs {', '.join(ids)}" + (f", beside {', '.join(before)}" if before else "")
-    print("\n".join((f"{told}; Ctrl-C leaves them running:", *follow.commands(record))), flush=True)
+    told = [f"submitted as jobs {', '.join(ids)}"] * bool(ids) + [f"still there are jobs {', '.join(before)}"] * bool(before)
+    print("\n".join((f"{len(wishes)} runs: {'; '.join(told)}. Ctrl-C leaves them running:", *follow.commands(record))), flush=True)
     return follow.follow(submitted, lambda line: print(line, flush=True))
 
 

@@ -109,6 +109,7 @@ def _continued(config: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 def _end(code: int) -> None:
+    """A job that ended well goes on to say so to submitit."""
     if code:
         sys.exit(code)
 
