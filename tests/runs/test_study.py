@@ -88,7 +88,7 @@ def test_a_study_killed_again_and_again_comes_to_the_same(tmp_path):
     seconds, moments = time.monotonic() - began, random.Random(3)
     for _ in range(3):
         killed = begin("killed")
-        time.sleep(moments.uniform(0.2, 0.7) * seconds)
+        time.sleep(moments.uniform(0.15, 0.45) * seconds)
         killed.kill()
         killed.wait()
     last = begin("killed")

@@ -64,7 +64,7 @@ def show_scripts(wishes: Sequence[Wish], sweep: Path) -> None:
         for link in links:
             waits = [links[number].name for number in link.after]
             print(f"\n# {link.name}{', after ' + ' and '.join(waits) if waits else ''}:")
-            print(script(depending(link.request, dependency(link, [f"ID_OF[{other.name}]" for other in links])), sweep, 1))
+            print(script(depending(link.request, dependency(link, [f"ID_OF_{other.name}" for other in links])), sweep, 1))
         return
     for request, members in groups([wish.requests[0] for wish in wishes]):
         print("\n".join(("", f"# {len(members)} of {len(wishes)} runs:", *(f"#   {wishes[number].name}" for number in members))))
