@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RANKS = ("posttrain.runs.worker", "tests.distributed.ranks")  # modules with a `main`
+RANKS = ("posttrain.runs.worker", "tests.distributed.ranks", "tests.studies")  # modules with a `main`
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.warm"])
 

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -27,12 +26,16 @@ from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
+from posttrain.runs.slurm.chain import Wish
+from posttrain.runs.slurm.live import Live, live_in
 from posttrain.runs.study.record import known_parent, write_study
 from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
 from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, planned_of
-from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord, jobs_so_far, read_record
+from posttrain.runs.sweep_record import SweepRecord, jobs_so_far, read_record, stages_so_far
+from posttrain.runs.sweep_recording import recorded
 from posttrain.runs.sweep_table import table_of
+from posttrain.runs.tracking.sync import complete
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -67,16 +70,30 @@ def rules_of(master: DictConfig) -> Sequence[rules.Rule]:
 
 
 def run_jobs(jobs: Sequence[Job], call: Call, master: DictConfig, folders: Sequence[Path], study: Study | None = None) -> int:
-    """Starts checked jobs where the launcher of `master` puts them; those of a study that are finished already are left as they are."""
+    """Starts checked jobs where the launcher of `master` puts them; those that are finished already are left as they are."""
     folder = Path(master.hydra.sweep.dir).absolute()
-    pending = jobs if study is None else [job for job in jobs if not is_finished(job.config)]
+    pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
         return _run(jobs, pending, call, folder, lambda record: _launch(record, pending, master, folders, call.allow_targets), study)
-    requests = slurm.requests_of([_launcher_node(master, job) for job in pending])
-    if requests[0].dry_run:
-        slurm.show_scripts(requests, [job.name for job in pending], folder)
+    wishes = _wishes(master, pending)
+    if wishes[0].requests[0].dry_run:
+        slurm.show_scripts(wishes, folder)
         return 0
-    return _run(jobs, pending, call, folder, lambda record: slurm.run(requests, record, call.allow_targets), study)
+    live = live_in(folder)
+    return _run(jobs, pending, call, folder, partial(_submit, wishes, allow_targets=call.allow_targets, live=live), study, live)
+
+
+def _wishes(master: DictConfig, jobs: Sequence[Job]) -> list[Wish]:
+    """What each job asks the cluster for. Raises ConfigError for what is wrong with that."""
+    nodes = [_launcher_nodes(master, job) for job in jobs]
+    requests = iter(slurm.requests_of([node for some in nodes for node in some]))
+    return [Wish(job.name, job.config, [next(requests) for _ in some]) for job, some in zip(jobs, nodes, strict=True)]
+
+
+def _submit(wishes: Sequence[Wish], record: SweepRecord, *, allow_targets: Sequence[str], live: Live) -> list[int]:
+    """Submits the recorded jobs, and waits for them. live: what is not to be submitted again."""
+    told = [replace(wish, slurm_id=job.slurm_id) for wish, job in zip(wishes, record.jobs, strict=True)]
+    return slurm.run(told, record, allow_targets, live.ids)
 
 
 def _searches(hydra_lines: Sequence[str], folders: Sequence[Path]) -> bool:
@@ -100,16 +117,17 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
         return checked_job(Planned(name, name, lines), call, folder, must_hold)
 
     def launch(jobs: Sequence[Job]) -> list[int]:
-        requests = slurm.requests_of([_launcher_node(master, job) for job in jobs]) if target == slurm.TARGET else []
-        earlier = jobs_so_far(folder)
-        record = _recorded(jobs, folder, None, first=len(earlier))
-        record.beside(earlier).write()
-        if not requests:
+        wishes = _wishes(master, jobs) if target == slurm.TARGET else []
+        live = live_in(folder) if wishes else Live()
+        earlier, stages = jobs_so_far(folder), stages_so_far(folder)
+        record = recorded(jobs, folder, None, live, first=len(earlier))
+        record.beside(earlier, stages).write()
+        if not wishes:
             return _launch(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
         try:
-            return slurm.run(requests, record, call.allow_targets)
+            return _submit(wishes, record, allow_targets=call.allow_targets, live=live)
         finally:
-            read_record(folder).beside(earlier).write()
+            read_record(folder).beside(earlier, stages).write()
 
     node = cast(dict[str, Any], OmegaConf.to_container(master.hydra.sweeper, resolve=True))
     sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, partial(_child, study=folder.name))
@@ -123,16 +141,19 @@ def _run(
     folder: Path,
     launch: Callable[[SweepRecord], list[int]],
     study: Study | None,
+    live: Live = Live(),  # noqa: B008 - frozen
 ) -> int:
     """Launches the pending jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end."""
     from posttrain.runs.tracking.sweep import parent_open, start_parent
 
     told = jobs[0].config if study is None else {**jobs[0].config, "study": study.name}
-    parent = (None if study is None else known_parent(folder)) or start_parent(told, call.overrides)
+    parent = start_parent(told, call.overrides, folder) if pending else known_parent(folder)
     write_study(folder, _folders_of(jobs), jobs[0].config, parent, study)
+    for job in (job for job in jobs if job not in pending):
+        complete(Path(job.config["output_dir"]), "finished")
     with parent_open(jobs[0].config, parent) as ends:
         children = [_child(job, parent, folder.name if study is None else study.name) for job in pending]
-        codes = launch(_recorded(children, folder, parent)) if pending else []
+        codes = launch(recorded(children, folder, parent, live)) if pending else []
         ends("failed" if any(codes) else "finished")
     ended = dict(zip((job.name for job in pending), codes, strict=True))
     rows = [(job.name, Path(job.config["output_dir"]), ended.get(job.name, 0)) for job in jobs]
@@ -148,29 +169,23 @@ def _folders_of(jobs: Sequence[Job]) -> dict[str, list[Path]]:
     return found
 
 
-def _recorded(jobs: Sequence[Job], folder: Path, parent: str | None, first: int = 0) -> SweepRecord:
-    """Writes each job's config into the sweep's folder, and which jobs there are. first: the number of the first."""
-    files = [_write_job(job, folder / JOBS / f"{number}.yaml") for number, job in enumerate(jobs, first)]
-    entries = [JobRecord(job.name, Path(job.config["output_dir"]), file) for job, file in zip(jobs, files, strict=True)]
-    for entry in entries:
-        Outcome(entry.file).clear()
-    (folder / JOBS / "closed").unlink(missing_ok=True)
-    record = SweepRecord(folder, tuple(entries), jobs[0].config["tracking"], parent)
-    record.write()
-    return record
+def _launcher_nodes(master: DictConfig, job: Job) -> list[dict[str, Any]]:
+    """The launcher's settings as the job's hardware fills them in; of a pipeline in SLURM, as each stage's does."""
+    own = _launcher_node(master, job.config)
+    if not job.config["stages"] or own["_target_"] != slurm.TARGET:
+        return [own]
+    if own["stages"] != "one_job":
+        return [_launcher_node(master, stage["config"]) for stage in job.config["stages"]]
+    from posttrain.runs.pipeline.cluster import one_task
+
+    return [one_task(own, job.config)]
 
 
-def _launcher_node(master: DictConfig, job: Job) -> dict[str, Any]:
-    """The launcher's settings as the job's hardware fills them in."""
+def _launcher_node(master: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
     own = copy.deepcopy(master)
     with open_dict(own):
-        own.hardware = job.config["hardware"]
-    node = cast(dict[str, Any], OmegaConf.to_container(own.hydra.launcher, resolve=True))
-    if job.config["stages"] and node["_target_"] == slurm.TARGET:
-        from posttrain.runs.pipeline.cluster import one_task
-
-        return one_task(node, job.config)
-    return node
+        own.hardware = config["hardware"]
+    return cast(dict[str, Any], OmegaConf.to_container(own.hydra.launcher, resolve=True))
 
 
 def _common(combinations: Sequence[dict[str, str]]) -> list[str]:
@@ -242,14 +257,8 @@ def _launch(
 def _search_path(folders: Sequence[Path]) -> Any:
     path = create_config_search_path(str(folders[0]))
     for folder in folders[1:]:
-        path.append("user", f"file://{folder}")
+        path.prepend("user", f"file://{folder}", anchor="schema")  # which Hydra wants to be last
     return path
-
-
-def _write_job(job: Job, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return file
 
 
 def run_job_file(config: DictConfig) -> int:

@@ -19,22 +19,42 @@ JOBS = ".jobs"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """name: the swept overrides. folder: the run's. file: its whole config. slurm_id: where SLURM runs it."""
+    """name: the swept overrides. folder: the run's. file: its whole config. slurm_id: where SLURM runs it.
+
+    Of a stage that is a job: key: what it makes. runs: names of the pipelines that need it, its own first; file: which stage of which
+    pipeline it is.
+    """
 
     name: str
     folder: Path
     file: Path
     slurm_id: str | None = None
+    key: str | None = None
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """tracking: the `tracking` node of its config. parent: its run in MLflow, to be closed when all jobs have ended."""
+    """tracking: the `tracking` node of its config. parent: its run in MLflow, to be closed when all jobs have ended.
+
+    stages: those that are jobs of their own, in the order in which they were submitted; the job of a pipeline's last one is in `jobs` too.
+    """
 
     folder: Path
     jobs: tuple[JobRecord, ...]
     tracking: Mapping[str, Any]
     parent: str | None = None
+    stages: tuple[JobRecord, ...] = ()
+
+    @property
+    def ids(self) -> list[str]:
+        """SLURM's ids of all jobs, in the order in which they were submitted."""
+        known = {job.slurm_id for job in (*self.stages, *self.jobs) if job.slurm_id}
+        return sorted(known, key=lambda slurm_id: [int(part) for part in slurm_id.split("_")])
+
+    def stages_of(self, run: str) -> list[JobRecord]:
+        """The jobs of a pipeline's stages."""
+        return [stage for stage in self.stages if run in stage.runs]
 
     def write(self) -> None:
         """Write it into the sweep's folder."""
@@ -42,13 +62,21 @@ class SweepRecord:
         content = {**asdict(self), "folder": None}
         write_atomic(self.folder / FILE, json.dumps(content, indent=1, default=str) + "\n")
 
-    def submitted(self, ids: Mapping[int, str]) -> SweepRecord:
-        """The same with the SLURM ids of the jobs with these numbers."""
-        return replace(self, jobs=tuple(replace(job, slurm_id=ids.get(number, job.slurm_id)) for number, job in enumerate(self.jobs)))
+    def submitted(self, ids: Mapping[str, str]) -> SweepRecord:
+        """The same with the SLURM ids of the jobs of these names."""
 
-    def beside(self, earlier: Sequence[JobRecord]) -> SweepRecord:
+        def told(jobs: Sequence[JobRecord]) -> tuple[JobRecord, ...]:
+            return tuple(replace(job, slurm_id=ids.get(job.name, job.slurm_id)) for job in jobs)
+
+        return replace(self, jobs=told(self.jobs), stages=told(self.stages))
+
+    def beside(self, earlier: Sequence[JobRecord], stages: Sequence[JobRecord] = ()) -> SweepRecord:
         """The same with the jobs of earlier records before it; a job that is named again counts once, as it is now."""
-        return replace(self, jobs=tuple({job.name: job for job in (*earlier, *self.jobs)}.values()))
+
+        def joined(before: Sequence[JobRecord], now: Sequence[JobRecord]) -> tuple[JobRecord, ...]:
+            return tuple({job.name: job for job in (*before, *now)}.values())
+
+        return replace(self, jobs=joined(earlier, self.jobs), stages=joined(stages, self.stages))
 
 
 def jobs_so_far(folder: Path) -> tuple[JobRecord, ...]:
@@ -57,6 +85,11 @@ def jobs_so_far(folder: Path) -> tuple[JobRecord, ...]:
     folders = [Path(yaml.safe_load(file.read_text(encoding="utf-8"))["output_dir"]) for file in files]
     known = {job.file: job for job in (read_record(folder).jobs if (folder / FILE).is_file() else ())}
     return tuple(known.get(file, JobRecord(run.name, run, file)) for file, run in zip(files, folders, strict=True))
+
+
+def stages_so_far(folder: Path) -> tuple[JobRecord, ...]:
+    """The stages that were jobs of their own in a sweep that grows."""
+    return read_record(folder).stages if (folder / FILE).is_file() else ()
 
 
 def read_record(folder: Path) -> SweepRecord:
@@ -70,8 +103,12 @@ def read_record(folder: Path) -> SweepRecord:
         what = "no such folder" if not folder.is_dir() else f"holds no {FILE}, so it is not a sweep's folder"
         raise ConfigError(Problem(f"sweep={folder}", what, "give the folder that posttrain -m printed (outputs/sweeps/...)"))
     content = json.loads(file.read_text(encoding="utf-8"))
-    jobs = tuple(JobRecord(job["name"], Path(job["folder"]), Path(job["file"]), job["slurm_id"]) for job in content["jobs"])
-    return SweepRecord(folder, jobs, content["tracking"], content["parent"])
+    jobs, stages = (tuple(map(_job, content.get(key, ()))) for key in ("jobs", "stages"))
+    return SweepRecord(folder, jobs, content["tracking"], content["parent"], stages)
+
+
+def _job(node: Mapping[str, Any]) -> JobRecord:
+    return JobRecord(node["name"], Path(node["folder"]), Path(node["file"]), node["slurm_id"], node.get("key"), tuple(node.get("runs", ())))
 
 
 class Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ WORDS = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "SU
 
 @dataclass(frozen=True)
 class Row:
-    """One job. state: SLURM's word for it, or empty."""
+    """One job. state: SLURM's word for it, or empty. is_stage: of a pipeline that has a row of its own."""
 
     name: str
     slurm_id: str
@@ -29,11 +29,28 @@ class Row:
     status: str
     step: str
     loss: str
+    is_stage: bool = False
 
 
 def rows(record: SweepRecord, states: Mapping[str, str] | None) -> list[Row]:
-    """Every job of a sweep as it stands now. states: SLURM's, by its ids; None where it cannot be asked."""
-    return [_row(job, states) for job in record.jobs]
+    """Every run of a sweep as it stands now, below a pipeline its stages where they are jobs. states: SLURM's, by its ids; None where it
+    cannot be asked.
+    """
+    found: list[Row] = []
+    for job in record.jobs:
+        stages = [_row(stage, states) for stage in record.stages_of(job.name)]
+        own = _row(job, states)
+        found += [_pipeline_row(job, own, stages), *(replace(row, name=f"  {row.name}") for row in stages)] if stages else [own]
+    return found
+
+
+def _pipeline_row(job: JobRecord, own: Row, stages: Sequence[Row]) -> Row:
+    """A pipeline whose stages are jobs: under way as soon as one of them is."""
+    begun = [row for row in stages if row.step]
+    under_way = next((row.status for row in stages if row.status in ("running", "ending")), None)
+    status = own.status if Outcome(job.file).read() is not None or under_way is None else under_way
+    step, loss = (begun[-1].step, begun[-1].loss) if begun else ("", "")
+    return Row(own.name, "", "", status, step, loss, is_stage=False)
 
 
 def slurm_states(record: SweepRecord) -> dict[str, str] | None:
@@ -42,15 +59,14 @@ def slurm_states(record: SweepRecord) -> dict[str, str] | None:
     Raises:
         NoAnswer: it is there and does not answer.
     """
-    ids = [job.slurm_id for job in record.jobs if job.slurm_id]
-    return queue.states(ids) if ids and queue.there() else None
+    return queue.states(record.ids) if record.ids and queue.there() else None
 
 
 def _row(job: JobRecord, states: Mapping[str, str] | None) -> Row:
     lines = [row for row in read_metrics(job.folder / "metrics.jsonl") if "loss" in row]
     step, loss = (str(lines[-1]["step"]), f"{lines[-1]['loss']:.4g}") if lines else ("", "")
     state = (states or {}).get(job.slurm_id or "", "")
-    return Row(job.name, job.slurm_id or "", state, status_of(job, state, known=states is not None), step, loss)
+    return Row(job.name, job.slurm_id or "", state, status_of(job, state, known=states is not None), step, loss, bool(job.runs))
 
 
 def status_of(job: JobRecord, state: str, *, known: bool) -> str:
@@ -91,7 +107,7 @@ def table(record: SweepRecord, found: Sequence[Row]) -> Table:
     """The jobs, a row each; SLURM's columns only where there are such jobs."""
     cluster = any(row.slurm_id for row in found)
     columns = ("run", *(("job", "SLURM") if cluster else ()), "status", "step", "loss")
-    made = Table(*columns, title=f"{len(found)} runs in {record.folder}", title_justify="left", box=None)
+    made = Table(*columns, title=f"{sum(not row.is_stage for row in found)} runs in {record.folder}", title_justify="left", box=None)
     for row in found:
         made.add_row(row.name, *((row.slurm_id, row.state.lower()) if cluster else ()), row.status, row.step, row.loss)
     return made

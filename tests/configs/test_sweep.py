@@ -85,6 +85,21 @@ def test_a_dry_run_shows_the_batch_script_of_each_kind_of_hardware(posttrain: Ca
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_shows_what_each_stage_of_a_pipeline_asks_and_waits_for(posttrain: Callable[..., Any]) -> None:
+    line = ["-m", "method=staged", "model=nano", "limit=40", "stages.grpo.hardware=8xh100", "hydra/launcher=slurm"]
+    outcome = posttrain(*line, "hardware=cpu", "hydra.launcher.dry_run=true")
+    assert outcome.code == 0, outcome
+    first, second = outcome.out.split("# 0/")[1:]
+    assert "--ntasks-per-node=1\n" in first
+    assert "--dependency" not in first
+    assert second.startswith("2_grpo, after 0/1_sft:")
+    for words in ("--dependency=afterok:ID_OF_0/1_sft", "--kill-on-invalid-dep=yes", "--ntasks-per-node=8"):
+        assert f"#SBATCH {words}\n" in second
+    outcome = posttrain(*line, "hardware=cpu", "hydra.launcher.dry_run=true", "hydra.launcher.stages=one_job")
+    assert outcome.code == 2
+    assert "share one job, so they need the same hardware" in outcome.err
+
+
 def test_what_is_wrong_with_a_cluster_request_is_told_before_anything_is_submitted(posttrain: Callable[..., Any]) -> None:
     outcome = posttrain("-m", "seed=1", "hydra/launcher=slurm", "hydra.launcher.max_requeues=often", "hydra.launcher.dry_run=maybe")
     assert outcome.code == 2

@@ -1,8 +1,11 @@
-"""A small study: its record, what is run again and what is not, an arm more and a seed more."""
+"""A small study: its record, what is run again and what is not, an arm more and a seed more, and kills."""
 
 import json
+import random
+import time
 
 import pytest
+from preloaded import Preloaded
 
 from posttrain.__main__ import main
 
@@ -50,3 +53,44 @@ def test_a_plain_sweep_leaves_a_record_too(tmp_path):
     assert record["arms"] == [{"name": "all", "runs": ["seed=1", "seed=2"]}]
     assert all((tmp_path / "sweep" / run / "result.json").is_file() for run in record["arms"][0]["runs"])
     assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
+
+
+STAGED = "stages=[{name:one,overrides:['method=sft'],share:0.5},{name:two,overrides:['method=sft'],inputs:{policy:one}}]"
+TINY = [
+    "study=sft_lr", f'study.arms={{sft:["method=sft"],staged:["method=staged","{STAGED}"]}}', "study.seeds=[1]", *LINE[1:-1],
+    "checkpoint.every_steps=1", "budget.flops=1e9",
+]  # fmt: skip
+OF_A_MOMENT = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+
+
+def outcome(folder):
+    """What the runs of a study came to, without places and times."""
+    found = {"record": (folder / "study.json").read_text(encoding="utf-8")}
+    for run in ("sft/seed=1", "staged/seed=1", "staged/seed=1/1_one", "staged/seed=1/2_two"):
+        result = json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
+        kept = {key: value for key, value in result.items() if key not in (*OF_A_MOMENT, "artifact", "stages")}
+        stages = [(stage["name"], stage["hash"], stage["status"], stage["flops"]) for stage in result.get("stages", ())]
+        curve = (folder / run / "metrics.jsonl").read_bytes() if not stages else b""
+        found[run] = (kept, stages, curve)
+    return found
+
+
+@pytest.mark.slow
+def test_a_study_killed_again_and_again_comes_to_the_same(tmp_path):
+    def begin(name):
+        return Preloaded(
+            "tests.studies", [*TINY, f"output_dir={tmp_path / name}/study", f"stages_dir={tmp_path / name}/stages"], captured=True
+        )
+
+    began = time.monotonic()
+    undisturbed = begin("undisturbed")
+    assert undisturbed.wait(300) == 0, undisturbed.communicate()
+    seconds, moments = time.monotonic() - began, random.Random(3)
+    for _ in range(3):
+        killed = begin("killed")
+        time.sleep(moments.uniform(0.15, 0.45) * seconds)
+        killed.kill()
+        killed.wait()
+    last = begin("killed")
+    assert last.wait(300) == 0, last.communicate()
+    assert outcome(tmp_path / "killed" / "study") == outcome(tmp_path / "undisturbed" / "study")

@@ -24,7 +24,7 @@ from posttrain.runs.tracking.journal import Journal
 from posttrain.runs.tracking.mlflow import CLIENT_SETTINGS, MLflowTracker
 from posttrain.runs.tracking.store import Store
 from posttrain.runs.tracking.sweep import ask_store, finish_parent, start_parent
-from posttrain.runs.tracking.sync import sync
+from posttrain.runs.tracking.sync import send_rest, sync
 
 CONFIG = {"method": {"name": "sft"}, "optimizer": {"lr": 0.1}, "study": "demo", "data": {"sources": [{"path": "x"}]}, "note": "n" * 7000}
 DATA = DatasetRecord(name="gsm8k", source="gsm8k.jsonl", digest="d" * 40, context="train", examples=7)
@@ -272,8 +272,9 @@ def test_a_run_deleted_in_mlflow_is_written_anew(tmp_path: Path, database: str) 
 @pytest.mark.usefixtures("no_sender")
 def test_sweep_has_one_parent(tmp_path: Path, database: str) -> None:
     config = {"tracking": {"_target_": "x.MLflowTracker", "uri": database, "experiment": "posttrain"}, "study": None}
-    parent = start_parent(config, ["seed=1,2"])
+    parent = start_parent(config, ["seed=1,2"], tmp_path / "sweep")
     assert parent
+    assert start_parent(config, ["seed=1,2"], tmp_path / "sweep") == parent, "the same sweep, started again"
     Run(tmp_path / "run", database, parent_run_id=parent).start()
     [child] = sync(tmp_path)
     (tmp_path / "compare.json").write_text("{}")
@@ -283,7 +284,7 @@ def test_sweep_has_one_parent(tmp_path: Path, database: str) -> None:
     assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent
     assert client.get_run(parent).info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(parent, "compare")] == ["compare/compare.json"]
-    assert start_parent({"tracking": {"_target_": "x.NoTracker"}}, []) is None
+    assert start_parent({"tracking": {"_target_": "x.NoTracker"}}, [], tmp_path) is None
 
 
 @pytest.mark.slow
@@ -414,7 +415,7 @@ def test_what_a_cluster_ended_too_soon_is_sent_by_who_follows(tmp_path: Path, da
         if job.name == "stopped":
             run.tracker.finish("stopped")
             Outcome(job.file).write(143)
-    closing.send_rest(jobs[0])
+    send_rest(jobs[0].folder)
     closing.close(jobs[1], 1)
     assert Outcome(jobs[1].file).read() == 1
     found = {job.name: MlflowClient(database).get_run(str(state.run_id)) for job in jobs if (state := Journal(job.folder).state())}

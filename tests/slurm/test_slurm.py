@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm_helpers import Sweep
@@ -116,6 +117,71 @@ def test_waiting_jobs_can_be_cancelled_from_another_shell(sweep: Callable[..., S
     shown, _ = one.process.communicate(timeout=60)
     assert one.process.returncode == 143
     assert shown.count("stopped: seed") == 2
+
+
+STUDY = (
+    "method=sft,staged", "model=nano", "model.architecture.num_hidden_layers=1", "hardware=cpu", "limit=40", "data.generator.held_out=4",
+    "global_batch=2", "max_length=128", "max_steps=8", "validate.at_start=false",
+)  # fmt: skip
+OF_A_PLACE = ("output_dir", "stages_dir", "tracking.uri", "tracking.parent_run_id", "model.path")
+
+
+def test_a_study_is_the_same_here_and_on_the_cluster(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    """Arms, MLflow runs and curves, though a stage's job goes back into the queue; the stages of a pipeline are jobs."""
+    stores = {name: [f"tracking.uri=sqlite:///{tmp_path / name}.db", f"stages_dir={tmp_path / name}.stages"] for name in ("here", "there")}
+    one = sweep(*STUDY, "seed=1", *stores["there"])
+    folder = tmp_path / "here" / "sweep"
+    line = [sys.executable, "-m", "posttrain", "-m", *STUDY, "seed=1", *stores["here"], f"output_dir={folder}"]
+    here = subprocess.Popen(line, env=one.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one.until(one.reached("method=staged/1_sft", 1))
+    record = json.loads((one.folder / "sweep.json").read_text())
+    assert [stage["name"] for stage in record["stages"]] == ["method=staged/1_sft", "method=staged/2_grpo"]
+    subprocess.run(["scancel", "--signal=USR2", record["stages"][0]["slurm_id"]], check=True)
+    one.until(lambda: re.search(r"method=staged/2_grpo +\d+ +pending +waiting", one.command("status")) is not None)
+    shown, _ = one.process.communicate(timeout=540)
+    assert one.process.returncode == 0, shown + one.logs()
+    assert "is queued again" in one.logs()
+    assert here.wait(540) == 0
+    assert arms(one.folder) == arms(folder)
+    for run in ("method=sft", "method=staged/1_sft", "method=staged/2_grpo"):
+        assert (one.folder / run / "metrics.jsonl").read_bytes() == (folder / run / "metrics.jsonl").read_bytes()
+    assert len(known := tracked(tmp_path / "there.db")) == 4
+    assert known == tracked(tmp_path / "here.db")
+
+
+def test_a_stage_that_fails_ends_every_pipeline_that_needs_it(sweep: Callable[..., Sweep], tmp_path: Path) -> None:
+    """Two pipelines share their first stage, which is one job; the jobs behind it are cancelled."""
+    (tmp_path / "broken.jsonl").write_text("{")
+    broken = ("stages.sft.data=files", f"stages.sft.data.train={tmp_path / 'broken.jsonl'}", f"stages_dir={tmp_path / 'stages'}")
+    one = sweep("method=staged,staged_dpo", *STUDY[1:5], *STUDY[6:], "tracking=none", *broken)
+    shown, _ = one.process.communicate(timeout=540)
+    assert one.process.returncode == 2, shown
+    record = json.loads((one.folder / "sweep.json").read_text())
+    first, *behind = record["stages"]
+    assert first["runs"] == ["method=staged", "method=staged_dpo"]
+    assert [stage["name"] for stage in behind] == ["method=staged/2_grpo", "method=staged_dpo/2_dpo"]
+    table = one.command("status")
+    for run in first["runs"]:
+        assert json.loads((one.folder / run / "result.json").read_text())["status"] == "failed"
+        assert re.search(rf"{run} +failed", table), table
+    assert len(re.findall(r"2_\w+ +\d+ +cancelled +stopped", table)) == 2, table
+
+
+def arms(study: Path) -> Any:
+    """What study.json says of a study, without its place."""
+    return {key: value for key, value in json.loads((study / "study.json").read_text()).items() if key not in ("name", "parent")}
+
+
+def tracked(database: Path) -> list[tuple[str, str, dict[str, str], dict[str, str]]]:
+    """Name, status, tags and parameters of each run in MLflow, without what is of one place."""
+    store = sqlite3.connect(database)
+    found = []
+    for number, name, status in store.execute("select run_uuid, name, status from runs"):
+        rows = {kind: dict(store.execute(f"select key, value from {kind} where run_uuid = ?", [number])) for kind in ("params", "tags")}
+        params = {key: value for key, value in rows["params"].items() if key not in OF_A_PLACE}
+        tags = {key: value for key, value in rows["tags"].items() if key in ("posttrain.method", "posttrain.arm", "posttrain.stage")}
+        found.append((name if "mlflow.parentRunId" in rows["tags"] else "", status, tags, {} if not tags else params))
+    return sorted(found, key=lambda run: run[0])
 
 
 def cancel(job: str) -> None:

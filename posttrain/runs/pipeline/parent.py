@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.runs.files import write_atomic
 from posttrain.runs.records import Status
 from posttrain.runs.tracking.sweep import finish_parent, is_mlflow, start_pipeline
-
-FILE = ".parent.json"
 
 
 class Parent:
@@ -21,17 +17,8 @@ class Parent:
         self.config, self.folder = config, folder
         given = config["tracking"].get("parent_run_id")
         self.own = given is None and is_mlflow(config["tracking"])
-        self.run_id: str | None = given or (self._known() if self.own else None)
-
-    def _known(self) -> str | None:
-        """The run that this folder's pipeline began with, so that a continued one stays under it; else a new one."""
-        file = self.folder / FILE
-        if file.is_file():
-            return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
-        found = start_pipeline(self.config, self.folder.name, [node["name"] for node in self.config["stages"]])
-        if found is not None:
-            write_atomic(file, json.dumps({"run_id": found}) + "\n")
-        return found
+        stages = [node["name"] for node in config["stages"]]
+        self.run_id: str | None = start_pipeline(config, folder, stages) if self.own else given
 
     def tracking(self, config: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """A stage's `tracking` node: under the parent, with its name as a tag."""
@@ -39,7 +26,8 @@ class Parent:
         if not is_mlflow(node):
             return node
         tags = {**(self.config["tracking"].get("tags") or {}), "stage": stage}
-        return {**node, "parent_run_id": self.run_id, "tags": tags, "run_name": f"{self.folder.name}/{stage}"}
+        own = self.config["tracking"].get("run_name") or self.folder.name  # in a study the arm's name is part of it
+        return {**node, "parent_run_id": self.run_id, "tags": tags, "run_name": f"{own}/{stage}"}
 
     def finish(self, status: Status) -> None:
         """Close it, if it is the pipeline's own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,19 +17,17 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.runs import report
 from posttrain.runs.files import prepare_folder, shown, write_atomic
 from posttrain.runs.pipeline import store
-from posttrain.runs.pipeline.identity import stage_hash
-from posttrain.runs.pipeline.inputs import entered
 from posttrain.runs.pipeline.mirror import mirror
 from posttrain.runs.pipeline.outcome import Ended, result_of_all, table_of
 from posttrain.runs.pipeline.parent import Parent
-from posttrain.runs.pipeline.shares import part_of, spent_by, unit_of
+from posttrain.runs.pipeline.wanted import Wanted, wanted
 from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import CONFIG, differences, set_aside
 from posttrain.runs.signals import HANDLED
-from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
+from posttrain.runs.tracking.sync import complete
 
 DONE, FAILED = 0, 1
 STOPPED = tuple(128 + number for number in HANDLED)
@@ -49,15 +47,24 @@ def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collect
     Raises:
         ConfigError: another process runs it, the folder holds something else, or a stage's part of the budget is nothing.
     """
+    from posttrain.runs.job import run_isolated
+
+    with held(folder), stops():
+        open_pipeline(config, folder)
+        return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets)).run()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The pipeline's folder, for this process alone. Raises ConfigError where another one has it."""
     prepare_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(Problem("output_dir", f"another process is training in {folder}", "wait for it or choose another")) from None
-    with lock, stops():
-        open_pipeline(config, folder)
-        return Pipeline(config, folder, allow_targets).run()
+    with lock:
+        yield
 
 
 @contextmanager
@@ -106,80 +113,73 @@ def _differences(there: Any, config: Mapping[str, Any]) -> list[Problem]:
 
 
 class Pipeline:
-    """One pipeline on its way."""
+    """One pipeline on its way. make: trains a stage's complete config in the stage's folder; returns the exit code."""
 
-    def __init__(self, config: dict[str, Any], folder: Path, allow_targets: Collection[str]) -> None:
-        self.config, self.folder, self.allow_targets = config, folder, allow_targets
+    def __init__(self, config: dict[str, Any], folder: Path, make: Callable[[dict[str, Any]], int]) -> None:
+        self.config, self.folder, self.make = config, folder, make
         self.store = Path(config["stages_dir"])
         self.ended: list[Ended] = []
         self.parent = Parent(config, folder)
-        self.mirrors: list[Tracker | None] = []
 
     def run(self) -> int:
         """All stages; whatever ends it, result.json and the tracking run say how."""
         code, status = FAILED, cast(Status, "failed")
         try:
-            code = next((code for number in range(len(self.nodes)) if (code := self._stage(number))), DONE)
-            status = _status(code)
+            code = next((code for _ in self.config["stages"] if (code := self.stage())), DONE)
+            status = status_of(code)
         except KeyboardInterrupt as stop:
             code, status = (stop.code if isinstance(stop, Stopped) else 130), "stopped"
         finally:
-            self._close(status)
+            self.close(status)
         return code
 
-    @property
-    def nodes(self) -> Sequence[dict[str, Any]]:
-        """The stages as composed."""
-        nodes: list[dict[str, Any]] = self.config["stages"]
-        return nodes
+    def stage(self) -> int:
+        """Makes or finds the next stage; returns its exit code."""
+        stage = wanted(self.config, self.folder, self.ended)
+        with store.holding(self.store, stage.key, lambda: say(f"{stage.title}: another process is making it; waiting")) as folder:
+            store.link(stage.place, folder)
+            config = self._complete(stage, folder)
+            code, found = self._made(stage, config, folder)
+            self.ended.append(self._ended(stage, config, folder, status_of(code)))
+        if not found:
+            self._say_end(self.ended[-1], stage.title, code)
+        return code
 
-    def _stage(self, number: int) -> int:
-        """Makes or finds one stage; returns its exit code."""
-        node = self.nodes[number]
-        config = self._with_budget(number)
-        before = {stage.name: stage for stage in self.ended}
-        key = stage_hash(config, {name: before[source].key for name, source in node["inputs"].items()})
-        paths = {name: str(before[source].folder / store.ARTIFACT) for name, source in node["inputs"].items()}
-        title = f"stage {number + 1}/{len(self.nodes)} {node['name']}"
-        with store.holding(self.store, key, lambda: say(f"{title}: another process is making it; waiting")) as folder:
-            place = self.folder / f"{number + 1:0{len(str(len(self.nodes)))}d}_{node['name']}"
-            store.link(place, folder)
-            wanted = {**entered(config, paths), "output_dir": str(folder), "resume": self.config["resume"]}
-            wanted["tracking"] = self.parent.tracking(config, node["name"])
-            code, reused = self._made(wanted, folder, title, place)
+    def find(self, count: int) -> None:
+        """Takes the next stages from the store, where others have made them; stops at the first that is not finished."""
+        for _ in range(count):
+            stage = wanted(self.config, self.folder, self.ended)
+            folder = self.store / stage.key
             result = store.result_of(folder)
-        self.ended.append(Ended(node["name"], place, folder, key, reused, _status(code), config, result))
-        self._say_end(self.ended[-1], title, code)
-        return code
+            if result is not None:
+                store.link(stage.place, folder)
+                self.ended.append(self._ended(stage, self._complete(stage, folder), folder, result["status"]))
+            if result is None or result["status"] != "finished":
+                return
 
-    def _with_budget(self, number: int) -> dict[str, Any]:
-        """The stage's config with its part of the pipeline's budget."""
-        config = self.nodes[number]["config"]
-        unit = unit_of(self.config["budget"])
-        if unit is None:
-            return config
-        spent = sum(spent_by(unit, stage.result or {}, stage.config) for stage in self.ended)
-        return {**config, "budget": part_of(self.config["budget"], self.nodes, number, spent)}
+    def _complete(self, stage: Wanted, folder: Path) -> dict[str, Any]:
+        return stage.complete(folder, self.config["resume"], self.parent.tracking(stage.config, stage.name))
 
-    def _made(self, wanted: dict[str, Any], folder: Path, title: str, place: Path) -> tuple[int, bool]:
+    def _ended(self, stage: Wanted, config: dict[str, Any], folder: Path, status: Status) -> Ended:
+        reused = not store.was_begun(self.folder, stage.place.name, stage.key)
+        return Ended(stage.name, stage.place, folder, stage.key, reused, status, config, store.result_of(folder))
+
+    def _made(self, stage: Wanted, config: dict[str, Any], folder: Path) -> tuple[int, bool]:
         """Makes the stage unless it is there; returns its exit code, and whether it was there."""
-        from posttrain.runs.job import run_isolated
-
         past = store.result_of(folder)
-        if past is not None and past["status"] == "finished" and wanted["resume"] != "never":
-            reason = store.distrust(folder, wanted)
+        if past is not None and past["status"] == "finished" and config["resume"] != "never":
+            reason = store.distrust(folder, config)
             if reason is None:
-                say(f"{title}: reused, {shown(folder)}")
-                self.mirrors.append(mirror(folder, self.folder / ".reused" / place.name, wanted))
+                say(f"{stage.title}: reused, {shown(folder)}")
+                complete(folder, "finished")
                 return DONE, True
-            say(f"{title}: made anew, {reason}")
+            say(f"{stage.title}: made anew, {reason}")
             store.begin_anew(folder)
-        say(f"{title}: {'continues' if (folder / 'checkpoints').is_dir() else 'begins'} in {shown(place)}")
-        return run_isolated(wanted, allow_targets=self.allow_targets), False
+        say(f"{stage.title}: {'continues' if (folder / 'checkpoints').is_dir() else 'begins'} in {shown(stage.place)}")
+        store.note_begun(self.folder, stage.place.name, stage.key)
+        return self.make(config), False
 
     def _say_end(self, stage: Ended, title: str, code: int) -> None:
-        if stage.reused:
-            return
         if code == DONE and stage.result is not None:
             say(f"{title}: finished, {stage.result['steps']} steps in {duration(float(stage.result['train_seconds']))}")
         elif code in STOPPED:
@@ -187,13 +187,15 @@ class Pipeline:
         else:
             say(f"{title}: failed (exit code {code}), so the pipeline ends here; see {shown(stage.place / 'log.txt')}")
 
-    def _close(self, status: Status) -> None:
-        """result.json, the tracking run, the link to the last artifact, the closing table."""
+    def close(self, status: Status) -> None:
+        """result.json, the tracking run and those of reused stages, the link to the last artifact, the closing table."""
         result = result_of_all(self.config, self.ended, status, self.parent.run_id)
         if status == "finished":
             store.link(self.folder / store.ARTIFACT, self.ended[-1].place / store.ARTIFACT)
         write_result(self.folder / "result.json", result)
-        for tracker in filter(None, self.mirrors):
+        found = [stage for stage in self.ended if stage.status == "finished"]
+        mirrors = [mirror(stage.folder, self.folder / ".reused" / stage.place.name, stage.config) for stage in found]
+        for tracker in filter(None, mirrors):
             tracker.finish("finished")
         self.parent.finish(status)
         if self.ended:
@@ -206,7 +208,8 @@ class Pipeline:
             say(f"the same command continues this pipeline (output_dir={shown(self.folder)})")
 
 
-def _status(code: int) -> Status:
+def status_of(code: int) -> Status:
+    """An exit code as the status of a run."""
     return "finished" if code == DONE else "stopped" if code in STOPPED else "failed"
 
 

@@ -14,10 +14,12 @@ from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError
 from posttrain.models.integrity import verify
+from posttrain.runs.files import write_atomic
 from posttrain.runs.pipeline.identity import WITHOUT_EFFECT
 from posttrain.runs.resume import CONFIG, FREE, set_aside
 
 ARTIFACT, RESULT = "artifact", "result.json"
+BEGUN = ".begun"  # in a pipeline's folder: which of its stages it made itself
 
 
 @contextmanager
@@ -89,3 +91,15 @@ def link(place: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, place.parent), target_is_directory=True)
     os.replace(partial, place)
+
+
+def note_begun(pipeline: Path, name: str, key: str) -> None:
+    """Remember in a pipeline's folder that it made this stage itself, also where a kill ends that."""
+    (pipeline / BEGUN).mkdir(exist_ok=True)
+    write_atomic(pipeline / BEGUN / name, f"{key}\n")
+
+
+def was_begun(pipeline: Path, name: str, key: str) -> bool:
+    """Whether the pipeline in this folder made the stage itself."""
+    note = pipeline / BEGUN / name
+    return note.is_file() and note.read_text(encoding="utf-8").strip() == key

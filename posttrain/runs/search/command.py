@@ -86,8 +86,7 @@ def _tracked(store: Store, sweep: Sweep, first: Job, metric: str) -> None:
 
     if store.count >= store.search.n_trials and not store.begun():
         return
-    parent = store.parent or start_parent(first.config, sweep.overrides)
-    store.set_parent(parent)
+    parent = start_parent(first.config, sweep.overrides, sweep.folder)
     with parent_open(first.config, parent) as ends:
         _trials(store, sweep, metric, parent)
         ends("finished" if store.finished() else "failed")

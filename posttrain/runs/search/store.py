@@ -63,16 +63,6 @@ class Store:
         found = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return sorted(found, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
-    @property
-    def parent(self) -> str | None:
-        """The tracking run that trials hang under."""
-        found: str | None = self.study.user_attrs.get("parent")
-        return found
-
-    def set_parent(self, parent: str | None) -> None:
-        """Keep it for a search that is continued."""
-        self.study.set_user_attr("parent", parent)
-
 
 def sampler_of(search: Search, number: int) -> BaseSampler:
     """A sampler for one trial, with a seed of its own."""

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from posttrain.errors import ConfigError
+from posttrain.runs.base_config import load_config
+from posttrain.runs.pipeline.chained import close_early
 from posttrain.runs.signals import CONTINUED
-from posttrain.runs.sweep_record import JobRecord, Outcome, read_record
-from posttrain.runs.tracking.journal import Journal
-from posttrain.runs.tracking.sync import sync_run
+from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord, read_record
+from posttrain.runs.tracking.sync import complete
 
 WAIT_SECONDS = 60  # for the submitting shell to write down which job is which
 CODES = {128 + signal.SIGINT: 128 + signal.SIGINT, 128 + signal.SIGTERM: 128 + signal.SIGTERM, CONTINUED: 128 + signal.SIGTERM}
@@ -28,37 +28,35 @@ def close(job: JobRecord, code: int) -> None:
         return
     final = CODES.get(code, 1)
     outcome.write(final)
-    journal = Journal(job.folder)
-    events = journal.events()
-    if events and events[-1]["event"] != "finish":
-        journal.append({"event": "finish", "time": time.time(), "status": "failed" if final == 1 else "stopped"})
-    send_rest(job)
+    complete(job.folder, "failed" if final == 1 else "stopped")
 
 
-def send_rest(job: JobRecord) -> None:
-    """Send MLflow what a run that has ended could not: the cluster may have ended it sooner than its store answered."""
-    journal = Journal(job.folder)
-    state = journal.state()
-    if state is None or state.events >= len(journal.events()):
-        return
-    try:
-        sync_run(journal)
-    except ConfigError as error:  # the store is away, or the run's own sender is still at it
-        print(error, file=sys.stderr)
+def close_stage(record: SweepRecord, stage: JobRecord, code: int) -> None:
+    """The same for a stage that is a job, and for the pipelines that cannot go on without it."""
+    close(stage, code)
+    for job in (job for job in record.jobs if job.name in stage.runs):
+        outcome = Outcome(job.file)
+        if outcome.read() is None:
+            outcome.write(Outcome(stage.file).read() or 1)
+        close_early(load_config(job.file), job.folder, "stopped" if outcome.read() in CODES.values() else "failed")
 
 
 def main(sweep: str, slurm_id: str, code: str) -> int:
     """Find the job and close it."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        found = [job for job in read_record(Path(sweep)).jobs if job.slurm_id == slurm_id]
-        if found or time.monotonic() > deadline:
+        record = read_record(Path(sweep))
+        stages, jobs = ([job for job in some if job.slurm_id == slurm_id] for some in (record.stages, record.jobs))
+        if stages or jobs or time.monotonic() > deadline:
             break
         time.sleep(1)
-    for job in found:
+    for job in stages or jobs:
         print(f"posttrain: {job.name} ended with exit code {code}", flush=True)
+    for stage in stages:
+        close_stage(record, stage, int(code))
+    for job in () if stages else jobs:
         close(job, int(code))
-    return 0 if found else 1
+    return 0 if stages or jobs else 1
 
 
 if __name__ == "__main__":

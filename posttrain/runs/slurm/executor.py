@@ -39,6 +39,15 @@ def script(request: Request, sweep: Path, count: int) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
+def submit_stage(request: Request, sweep: Path, file: Path, allow_targets: Sequence[str]) -> str:
+    """Submit one stage of a pipeline; returns the SLURM id.
+
+    Raises:
+        CalledProcessError: sbatch refused the request; its words are on standard error.
+    """
+    return executor_of(request, sweep).submit(task.run_stage, str(file), list(allow_targets)).job_id
+
+
 def submit(request: Request, sweep: Path, files: Sequence[Path], allow_targets: Sequence[str]) -> list[str]:
     """Submit a run for each job file; returns the SLURM ids (`12`, in an array `12_0`).
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from posttrain.runs.slurm import closing, queue
 from posttrain.runs.slurm.request import LOGS
 from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord
+from posttrain.runs.tracking.sync import send_rest
 
 POLL_SECONDS = 1.0
 QUEUE_EVERY = 5  # polls between looks at the queue, which the whole cluster shares
@@ -27,11 +28,14 @@ def follow(record: SweepRecord, say: Callable[[str], None]) -> list[int]:
         LeftRunning: Ctrl-C; nothing was cancelled.
     """
     codes: dict[str, int] = {}
+    stages = len(record.stages)
     try:
         for job, code in _endings(record):
-            codes[job.name] = code
             log = f", see {record.folder / LOGS / f'{job.slurm_id}_0_log.out'}" if code == FAILED else ""
-            say(f"{word(code)}: {job.name} (job {job.slurm_id}), {len(codes)} of {len(record.jobs)}{log}")
+            codes |= {} if job.runs else {job.name: code}
+            stages -= bool(job.runs)
+            left = f"stages to come: {stages}" if job.runs else f"{len(codes)} of {len(record.jobs)}"
+            say(f"{word(code)}: {job.name} (job {job.slurm_id}), {left}{log}")
     except KeyboardInterrupt:
         say("\n".join(("the jobs go on without this shell:", *commands(record))))
         raise LeftRunning from None
@@ -49,19 +53,22 @@ def word(code: int) -> str:
 
 
 def _endings(record: SweepRecord) -> Iterator[tuple[JobRecord, int]]:
-    """Each job with its exit code, when it has ended."""
-    waiting, lost = list(record.jobs), set[str]()
+    """Each job with its exit code, when it has ended; stages that are jobs among them, before their pipelines."""
+    waiting, lost = [*record.stages, *record.jobs], set[str]()
+    chains = {run for stage in record.stages for run in stage.runs}
     for turn in itertools.count():
         look = turn % QUEUE_EVERY == QUEUE_EVERY - 1
-        gone = ended_in_queue(waiting) if look else {}
+        gone = ended_in_queue([job for job in waiting if job.name not in chains]) if look else {}
         for job in list(waiting):
             code = Outcome(job.file).read()
             if code is None and job.name in lost and job.name in gone:
                 code = gone[job.name]
                 closing.close(job, code)
+            if code and job.runs:  # its batch script does so, too, where it lives long enough
+                closing.close_stage(record, job, code)
             if code is not None:
                 waiting.remove(job)
-                closing.send_rest(job)
+                send_rest(job.folder)
                 yield job, code
         lost |= gone.keys()  # believed the second time: a file may reach us later than the queue's answer
         if not waiting:

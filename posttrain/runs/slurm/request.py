@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.runs.signals import CONTINUED
 
@@ -40,6 +40,7 @@ class Request:
     array_parallelism: int = 256
     signal_delay_s: int = 120
     max_requeues: int = 20
+    stages: Literal["chained", "one_job"] = "chained"
     dry_run: bool = False
 
     @property

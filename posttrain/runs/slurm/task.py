@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
@@ -59,73 +61,135 @@ def rank_variables(task: Task, devices: int, first_host: str) -> dict[str, str]:
 
 def run(file: str, allow_targets: Sequence[str]) -> None:
     """Be this task's rank of the run that `file` describes. Ends the process with the run's exit code where it is not 0."""
+    task = _begun()
+    config = _continued(load_config(Path(file)), task)
+    gate = Gate(Path(f"{file}.{task.attempt}"))
+    _end(
+        _lead(Path(file), gate, lambda: _whole(config, task, gate, allow_targets)) if task.rank == 0 else _follow(task, gate, allow_targets)
+    )
+
+
+def run_stage(file: str, allow_targets: Sequence[str]) -> None:
+    """The same for one stage of a pipeline, which `file` names; the last one's job says in the pipeline's name how that has ended."""
+    from posttrain.runs.pipeline.chained import run_stage as make_stage
+
+    task = _begun()
+    at = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    pipeline = _continued(load_config(Path(at["pipeline"])), task)
+    gate = Gate(Path(f"{file}.{task.attempt}"))
+
+    def make(config: dict[str, Any]) -> int:
+        from posttrain.runs.job import exit_code
+
+        return exit_code(lambda: _opened_and_trained(config, task, gate, allow_targets))
+
+    def lead() -> int:
+        code = make_stage(pipeline, Path(pipeline["output_dir"]), at["stage"], make)
+        if code == 0 and at["stage"] + 1 == len(pipeline["stages"]):
+            Outcome(Path(at["pipeline"])).write(0)
+        return code
+
+    _end(_lead(Path(file), gate, lead) if task.rank == 0 else _follow(task, gate, allow_targets))
+
+
+def _begun() -> Task:
+    """This process as a task, ready to import what trains."""
     for number in (signal.SIGTERM, signal.SIGUSR2):  # until training has begun there is nothing to save
         signal.signal(number, signal.SIG_DFL)
     spin_briefly()
     task = Task.from_environment(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(task.cpus))
-    gate = Gate(Path(f"{file}.{task.attempt}"))
-    config = load_config(Path(file))
-    code = _lead(Path(file), config, task, gate, allow_targets) if task.rank == 0 else _follow(config, task, gate, allow_targets)
+    return task
+
+
+def _continued(config: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The config for this start of the job: one that the cluster started again goes on, also where the user had it begin anew."""
+    again = not task.attempt.endswith("-0") and config["resume"] == "never"
+    return {**config, "resume": "auto"} if again else config
+
+
+def _end(code: int) -> None:
+    """A job that ended well goes on to say so to submitit."""
     if code:
         sys.exit(code)
 
 
 class Gate:
-    """A file that tells the other tasks whether there is something to train. Its absence means: not known yet."""
+    """A file that tells the other tasks what there is to train: a config's path, or nothing. Its absence means: not known yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def open(self, *, train: bool) -> None:
+    def open(self, config: Path | None) -> None:
         """Let the others go on."""
         from posttrain.runs.files import write_atomic
 
-        write_atomic(self.path, "train" if train else "end")
+        write_atomic(self.path, "" if config is None else str(config))
 
-    def wait(self) -> bool:
-        """Whether to train. Waits without a limit: srun ends this task if the leading one dies."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the others have been let in."""
+        return self.path.is_file()
+
+    def wait(self) -> Path | None:
+        """The config to train. Waits without a limit: srun ends this task if the leading one dies."""
         while self.path.name not in os.listdir(self.path.parent):  # a listing: network file systems remember that a file was not there
             time.sleep(WAIT_SECONDS)
-        return self.path.read_text(encoding="utf-8") == "train"
+        content = self.path.read_text(encoding="utf-8")
+        return Path(content) if content else None
 
 
-def _lead(file: Path, config: dict[str, Any], task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
-    """Check, open the folder, tokenise, let the others in, train, and leave the outcome beside the job's file."""
+def _lead(file: Path, gate: Gate, work: Callable[[], int]) -> int:
+    """Do the leading task's work, and leave the outcome beside the job's file."""
     from posttrain.runs.job import exit_code
 
     outcome = Outcome(file)
     outcome.clear()
-    code = exit_code(lambda: _opened_and_trained(config, task, gate, allow_targets))
-    gate.path.unlink(missing_ok=True)
+    code = exit_code(work)
+    if gate.is_open:
+        gate.path.unlink(missing_ok=True)
+    elif code == 0:
+        gate.open(None)
     if code != STOPPED[-1]:
         outcome.write(code)
     return code
 
 
-def _opened_and_trained(config: dict[str, Any], task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
-    from posttrain.runs import entering
-    from posttrain.runs.job import opened
+def _whole(config: dict[str, Any], task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
+    """A run, or a pipeline whose stages are all in this job."""
+    if not config.get("stages"):
+        return _opened_and_trained(config, task, gate, allow_targets)
+    from posttrain.runs.pipeline.run import run_pipeline
 
     _check(config, task, allow_targets)
-    if config.get("stages"):
-        from posttrain.runs.pipeline.run import run_pipeline
+    return run_pipeline(config, Path(config["output_dir"]), allow_targets=allow_targets)
 
-        return run_pipeline(config, Path(config["output_dir"]), allow_targets=allow_targets)
-    with opened(config, Path(config["output_dir"]), allow_targets) as ended:
-        if ended is None and task.world > 1:
+
+def _opened_and_trained(config: dict[str, Any], task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
+    """Check, open the folder, tokenise, let the others in, train."""
+    from posttrain.runs import entering
+    from posttrain.runs.job import opened
+    from posttrain.runs.resume import CONFIG
+
+    _check(config, task, allow_targets)
+    folder = Path(config["output_dir"])
+    with opened(config, folder, allow_targets) as ended:
+        if ended is not None:
+            return ended
+        if task.world > 1:
             from posttrain.runs.inputs import load_inputs
 
             load_inputs(entering.applied(config))
-        gate.open(train=ended is None)
-        return _train(config, task, allow_targets) if ended is None else ended
+            gate.open(folder / CONFIG)
+        return _train(config, task, allow_targets)
 
 
-def _follow(config: dict[str, Any], task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
+def _follow(task: Task, gate: Gate, allow_targets: Sequence[str]) -> int:
     """Wait for the leading task, then train with it. A stop that all ranks agreed on is for the leading one to report."""
-    if not gate.wait():
+    config = gate.wait()
+    if config is None:
         return 0
-    code = _train(config, task, allow_targets)
+    code = _train(load_config(config), task, allow_targets)
     if code == WRONG:
         time.sleep(TURN_SECONDS)  # most often the leading rank says the same, in full: it goes first
     return 0 if code in STOPPED else code

@@ -33,7 +33,7 @@ def write_study(
 
 
 def known_parent(folder: Path) -> str | None:
-    """The tracking run of a study that was started before, so that it stays one."""
+    """The tracking run of a study that was started before."""
     file = folder / FILE
     if not file.is_file():
         return None

@@ -7,18 +7,22 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow.entities import Param
+from mlflow.entities import Param, RunTag
 
-from posttrain.runs.tracking.store import AWAY, STATUS, describe, ensure_experiment, open_client
+from posttrain.runs.tracking.store import AWAY, RUN_KEY, STATUS, describe, ensure_experiment, find_run, open_client
 from posttrain.runs.tracking.uris import artifact_location
 
 
 def start(request: Mapping[str, Any]) -> str:
-    """Create the run with its tags and parameters. Returns its id."""
+    """Create the run with its tags and parameters, or set the one with the request's key running again. Returns its id."""
     client = open_client(request["uri"])
     experiment = ensure_experiment(client, request["experiment"], artifact_location(request["uri"]))
-    run = client.create_run(experiment, tags=request["tags"], run_name=request["name"])
-    client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in request["params"].items()])
+    tags = request["tags"] | {RUN_KEY: request["key"]}
+    run = find_run(client, experiment, request["key"]) or client.create_run(experiment, tags=tags, run_name=request["name"])
+    client.update_run(run.info.run_id, status="RUNNING", name=request["name"])
+    missing = {key: value for key, value in request["params"].items() if key not in run.data.params}  # they cannot be changed
+    told = [RunTag(key, value) for key, value in tags.items()]
+    client.log_batch(run.info.run_id, tags=told, params=[Param(key, value) for key, value in missing.items()])
     return run.info.run_id
 
 

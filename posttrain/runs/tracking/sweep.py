@@ -6,24 +6,28 @@ import json
 import logging
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from posttrain.runs.files import write_atomic
 from posttrain.runs.records import Status
 from posttrain.runs.tracking.mlflow import client_environment
 from posttrain.runs.tracking.naming import flatten
 from posttrain.runs.tracking.uris import resolve_uri
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 300.0  # of a busy machine: clients give up on a silent store much sooner (CLIENT_SETTINGS)
+FILE = ".parent"  # in the folder of a sweep or a pipeline: the key by which the store knows its run
 log = logging.getLogger(__name__)
 
 
-def start_parent(config: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
-    """Create the MLflow run that a sweep's jobs hang under; its id goes to each job as `tracking.parent_run_id`.
+def start_parent(config: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> str | None:
+    """Open the MLflow run that a sweep's jobs hang under, the same when it is started again; its id goes to each job as
+    `tracking.parent_run_id`.
 
-    config: as composed without the swept keys. overrides: the sweep's command line.
+    config: as composed without the swept keys. overrides: the sweep's command line. folder: the sweep's.
     None if the config does not track with MLflow, and, with a warning, if the store does not answer: the jobs then stand side by side.
     """
     tracking = config["tracking"]
@@ -34,6 +38,7 @@ def start_parent(config: Mapping[str, Any], overrides: Sequence[str]) -> str | N
     request = {
         "uri": resolve_uri(tracking.get("uri"), Path.cwd()),
         "experiment": tracking["experiment"],
+        "key": _key_in(folder, anew=config.get("resume") == "never"),
         "name": line[:200] or "sweep",
         "tags": {"posttrain.sweep": line[:5000]} | ({"posttrain.study": str(study)} if study else {}),
         "params": flatten({"sweep": list(overrides)}),
@@ -41,14 +46,26 @@ def start_parent(config: Mapping[str, Any], overrides: Sequence[str]) -> str | N
     return ask_store("start", request)
 
 
-def start_pipeline(config: Mapping[str, Any], name: str, stages: Sequence[str]) -> str | None:
-    """Create the MLflow run that a pipeline's stages hang under. name: its folder's. None, with a warning, if the store does not answer."""
+def _key_in(folder: Path, *, anew: bool = False) -> str:
+    """The key of a folder's run. It is written before the store is asked, so that a kill in between leaves no second run."""
+    file = folder / FILE
+    if file.is_file() and not anew:
+        return file.read_text(encoding="utf-8").strip()
+    folder.mkdir(parents=True, exist_ok=True)
+    key = uuid.uuid4().hex
+    write_atomic(file, f"{key}\n")
+    return key
+
+
+def start_pipeline(config: Mapping[str, Any], folder: Path, stages: Sequence[str]) -> str | None:
+    """Open the MLflow run that a pipeline's stages hang under. folder: its own. None, with a warning, if the store does not answer."""
     tracking, method = config["tracking"], config["method"]["name"]
     tags = {"posttrain.method": method, **{f"posttrain.{key}": str(value) for key, value in (tracking.get("tags") or {}).items()}}
     request = {
         "uri": resolve_uri(tracking.get("uri"), Path.cwd()),
         "experiment": tracking["experiment"],
-        "name": name,
+        "key": _key_in(folder),
+        "name": folder.name,
         "tags": tags,
         "params": flatten({"stages": list(stages), "seed": config["seed"], "model": {"name": config["model"]["name"]}}),
     }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.runs.records import Status
 from posttrain.runs.tracking.journal import Journal
 from posttrain.runs.tracking.mlflow import CLIENT_SETTINGS, add_run_id
 
@@ -38,6 +41,29 @@ def sync(run_dir: Path) -> list[SyncReport]:
     if not journals:
         raise ConfigError(Problem("run", f"{run_dir} holds no MLflow records", "the run needs tracking=mlflow"))
     return [sync_run(journal) for journal in journals]
+
+
+def complete(folder: Path, status: Status) -> None:
+    """Note the end of a run that did not live to do so, and send MLflow what it could not: it may have been ended sooner than its store
+    answered. Nothing for a run without a record; a store that is away costs a line.
+    """
+    journal = Journal(folder)
+    events = journal.events()
+    if events and events[-1]["event"] != "finish":
+        journal.append({"event": "finish", "time": time.time(), "status": status})
+    send_rest(folder)
+
+
+def send_rest(folder: Path) -> None:
+    """Send MLflow what a run that has ended could not."""
+    journal = Journal(folder)
+    state = journal.state()
+    if state is None or state.events >= len(journal.events()):
+        return
+    try:
+        sync_run(journal)
+    except ConfigError as error:  # the store is away, or the run's own sender is still at it
+        print(error, file=sys.stderr)
 
 
 def sync_run(journal: Journal) -> SyncReport:
