@@ -27,6 +27,7 @@ from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import CONFIG, differences, set_aside
 from posttrain.runs.signals import HANDLED
+from posttrain.runs.suites import measure_later
 from posttrain.runs.tracking.base import Tracker
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
@@ -170,6 +171,7 @@ class Pipeline:
             reason = store.distrust(folder, wanted)
             if reason is None:
                 say(f"{title}: reused, {shown(folder)}")
+                measure_later(wanted, allow=self.allow_targets)
                 self.mirrors.append(mirror(folder, self.folder / ".reused" / place.name, wanted))
                 return DONE, True
             say(f"{title}: made anew, {reason}")
