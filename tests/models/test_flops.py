@@ -78,20 +78,18 @@ def judges(tmp_path_factory):
     model = build_model(config, dtype=torch.float32, seed=2)
     fit_to_tokenizer(model, tokenizer, random_weights=True)
     record = ArtifactRecord(method="sft", parent=None, data={}, config_hash="x", metrics={}, versions={})
-    heads = {name: make(name, model.config.hidden_size, (), keys) for name, keys in (("scalar", {}), ("quantile", {"quantiles": 5}))}
-    made = {name: save_reward_artifact(model, head, tokenizer, root / name, record=record) for name, head in heads.items()}
+    scalar = save_reward_artifact(model, make("scalar", model.config.hidden_size, (), {}), tokenizer, root / "scalar", record=record)
     steps = save_step_artifact(model, torch.nn.Linear(model.config.hidden_size, 2), tokenizer, root / "steps", record=record)
     local = save_artifact(model, tokenizer, root / "local", record=record)
     judge = ("reward/backend=local", "reward.judge.backend.dtype=float32", "reward.judge.backend.max_new_tokens=6")
     return {
-        "grpo, reward model": ("reward=[reward_model]", f"reward.reward_model.path={made['scalar']}"),
-        "grpo, quantiles": ("reward=[reward_model]", f"reward.reward_model.path={made['quantile']}"),
+        "grpo, reward model": ("reward=[reward_model]", f"reward.reward_model.path={scalar}"),
         "grpo, judge of steps": ("reward=[process_reward_model]", f"reward.process_reward_model.path={steps}"),
         "grpo, local judge": ("reward=[judge]", *judge, f"reward.judge.backend.path={local}"),
     }
 
 
-JUDGED = ("grpo, reward model", "grpo, quantiles", "grpo, judge of steps", "grpo, local judge")
+JUDGED = ("grpo, reward model", "grpo, judge of steps", "grpo, local judge")
 
 
 @pytest.mark.parametrize("case", [*CASES, *JUDGED])
