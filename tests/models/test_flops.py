@@ -16,7 +16,7 @@ from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.flops import FlopModel
 from posttrain.models.heads import make
 from posttrain.models.loading import build_model
-from posttrain.models.reward_artifact import save_reward_artifact, save_step_artifact
+from posttrain.models.reward_artifact import save_reward_artifact
 from posttrain.models.tokenizers import load_tokenizer
 from posttrain.models.vocabulary import fit_to_tokenizer
 from posttrain.rollout.measures import sampling_work
@@ -79,17 +79,15 @@ def judges(tmp_path_factory):
     fit_to_tokenizer(model, tokenizer, random_weights=True)
     record = ArtifactRecord(method="sft", parent=None, data={}, config_hash="x", metrics={}, versions={})
     scalar = save_reward_artifact(model, make("scalar", model.config.hidden_size, (), {}), tokenizer, root / "scalar", record=record)
-    steps = save_step_artifact(model, torch.nn.Linear(model.config.hidden_size, 2), tokenizer, root / "steps", record=record)
     local = save_artifact(model, tokenizer, root / "local", record=record)
     judge = ("reward/backend=local", "reward.judge.backend.dtype=float32", "reward.judge.backend.max_new_tokens=6")
     return {
         "grpo, reward model": ("reward=[reward_model]", f"reward.reward_model.path={scalar}"),
-        "grpo, judge of steps": ("reward=[process_reward_model]", f"reward.process_reward_model.path={steps}"),
         "grpo, local judge": ("reward=[judge]", *judge, f"reward.judge.backend.path={local}"),
     }
 
 
-JUDGED = ("grpo, reward model", "grpo, judge of steps", "grpo, local judge")
+JUDGED = ("grpo, reward model", "grpo, local judge")
 
 
 @pytest.mark.parametrize("case", [*CASES, *JUDGED])
