@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from posttrain.models.architectures import architecture_config, model_config
+from posttrain.models.loading import base_where_adapted
 
 
 @dataclass(frozen=True)
@@ -79,4 +80,4 @@ def hidden_width(model: Mapping[str, Any]) -> int:
 
 
 def _config_of(model: Mapping[str, Any]) -> PreTrainedConfig:
-    return architecture_config(model["architecture"]) if model.get("architecture") else model_config(model)
+    return architecture_config(model["architecture"]) if model.get("architecture") else model_config(base_where_adapted(model))

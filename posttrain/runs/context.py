@@ -16,9 +16,10 @@ Config = Mapping[str, Any]
 def check_context(config: Config, prepared: Prepared) -> None:
     """Raises ConfigError where a prompt and the longest answer that is asked for may be longer than the model's positions."""
     from posttrain.models.architectures import model_config
+    from posttrain.models.loading import base_where_adapted
 
     # Not every family has a bound: some count positions without one.
-    most = model_config(config["model"]).get_text_config().to_dict().get("max_position_embeddings")
+    most = model_config(base_where_adapted(config["model"])).get_text_config().to_dict().get("max_position_embeddings")
     problems = [] if most is None else list(_problems(config, prepared, most))
     if problems:
         raise ConfigError(problems)

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem, UserError
-from posttrain.runs import entering, report
+from posttrain.runs import entering, report, suites
 from posttrain.runs.files import prepare_folder
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
@@ -83,6 +83,7 @@ def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str])
         start = open_folder(config, folder)
         if start.finished:
             print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
+            suites.measure_later(config, allow=allow_targets)
             yield DONE
         elif config["entering"] and (code := entering.make(config, allow_targets=allow_targets)):
             yield code

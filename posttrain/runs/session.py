@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
+from posttrain.evaluation.suites.registry import Suite
 from posttrain.methods.base import Method
 from posttrain.runs import plots, preflight, reports, targets
 from posttrain.runs.budget.amount import budget_of
@@ -131,17 +132,17 @@ class Session:
         artifact = save_run_artifact(job, method, self.reporter.latest)
         self._report(method)
         barrier()  # what is left is for the leading rank alone, and may take longer than a collective would wait
-        if artifact is not None and suites_of(job.config):
-            self._measure_artifact(trainer.global_step, artifact)
+        if artifact is not None and (suites := suites_of(job.config)):
+            self._measure_artifact(trainer.global_step, suites, artifact)
         self._close(trainer, "finished", artifact)
 
-    def _measure_artifact(self, step: int, artifact: Path) -> None:
+    def _measure_artifact(self, step: int, suites: Sequence[Suite], artifact: Path) -> None:
         """The suites of the run's end."""
         job = self.job
         if self.method.sharding.whole:
             self.method.cpu()  # makes room for the artifact
-        self.reporter.say(f"evaluating the artifact: {', '.join(suite.name for suite in suites_of(job.config))}")
-        found = measure_end(job.config, artifact, device=str(job.device), allow=job.allow_targets)
+        self.reporter.say(f"evaluating the artifact: {', '.join(suite.name for suite in suites)}")
+        found = measure_end(job.config, suites, artifact, device=str(job.device), allow=job.allow_targets)
         self.reporter.final(step, found.metrics)
         for file in found.files:
             self.tracker.artifact(file, "eval")

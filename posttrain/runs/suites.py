@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.suites.about import HELD_OUT, START, about
 from posttrain.evaluation.suites.registry import Suite, suite_of
 from posttrain.runs import entering, targets
+from posttrain.runs.files import write_atomic
+from posttrain.runs.kept_scores import FOLDER
 from posttrain.runs.source import class_constant
 
 if TYPE_CHECKING:
@@ -110,16 +113,43 @@ def check_suites(config: Config, allow: Collection[str] = ()) -> None:
             targets.build(node, allow=allow).check()
 
 
-def measure_end(config: Config, artifact: Path, *, device: str, allow: Collection[str] = ()) -> Outcome:
-    """Run the suites of a run's end on its artifact, and keep what they found in the run's folder, as `posttrain eval` does."""
+def measure_end(config: Config, suites: Sequence[Suite], artifact: Path, *, device: str | None, allow: Collection[str] = ()) -> Outcome:
+    """Run suites on a run's artifact, and keep what they found in the run's folder, as `posttrain eval` does."""
     from posttrain.runs.evaluate import write_results
 
     metrics: dict[str, float] = {}
     files: list[Path] = []
     home = Path(config["output_dir"])
-    (home / "eval").mkdir(exist_ok=True)
-    for suite in suites_of(config):
+    (home / FOLDER).mkdir(exist_ok=True)
+    for suite in suites:
         result = run_suite(suite, artifact, config, device=device, allow=allow)
         files += write_results(home, suite, artifact, result)
         metrics |= {f"eval/{suite.name}/{name}": value for name, value in result.metrics.items() if math.isfinite(value)}
     return Outcome(metrics, tuple(files))
+
+
+def lacking(config: Config) -> list[Suite]:
+    """The suites of a finished run that it was not measured by yet, or not with these settings."""
+    return [suite for suite in suites_of(config) if not _is_measured(suite, Path(config["output_dir"]))]
+
+
+def _is_measured(suite: Suite, home: Path) -> bool:
+    try:
+        found = json.loads((home / FOLDER / f"{suite.name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found.get("settings") == json.loads(json.dumps(dict(suite.settings))))
+
+
+def measure_later(config: Config, *, allow: Collection[str] = ()) -> None:
+    """Measure a finished run by the suites that it lacks, without training anything, and add the metrics to its result.json."""
+    suites, home = lacking(config), Path(config["output_dir"])
+    path = home / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not suites or result["artifact"] is None:
+        return
+    print(f"measuring its artifact by {', '.join(suite.name for suite in suites)}")
+    check_suites(config, allow)
+    found = measure_end(entering.applied(dict(config)), suites, home / "artifact", device=None, allow=allow)
+    result["metrics"] |= found.metrics
+    write_atomic(path, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -75,3 +75,12 @@ def run_dir(trained_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
     trained_model.save_pretrained(folder / "artifact")
     tokenizer.save_pretrained(folder / "artifact")
     return folder
+
+
+@pytest.fixture(scope="session")
+def other(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny_model(tokenizer, seed=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

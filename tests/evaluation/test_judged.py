@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_model
+from transformers import Qwen3ForCausalLM
 
 from posttrain.errors import ConfigError, UserError
 from posttrain.evaluation.suites.judged import judged
@@ -24,6 +24,7 @@ from posttrain.runs.evaluate import main
 from posttrain.runs.job import run_job
 from posttrain.runs.kept_scores import kept_scores
 from posttrain.runs.study.arms import is_measured, unmeasured
+from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
 
 RECORD = ArtifactRecord(method="sft", parent=None, data={}, config_hash="x", metrics={}, versions={})
@@ -41,20 +42,13 @@ class Says(Backend):
 
 
 @pytest.fixture(scope="module")
-def other(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt nothing."""
-    folder = tmp_path_factory.mktemp("other")
-    tiny_model(tokenizer, seed=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def judge_of_answers(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def judge_of_answers(other: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model's artifact."""
     with seeded(3):
         head = make("scalar", 48, (), {})
-    return save_reward_artifact(tiny_model(tokenizer, seed=2), head, tokenizer, tmp_path_factory.mktemp("rm") / "a", record=RECORD)
+    return save_reward_artifact(
+        Qwen3ForCausalLM.from_pretrained(other), head, tokenizer, tmp_path_factory.mktemp("rm") / "a", record=RECORD
+    )
 
 
 @pytest.fixture
@@ -133,6 +127,14 @@ def test_suites_at_the_end_of_a_run(run_dir: Path, judge_of_answers: Path, quest
         assert is_measured(name, config)
         assert run.scores[name].mean == pytest.approx(run.metrics[name])
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["eval/judge/win_rate"] == 0.5
+    asked_more = compose_and_check([*line, "evaluation.suite.judge.limit=1"])
+    (folder / "eval" / "sampled.json").unlink()
+    before = (folder / "artifact" / "artifact.json").read_bytes()
+    assert not is_finished(asked_more)
+    assert run_job(asked_more) == 0
+    assert is_finished(asked_more), "measured by what was lacking or asked for otherwise, and not trained again"
+    assert read_run(folder).metrics["eval/judge/n"] == 1.0
+    assert (folder / "artifact" / "artifact.json").read_bytes() == before
     study = Study("s", {"a": ()}, (1,), metric="eval/sampled/pass_at_16")
     assert [problem.where for problem in unmeasured(study, {"a": config})] == ["study.metric"]
 

@@ -6,13 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from posttrain.data.tree import answered
 from posttrain.data.work import attended_by
 from posttrain.functional.attended import attended
 from posttrain.functional.logprobs import computed_again
+from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.flops import FlopModel
+from posttrain.models.heads import make
+from posttrain.models.loading import build_model
+from posttrain.models.reward_artifact import save_reward_artifact
+from posttrain.models.tokenizers import load_tokenizer
+from posttrain.models.vocabulary import fit_to_tokenizer
 from posttrain.rollout.measures import sampling_work
 from posttrain.runs import session
 from posttrain.runs.callbacks.record import StepRecorder
@@ -53,17 +59,46 @@ def packed_product(x, weight, *_, out_shape, **__):
     return 2 * math.prod(x) * out_shape[-1]
 
 
-NOT_COUNTED_BY_TORCH = {torch.ops.aten.addmm_: product, torch.ops.mkldnn._linear_pointwise: packed_product}
+def attention(query, key, value, *_, **__):
+    return sdpa_flop_count(query, key, value)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_run_counts_what_it_computes(case, tmp_path, monkeypatch):
+NOT_COUNTED_BY_TORCH = {
+    torch.ops.aten.addmm_: product,
+    torch.ops.mkldnn._linear_pointwise: packed_product,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+}
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """Overrides by case: a reward that is a model of another shape than the policy."""
+    config = {**compose(["model=nano", *LARGER])["model"]}
+    tokenizer, root = load_tokenizer(config), tmp_path_factory.mktemp("judges")
+    model = build_model(config, dtype=torch.float32, seed=2)
+    fit_to_tokenizer(model, tokenizer, random_weights=True)
+    record = ArtifactRecord(method="sft", parent=None, data={}, config_hash="x", metrics={}, versions={})
+    scalar = save_reward_artifact(model, make("scalar", model.config.hidden_size, (), {}), tokenizer, root / "scalar", record=record)
+    local = save_artifact(model, tokenizer, root / "local", record=record)
+    judge = ("reward/backend=local", "reward.judge.backend.dtype=float32", "reward.judge.backend.max_new_tokens=6")
+    return {
+        "grpo, reward model": ("reward=[reward_model]", f"reward.reward_model.path={scalar}"),
+        "grpo, local judge": ("reward=[judge]", *judge, f"reward.judge.backend.path={local}"),
+    }
+
+
+JUDGED = ("grpo, reward model", "grpo, local judge")
+
+
+@pytest.mark.parametrize("case", [*CASES, *JUDGED])
+def test_a_run_counts_what_it_computes(case, tmp_path, monkeypatch, request):
+    lines = CASES[case] if case in CASES else (*SAMPLED, *request.getfixturevalue("judges")[case])
     counter = FlopCounterMode(display=False, custom_mapping=NOT_COUNTED_BY_TORCH)
     begin, end = StepRecorder.on_train_start, session.Session._finish
     monkeypatch.setattr(StepRecorder, "on_train_start", lambda *given: (begin(*given), counter.__enter__()))
     monkeypatch.setattr(session.Session, "_finish", lambda *given: (counter.__exit__(None, None, None), end(*given)))
     cache = [f"method.reference_cache={tmp_path}/cache"] if "cached" in case else []
-    assert run_job(compose([*BASE, *CASES[case], *cache, f"output_dir={tmp_path}/run"])) == 0
+    assert run_job(compose([*BASE, *lines, *cache, f"output_dir={tmp_path}/run"])) == 0
     found = json.loads((tmp_path / "run" / "result.json").read_text())["flops"]
     if cache:  # what was computed before training is charged too
         found -= sum(json.loads(path.read_text())["flops"] for path in (tmp_path / "cache").glob("*/*.json") if "flops" in path.read_text())

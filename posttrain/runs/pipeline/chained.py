@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from posttrain.runs.pipeline.run import DONE, Pipeline, held, open_pipeline
 from posttrain.runs.pipeline.shares import unit_of
 from posttrain.runs.records import Status
 from posttrain.runs.resume import CONFIG
+from posttrain.runs.suites import lacking
 
 
 def prepare(config: dict[str, Any], folder: Path) -> None:
@@ -25,16 +26,18 @@ def prepare(config: dict[str, Any], folder: Path) -> None:
         open_pipeline(config, folder)
 
 
-def run_stage(config: dict[str, Any], folder: Path, number: int, make: Callable[[dict[str, Any]], int]) -> int:
+def run_stage(
+    config: dict[str, Any], folder: Path, number: int, make: Callable[[dict[str, Any]], int], *, allow: Collection[str] = ()
+) -> int:
     """Make one stage, after those before it; the last one closes the pipeline, where it ends well. Returns the exit code.
 
-    make: trains a stage's complete config in its folder; returns the exit code.
+    make: trains a stage's complete config in its folder; returns the exit code. allow: modules that suites may name parts of.
 
     Raises:
         ConfigError: a stage before it is not finished, or nothing of the budget is left.
     """
     with held(folder):
-        pipeline = Pipeline(config, folder, make)
+        pipeline = Pipeline(config, folder, make, allow=allow)
         pipeline.find(number)
         if missing := [node["name"] for node in config["stages"][:number]][len(finished(pipeline)) :]:
             message = f"starts after {missing[0]}, which is not finished in {config['stages_dir']}"
@@ -64,7 +67,7 @@ def finished(pipeline: Pipeline) -> list[str]:
 
 
 def is_made(config: Mapping[str, Any], number: int, key: str) -> bool:
-    """Whether a stage lies finished and sound in the store, so that no job is needed for it. False where that cannot be known yet.
+    """Whether a stage lies finished, measured and sound in the store, so that no job is needed for it. False where that cannot be known yet.
 
     key: of `likely_keys`.
     """
@@ -77,4 +80,5 @@ def is_made(config: Mapping[str, Any], number: int, key: str) -> bool:
     if result is None or result["status"] != "finished":
         return False
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    return store.distrust(folder, {**config["stages"][number]["config"], "budget": there["budget"]}) is None
+    stage = {**config["stages"][number]["config"], "budget": there["budget"], "output_dir": str(folder)}
+    return not lacking(stage) and store.distrust(folder, stage) is None

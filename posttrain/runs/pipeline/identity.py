@@ -17,10 +17,11 @@ from posttrain.models.integrity import RECORD_FILE, has_record, read_record, sha
 from posttrain.runs.pipeline.inputs import PLACEHOLDER, entered
 
 DIGITS = 24
-# Where a run writes and reports, how often it saves, how it caches: none of it changes what it comes to.
+# Where a run writes and reports, how often it saves, how it caches: none of it changes what it comes to. Suites that it lacks are measured
+# when it is found again.
 WITHOUT_EFFECT = (
     "output_dir", "stages_dir", "stages", "study", "tracking", "checkpoint", "resume", "log.samples_every", "evaluation.samples",
-    "data.cache_dir", "data.workers", "hardware.time_limit", "hardware.node_memory_gb",
+    "evaluation.suite", "data.cache_dir", "data.workers", "hardware.time_limit", "hardware.node_memory_gb",
 )  # fmt: skip
 READ_AS_DATA = ("train", "val", "sources")
 

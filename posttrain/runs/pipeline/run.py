@@ -25,6 +25,7 @@ from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import CONFIG, differences, set_aside
 from posttrain.runs.signals import HANDLED
+from posttrain.runs.suites import measure_later
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
 from posttrain.runs.tracking.sync import complete
@@ -51,7 +52,7 @@ def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collect
 
     with held(folder), stops():
         open_pipeline(config, folder)
-        return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets)).run()
+        return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets), allow=allow_targets).run()
 
 
 @contextmanager
@@ -113,10 +114,13 @@ def _differences(there: Any, config: Mapping[str, Any]) -> list[Problem]:
 
 
 class Pipeline:
-    """One pipeline on its way. make: trains a stage's complete config in the stage's folder; returns the exit code."""
+    """One pipeline on its way.
 
-    def __init__(self, config: dict[str, Any], folder: Path, make: Callable[[dict[str, Any]], int]) -> None:
-        self.config, self.folder, self.make = config, folder, make
+    make: trains a stage's complete config in the stage's folder; returns the exit code. allow: modules that suites may name parts of.
+    """
+
+    def __init__(self, config: dict[str, Any], folder: Path, make: Callable[[dict[str, Any]], int], *, allow: Collection[str] = ()) -> None:
+        self.config, self.folder, self.make, self.allow = config, folder, make, allow
         self.store = Path(config["stages_dir"])
         self.ended: list[Ended] = []
         self.parent = Parent(config, folder)
@@ -171,6 +175,7 @@ class Pipeline:
             reason = store.distrust(folder, config)
             if reason is None:
                 say(f"{stage.title}: reused, {shown(folder)}")
+                measure_later(config, allow=self.allow)
                 complete(folder, "finished")
                 return DONE, True
             say(f"{stage.title}: made anew, {reason}")

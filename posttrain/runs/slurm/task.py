@@ -84,7 +84,7 @@ def run_stage(file: str, allow_targets: Sequence[str]) -> None:
         return exit_code(lambda: _opened_and_trained(config, task, gate, allow_targets))
 
     def lead() -> int:
-        code = make_stage(pipeline, Path(pipeline["output_dir"]), at["stage"], make)
+        code = make_stage(pipeline, Path(pipeline["output_dir"]), at["stage"], make, allow=allow_targets)
         if code == 0 and at["stage"] + 1 == len(pipeline["stages"]):
             Outcome(Path(at["pipeline"])).write(0)
         return code

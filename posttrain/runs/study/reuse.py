@@ -9,10 +9,13 @@ from typing import Any
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
 from posttrain.runs.resume import CONFIG, differences, find_start
+from posttrain.runs.suites import lacking
 
 
 def is_finished(config: Mapping[str, Any]) -> bool:
-    """Whether the run in the config's folder is this one, and at its end. A pipeline finds out itself what its stages lack.
+    """Whether the run in the config's folder is this one, at its end, and measured by all its suites.
+
+    A pipeline finds out itself what its stages lack.
 
     Raises ConfigError where the folder holds a run of another configuration.
     """
@@ -22,4 +25,4 @@ def is_finished(config: Mapping[str, Any]) -> bool:
     start = find_start(config, folder)
     if start.state is not None and (problems := list(differences(load_config(folder / CONFIG), config))):
         raise ConfigError([Problem(f"{folder.parent.name}/{folder.name}: {p.where}", p.message, p.hint) for p in problems])
-    return start.finished
+    return start.finished and not lacking(config)
