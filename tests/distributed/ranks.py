@@ -1,6 +1,6 @@
 """One rank of several runs, one after the other, for tests: starting processes takes longer than the runs.
 
-`python -m tests.distributed.ranks RUNS.json`, a list of overrides a run; `start_ranks` forks preloaded ones. Each run gets the environment
+`python -m tests.distributed.ranks RUNS.json`, a list of configurations; `start_ranks` forks preloaded ones. Each run gets the environment
 that its process came with. What an sft's model computes on the ranks at its end is left in live.pt.
 """
 
@@ -37,8 +37,7 @@ def main(arguments):
     """Train all runs; the exit code of the first that fails."""
     environment = dict(os.environ)  # a trainer forgets the group's size when it is done
     session.save_run_artifact = functools.partial(save_with_logits, session.save_run_artifact)
-    for overrides in json.loads(Path(arguments[0]).read_text()):
-        config = compose(overrides)
+    for config in json.loads(Path(arguments[0]).read_text()):
         prepare_folder(Path(config["output_dir"]))
         os.environ.update(environment)
         if code := train_rank(config):
@@ -49,7 +48,7 @@ def main(arguments):
 
 def start_ranks(runs, file):
     """Train `runs`, a list of overrides each, in two preloaded processes; `file` is written for them. Returns the exit code."""
-    file.write_text(json.dumps(runs))
+    file.write_text(json.dumps([compose(overrides) for overrides in runs]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("posttrain.runs.processes.subprocess", SUBPROCESS)
         return processes.run_ranks([sys.executable, "-m", "tests.distributed.ranks", str(file)], 2)

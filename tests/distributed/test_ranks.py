@@ -8,16 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 
-COMMAND = [
-    sys.executable, "-m", "posttrain", "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=2xcpu",
-    "limit=200", "global_batch=8", "checkpoint.every_steps=4", "data.generator.held_out=24",
+LINE = [
+    "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=2xcpu", "limit=200", "global_batch=8",
+    "max_steps=400", "checkpoint.every_steps=4", "data.generator.held_out=24",
 ]  # fmt: skip
 
 
-def start(folder, *extra):
-    return subprocess.Popen([*COMMAND, *extra, f"output_dir={folder}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder):
+    """A command line that starts from nothing."""
+    command = [sys.executable, "-m", "posttrain", *LINE, f"output_dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_again(folder):
+    """The same, itself preloaded; its ranks start from nothing."""
+    return preloaded.posttrain(*LINE, f"output_dir={folder}")
 
 
 def wait_for_step(folder, process, step):
@@ -60,7 +68,7 @@ def gone_within(pids, seconds):
 
 @pytest.mark.slow
 def test_one_run_is_stopped_loses_a_rank_and_loses_its_parent(tmp_path):
-    """The same command goes on after each: three command lines, since each takes its processes seconds to start."""
+    """The same command goes on after each. Three command lines, since each takes its processes seconds to start."""
     folder = tmp_path / "run"
     stopped_at = stopped_by_a_signal(folder)
     continued_and_lost_a_rank(folder, stopped_at)
@@ -71,10 +79,10 @@ def test_one_run_is_stopped_loses_a_rank_and_loses_its_parent(tmp_path):
 
 
 def stopped_by_a_signal(folder):
-    process = start(folder, "max_steps=400")
+    process = start(folder)
     wait_for_step(folder, process, 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
+    output = "".join(process.communicate(timeout=100))
     assert process.returncode == 143, output
     assert "Traceback" not in output
     stopped = json.loads((folder / "result.json").read_text())
@@ -85,13 +93,13 @@ def stopped_by_a_signal(folder):
 
 
 def continued_and_lost_a_rank(folder, step):
-    process = start(folder, "max_steps=400")
+    process = start_again(folder)
     wait_for_step(folder, process, step + 6)
     ranks = ranks_of(process)
     assert sorted(ranks) == [0, 1]
     began = time.monotonic()
     os.kill(ranks[1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=70)
+    output = "".join(process.communicate(timeout=70))
     assert time.monotonic() - began < 60
     assert process.returncode == 1
     assert f"continuing after step {step}" in output
@@ -101,7 +109,7 @@ def continued_and_lost_a_rank(folder, step):
 
 def ranks_do_not_outlive_their_parent(folder):
     before = steps_of(folder)[-1]
-    process = start(folder, "max_steps=400")
+    process = start_again(folder)
     wait_for_step(folder, process, before + 1)
     ranks = ranks_of(process)
     assert sorted(ranks) == [0, 1]

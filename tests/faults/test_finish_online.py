@@ -8,7 +8,8 @@ from posttrain.runs.job import run_job
 
 RUN = [
     "method=grpo", "model=nano", "data=arithmetic", "tracking=none", "hardware=cpu", "limit=40", "global_batch=2", "max_steps=2",
-    "rollout.max_new_tokens=6", "rollout.group_size=2",
+    "rollout.max_new_tokens=6", "rollout.group_size=2", "validate.max_examples=4",
+    "reward=[length]",
 ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ BASE = (
 )  # fmt: skip
 PAIRS = ("method=dpo", "data=arithmetic_pairs")
 LORA = ("model/peft=lora", "model.peft.dropout=0.0")
-SAMPLED = ("method=grpo", "rollout.max_new_tokens=24", "rollout.group_size=4", "global_batch=6")
+SAMPLED = ("method=grpo", "rollout.max_new_tokens=24", "rollout.group_size=4", "global_batch=6", "reward=[length]")
 LARGER = (
     "model.architecture.hidden_size=192", "model.architecture.intermediate_size=320", "model.architecture.num_hidden_layers=2",
     "model.architecture.num_attention_heads=6", "model.architecture.num_key_value_heads=3", "model.architecture.vocab_size=4096",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from preloaded import SERVER
 from torch import nn
 from vllm_cases import REQUESTS, free_port, same, tiny
 from vllm_server import serving
@@ -299,7 +300,13 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_the_first_rank_acts_and_all_learn_what_came_of_it(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (free_port(), str(tmp_path)), nprocs=2)
+    port = free_port()
+    ranks = [SERVER.Process(target=_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
     assert {(tmp_path / str(rank)).read_text() for rank in range(2)} == {"[('from', 0), True, False]"}
 
 

@@ -17,7 +17,7 @@ from posttrain.runs.job import run_job
 FIRST = '"experiment=quickstart","max_steps=2","limit=40","evaluation=none","validate.at_start=false"'
 LINE = [
     "method=grpo", "model=nano", "hardware=cpu", "tracking=none", "evaluation=none", "validate.at_start=false", "validate.at_end=false",
-    "max_steps=1", "global_batch=2", "limit=20", "rollout.group_size=2", "rollout.max_new_tokens=8", "seed=3",
+    "max_steps=1", "global_batch=2", "limit=20", "rollout.group_size=2", "rollout.max_new_tokens=8", "reward=[length]", "seed=3",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,21 @@ def task_manager(tasks: Sequence[str], include_path: str | None) -> Any:
         own = TaskManager(include_path=include_path, include_defaults=False)
         if set(tasks) <= set(own.all_tasks):
             return own
-    manager = TaskManager(include_path=include_path)
+    manager = _collection() if include_path is None else TaskManager(include_path=include_path)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         raise ConfigError(
             [Problem(f"tasks={name}", "the harness has no such task or group", hint(name, manager.all_tasks)) for name in unknown]
         )
     return manager
+
+
+@cache
+def _collection() -> Any:
+    """The index of the harness's own tasks: it reads thousands of files, so a process that evaluates often makes it once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def flat_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
