@@ -42,11 +42,17 @@ def suites_of(config: Config) -> list[Suite]:
 
 
 def own_config(run: Path) -> dict[str, Any]:
-    """The config of the run that an artifact lies in. Raises ConfigError where there is none: then the data must be named."""
+    """The config of the run that an artifact lies in; of a pipeline, its last stage's.
+
+    Raises ConfigError where there is none: then the data must be named.
+    """
     path = Path(os.path.expanduser(run)) / "config.yaml"
     if not path.is_file():
         raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if config.get("stages"):
+        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
+        return own_config(path.parent / result["stages"][-1]["folder"])
     return entering.applied({**config, "output_dir": str(path.parent)})
 
 
