@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from posttrain.functional.cuts import places_of
 from posttrain.types import StepShare, Stretch, TokenTree
 
 WHOLE = Stretch()
@@ -16,24 +16,25 @@ def stretch_of(tree: TokenTree, stretch: Stretch) -> TokenTree:
     """A stretch of a micro-batch: its tokens, and the targets that its hidden states predict. Losses of stretches add up as those of
     micro-batches do.
 
-    Segments stay those of the whole row, which is filled up to a multiple of the stretches by a segment that nothing sees and that has
-    no target. Places are counted from the stretch's beginning.
+    Segments stay those of the whole row, which is filled up to a multiple of the stretches' blocks by a segment that nothing sees and
+    that has no target. Places are counted within the stretch.
     """
     if stretch.size == 1:
         return tree
-    whole = _filled(tree, -len(tree.ids) % stretch.size)
-    length = len(whole.ids) // stretch.size
-    first = stretch.rank * length
-    targets, marks = _inside(whole.source, first, length), _inside(whole.mark, first, length)
+    whole = _filled(tree, -len(tree.ids) % (stretch.size * stretch.pieces * stretch.block))
+    here = torch.cat([torch.arange(first, end) for first, end in places_of(stretch, len(whole.ids))])
+    place = torch.full((len(whole.ids),), -1).scatter_(0, here, torch.arange(len(here)))  # within the stretch; -1: elsewhere
+    source, mark = place[whole.source], place[whole.mark]
+    targets, marks = source >= 0, mark >= 0
     return replace(
         whole,
-        ids=whole.ids[first : first + length],
-        positions=whole.positions[first : first + length],
-        source=whole.source[targets] - first,
+        ids=whole.ids[here],
+        positions=whole.positions[here],
+        source=source[targets],
         target=whole.target[targets],
         segment=whole.segment[targets],
         weight=whole.weight[targets],
-        mark=whole.mark[marks] - first,
+        mark=mark[marks],
         mark_segment=whole.mark_segment[marks],
         value=whole.value[marks],
         share=_parted(whole.share, stretch.size),
@@ -41,10 +42,6 @@ def stretch_of(tree: TokenTree, stretch: Stretch) -> TokenTree:
         columns={name: column[targets] for name, column in whole.columns.items()},
         stretch=stretch,
     )
-
-
-def _inside(places: Tensor, first: int, length: int) -> Tensor:
-    return (places >= first) & (places < first + length)
 
 
 def _parted(share: StepShare, size: int) -> StepShare:

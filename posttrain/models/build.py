@@ -36,7 +36,7 @@ def build_policy(
 
     tokenizer: every id of it gets a row in the vocabulary. precision: float32, bf16 or bf16_true. device: where it will run; the layout
     is probed there. context: ranks that rows are cut over; with several, every process calls this. context_method: of attention over such
-    rows, ring or ulysses. Raises ConfigError if the layout asked for is not exact for the model's family, or its rows cannot be cut.
+    rows, ring, ulysses or torch. Raises ConfigError if the layout asked for is not exact for the model's family, or its rows cannot be cut.
     """
     base = build_model(model, dtype=weights_dtype(precision), seed=seed)
     fit_to_tokenizer(base, tokenizer, random_weights=model["weights"] == "random", seed=seed)

@@ -26,7 +26,7 @@ class PolicyModel(nn.Module):
     layout. The three give the same numbers. attention: auto, sdpa, flex or varlen. head: how the model's logits come from its hidden
     states. aux_coefficient: weight of a mixture-of-experts' load-balancing loss, 0 where the family has none. base_with_adapters_off:
     whether switching its adapters off gives the model that they were put on. ring: the ranks that rows are cut over; a tree that is not
-    cut is computed here alone. cut: the attention over rows that are: ring or ulysses.
+    cut is computed here alone. cut: the attention over rows that are: ring, ulysses or torch.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from posttrain.errors import Problem
 from posttrain.runs.source import class_constant
@@ -12,6 +12,16 @@ Config = Mapping[str, Any]
 KEY = "hardware.context_parallel"
 WHOLE_ROWS = f"{KEY}=1"
 STRATEGIES = ("auto", "ddp", "fsdp2")
+
+
+class Own(NamedTuple):
+    """The attention of a method that takes no other. also: what model.attention may say of it."""
+
+    how: str
+    also: tuple[str, ...]
+
+
+OWN = {"ring": Own("goes round a ring of devices", ("auto",)), "torch": Own("is FlexAttention's", ("auto", "flex"))}
 
 
 def rows_can_be_cut(config: Config) -> Iterator[Problem]:
@@ -30,6 +40,9 @@ def rows_can_be_cut(config: Config) -> Iterator[Problem]:
         yield Problem(KEY, f"is not for hardware.strategy={hardware['strategy']}", "hardware.strategy=ddp, hardware.strategy=fsdp2")
     if hardware["tensor_parallel"] > 1:
         yield Problem(KEY, "rows and layers are not known to be cut right at the same time", f"{WHOLE_ROWS}, or hardware.tensor_parallel=1")
+    if hardware["context_method"] == "torch" and hardware["accelerator"] == "cpu":
+        message = "PyTorch's context parallelism attends by FlexAttention, which has no backward pass on a CPU; its ring takes no mask"
+        yield Problem("hardware.context_method", message, "hardware.context_method=ring, hardware.context_method=ulysses")
     yield from _method_problems(config["method"])
     yield from _model_problems(config["model"], hardware["context_method"] or "ring")
 
@@ -50,8 +63,8 @@ def _method_problems(method: Config) -> Iterator[Problem]:
 def _model_problems(model: Config, method: str) -> Iterator[Problem]:
     if model["layout"] not in ("auto", "tree"):
         yield Problem("model.layout", f"{model['layout']} rows cannot be cut over devices", f"model.layout=auto, or {WHOLE_ROWS}")
-    if model["attention"] != "auto" and method == "ring":
-        message = f"{model['attention']} would not be used: attention over a row that is cut goes round a ring of devices"
+    if method in OWN and model["attention"] not in OWN[method].also:
+        message = f"{model['attention']} would not be used: attention over a row that is cut {OWN[method].how}"
         yield Problem("model.attention", message, f"model.attention=auto, hardware.context_method=ulysses, or {WHOLE_ROWS}")
     if model.get("float8"):
         message = "8-bit layers scale by whole operands, and a device has a part of the row"

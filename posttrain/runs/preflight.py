@@ -28,7 +28,7 @@ from posttrain.models.tokenizers import end_token_ids
 from posttrain.runs import float8_rules, machine
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.states import States, states_of
-from posttrain.runs.planning.strategies import SHARDINGS
+from posttrain.runs.planning.strategies import SHARDINGS, Group
 from posttrain.runs.planning.trace import adapted
 from posttrain.runs.planning.weights import weights_of
 from posttrain.runs.strategies import choice_of
@@ -77,8 +77,7 @@ class Subject:
             weights,
             config["optimizer"],
             sharding,
-            devices=world,
-            copies=copies,
+            Group(world, gpus=hardware["accelerator"] == "cuda", half=config["precision"] != "float32", copies=copies),
             offload=hardware["offload"],
             together=hardware["tensor_parallel"],
         )
@@ -127,7 +126,7 @@ def devices(subject: Subject) -> Iterator[Finding]:
 @check
 def memory(subject: Subject) -> Iterator[Finding]:
     """What lasts from step to step (weights, gradients, optimizer state, frozen copies) fits into what is free; the rest is `plan`'s."""
-    needed, free = subject.kept.together, free_memory(subject.job)
+    needed, free = subject.kept.lasting, free_memory(subject.job)
     words = f"model and optimizer take {needed / GIB:.2f} GiB on a device, of which {free / GIB:.2f} GiB are free"
     hint = "posttrain plan with the same words says what to change"
     if needed > NEARLY * free:

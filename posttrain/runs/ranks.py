@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from posttrain.functional.cuts import part_of
 from posttrain.types import Stretch
 
 
 @dataclass(frozen=True)
 class Ranks:
     """rank and world: over all nodes. local: on this node. together: neighbours that compute each micro-batch together, each with a part of
-    the weights. context: neighbours that a micro-batch's row is cut over. Not both at once."""
+    the weights. context: neighbours that a micro-batch's row is cut over. Not both at once. cut: the attention over such rows."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
     together: int = 1
     context: int = 1
+    cut: str = "ring"
 
     @property
     def member(self) -> int:
@@ -52,7 +55,7 @@ class Ranks:
     @property
     def stretch(self) -> Stretch:
         """What of each of them is this process's."""
-        return Stretch(self.rank % self.context, self.context)
+        return part_of(self.cut, self.rank % self.context, self.context)
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
@@ -61,6 +64,12 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Ranks:
     if "LOCAL_RANK" in given:
         return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"]))
     return Ranks()
+
+
+def placed(ranks: Ranks, hardware: Mapping[str, Any]) -> Ranks:
+    """A process among those that work together as a hardware shape says."""
+    cut = hardware["context_method"] or Ranks.cut
+    return replace(ranks, together=hardware["tensor_parallel"], context=hardware["context_parallel"], cut=cut)
 
 
 def sum_over_ranks(values: Mapping[str, float | Tensor], device: torch.device, *, together: int = 1) -> dict[str, float]:

@@ -127,7 +127,7 @@ class Hardware(Group):
     strategy: Strategy = "auto"
     tensor_parallel: Count = Field(1, description="devices that compute each micro-batch together; of a node")
     context_parallel: Count = Field(1, description="devices, of one node, that each micro-batch's row is cut over")
-    context_method: Literal["ring", "ulysses"] | None = Field(None, description="attention over rows that are cut; null = ring")
+    context_method: Literal["ring", "ulysses", "torch"] | None = Field(None, description="attention over rows that are cut; null = ring")
     offload: bool = Field(False, description="keep sharded weights and optimizer state in host memory")
     backend: Literal["gloo", "nccl"] = "gloo"
     time_limit: Positive | None = Field(None, description="hours")

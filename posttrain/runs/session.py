@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from posttrain.runs.kept_scores import keep_scores
 from posttrain.runs.opening import Opening, next_commands, paths_of, print_samples, run_info, tracking_node
 from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
-from posttrain.runs.ranks import Ranks, barrier
+from posttrain.runs.ranks import Ranks, barrier, placed
 from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, write_result
 from posttrain.runs.reference_cache import with_cached_reference
 from posttrain.runs.reporter import Reporter
@@ -56,7 +55,7 @@ log = logging.getLogger(__name__)
 
 def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
     """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
-    ranks = replace(ranks, together=config["hardware"]["tensor_parallel"], context=config["hardware"]["context_parallel"])
+    ranks = placed(ranks, config["hardware"])
     quiet_libraries()
     disable_progress_bar()  # a bar a file written is of no use beside ours
     folder = Path(config["output_dir"])

@@ -107,7 +107,7 @@ def build_method(job: Job, *, trains: bool = True) -> Method:
             seed=config["seed"],
             device=job.device,
             context=job.ranks.context if trains else 1,  # the leading rank alone builds one to hand on
-            context_method=config["hardware"]["context_method"] or "ring",
+            context_method=job.ranks.cut,
         ),
         optimizer=targets.build({**config["optimizer"], "_partial_": True}, allow=job.allow_targets),
         scheduler=targets.build({**config["scheduler"], "_partial_": True}, allow=job.allow_targets),

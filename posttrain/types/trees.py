@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,10 +57,16 @@ class StepShare:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Which part of a micro-batch's row a rank computes: number `rank` of `size` equal ones."""
+    """Which part of a micro-batch's row a rank computes: number `rank` of `size` equal ones.
+
+    pieces: 1, or 2 where a part is a piece of the row and another, as far from the row's end as the first from its beginning: causal
+    attention then costs every rank about the same. block: tokens that the length of a piece is a multiple of.
+    """
 
     rank: int = 0
     size: int = 1
+    pieces: Literal[1, 2] = 1
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class TokenTree:
     mark: int64 [M], places in 0..T-1 that `value`, float32 [M], is known of, see TokenizedExample. mark_segment: int64 [M], their segments.
     share: the step's global denominators. reference: float32 [N], the targets' log-probabilities under the reference policy where they
         were computed before; None elsewhere. columns: float32 [N] by name, see TokenizedExample.
-    stretch: where the row is cut over several ranks, what is here: T and N count only this part's, all places are counted from where it
-        begins, and segments (and example) are those of the whole row.
+    stretch: where the row is cut over several ranks, what is here: T and N count only this part's, all places are counted within it,
+        and segments (and example) are those of the whole row.
     """
 
     ids: Tensor

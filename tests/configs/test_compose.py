@@ -112,6 +112,9 @@ def test_several_machines_are_refused_here_but_planned(monkeypatch: pytest.Monke
         (["model.layout=packed", "model.attention=sdpa"], {"model.layout", "model.attention"}),
         (["model.attention=sdpa", "hardware.context_method=ulysses"], set()),
         (["hardware.context_parallel=1", "hardware.context_method=ulysses"], {"hardware.context_method"}),
+        (["hardware.context_method=torch"], {"hardware.context_method"}),  # on a CPU
+        (["hardware=8xh100", "hardware.context_method=torch", "model.attention=flex"], set()),
+        (["hardware=8xh100", "hardware.context_method=torch", "model.attention=varlen"], {"model.attention"}),
     ],
 )
 def test_rows_are_cut_only_where_it_is_exact(given: list[str], wrong: set[str]) -> None:

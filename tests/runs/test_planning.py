@@ -28,7 +28,7 @@ from posttrain.runs.planning.memory import Setup, activations, head_bytes, most_
 from posttrain.runs.planning.sampling import Sampling
 from posttrain.runs.planning.shapes import ModelShape, Row
 from posttrain.runs.planning.states import optimizer_bytes, states_of
-from posttrain.runs.planning.strategies import SHARDINGS
+from posttrain.runs.planning.strategies import BUCKET, SHARDINGS, Group
 from posttrain.runs.planning.trace import model_shape
 from posttrain.runs.train import untrained
 from posttrain.types import StepShare
@@ -113,7 +113,7 @@ def test_checkpointing_keeps_inputs_and_one_layer(nano: ModelShape) -> None:
 
 def test_sharding_divides_what_it_says(nano: ModelShape) -> None:
     def lasting(name: str, *, offload: bool = False) -> Any:
-        return states_of(nano.weights, ADAMW, SHARDINGS[name], devices=4, copies=1, offload=offload)
+        return states_of(nano.weights, ADAMW, SHARDINGS[name], Group(4, copies=1), offload=offload)
 
     whole = lasting("ddp")
     assert whole.optimizer == 2 * whole.weights == 2 * whole.gradients == 2 * whole.copies
@@ -124,6 +124,17 @@ def test_sharding_divides_what_it_says(nano: ModelShape) -> None:
     moved = lasting("fsdp2", offload=True)
     assert (moved.weights, moved.gradients, moved.optimizer) == (0, 0, 0)
     assert moved.host == lasting("fsdp2").weights + lasting("fsdp2").gradients + lasting("fsdp2").optimizer
+
+
+def test_what_strategies_need_beside_the_states(nano: ModelShape) -> None:
+    size, moved = nano.weights.trained_bytes, setup(sampling=Sampling(4, 2, 30, 20, 10_000), devices=2)
+    for name in ("fsdp2", "zero3"):  # sampling gathers every weight
+        *entering, sampling, _, step = phases_of(nano, replace(moved, strategy=name))
+        assert [phase.parts["weights"] for phase in entering] == ([size] if name == "zero3" else [])  # whole on the device
+        assert sampling.parts["communication"] - step.parts["communication"] >= size / 2
+    buffers = {name: SHARDINGS[name].buffers(nano.weights, Group(2)) for name in SHARDINGS}
+    assert buffers["zero2"].last == buffers["zero3"].last == buffers["zero3"].computing == 2 * size
+    assert SHARDINGS["zero3"].buffers(nano.weights, Group(2, gpus=True)).step == 4 * BUCKET + size / 2
 
 
 def test_the_largest_micro_batch_fits_and_no_larger_one(nano: ModelShape) -> None:

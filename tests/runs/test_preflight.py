@@ -18,6 +18,7 @@ from posttrain.runs import machine, preflight
 from posttrain.runs.callbacks.preflight import FIRST_STEP, compare
 from posttrain.runs.compose import compose
 from posttrain.runs.planning.states import States
+from posttrain.runs.planning.strategies import Buffers
 
 CONFIG = compose(["model=nano", "hardware=cpu", "tracking=mlflow"])
 TOKENIZER = load_tokenizer(CONFIG["model"])
@@ -29,7 +30,7 @@ def subject(folder: Path, **changes: Any) -> Any:
     end = TOKENIZER.eos_token_id
     examples = changes.pop("examples", [answered(np.array([5, 6]), [np.array([7, end])], {})])
     weights = changes.pop("targets", np.array([2.0]))
-    kept = changes.pop("kept", States(1e6, 0.0, 1e6, 2e6, 0.0, 0.0))
+    kept = changes.pop("kept", States(1e6, 0.0, 1e6, 2e6, Buffers(), 0.0))
     method = SimpleNamespace(online=changes.pop("online", False), language_model=True)
     config = {**CONFIG, **{key: {**CONFIG[key], **value} for key, value in changes.items()}}
     job = SimpleNamespace(
@@ -61,15 +62,15 @@ def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("weights", "stops"), [(0.5, None), (0.9, False), (1.1, True)])
 def test_memory(tmp_path: Path, weights: float, stops: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "available_memory", lambda: 8.0 * GIB)
-    given = subject(tmp_path, kept=States(weights * 8 * GIB, 0, 0, 0, 0, 0))
+    given = subject(tmp_path, kept=States(weights * 8 * GIB, 0, 0, 0, Buffers(), 0))
     assert found("memory", given) == ([] if stops is None else [("hardware", stops)])
-    assert found("memory", subject(tmp_path, kept=States(2 * GIB, 0, 0, 0, 0, 0), hardware={"devices": 8})) == [("hardware", True)]
+    assert found("memory", subject(tmp_path, kept=States(2 * GIB, 0, 0, 0, Buffers(), 0), hardware={"devices": 8})) == [("hardware", True)]
 
 
 @pytest.mark.parametrize(("free", "stops"), [(100.0, None), (7.0, False), (4.0, True)])
 def test_disk(tmp_path: Path, free: float, stops: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * GIB))
-    given = subject(tmp_path, kept=States(GIB, 0, 0, GIB, 0, 0))  # an artifact of 1, checkpoints of 2, of which 4 at once
+    given = subject(tmp_path, kept=States(GIB, 0, 0, GIB, Buffers(), 0))  # an artifact of 1, checkpoints of 2, of which 4 at once
     assert found("disk", given) == ([] if stops is None else [("output_dir", stops)])
 
 

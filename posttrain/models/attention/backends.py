@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from posttrain.models.attention import flex, ring, segments, ulysses, varlen
+from posttrain.models.attention import flex, gathered, ring, segments, ulysses, varlen
 from posttrain.models.attention.layout import Layout, Scoring
 
 NAME = "tree"
@@ -46,6 +46,7 @@ BACKENDS: dict[str, Backend] = {
     "varlen": varlen.attention,
     "ring": ring.attention,
     "ulysses": _over_heads,
+    "torch": gathered.attention,
 }
 
 

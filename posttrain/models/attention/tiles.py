@@ -37,6 +37,11 @@ class Span:
         first = max(self.start, start)
         return Span(first, min(self.end, end), self.position + first - self.start)
 
+    def seen(self, first: int, last: int, window: int | None) -> Span:
+        """What of it lies at the position `last` or before, and less than a window before the position `first`; empty like a part."""
+        earliest = self.position if window is None else first - window + 1
+        return self.part(self.start + earliest - self.position, self.start + last - self.position + 1)
+
     @property
     def places(self) -> slice:
         """Of the row."""
@@ -73,7 +78,7 @@ def _cut(asking: Span, near: Sequence[Span], window: int | None, block: int) -> 
     """Tiles of one segment's queries."""
     for start in range(asking.start, asking.end, block):
         some = asking.part(start, start + block)
-        seen = [span for span in (_trim(span, some, window) for span in near) if span.start < span.end]
+        seen = [span for span in (span.seen(some.position, some.last, window) for span in near) if span.start < span.end]
         yield from (Tile(some, keys) for keys in _shared_out(seen, KEYS * block))
 
 
@@ -82,12 +87,6 @@ def _shared_out(spans: Sequence[Span], most: int) -> list[tuple[Span, ...]]:
     if sum(span.end - span.start for span in spans) <= most:
         return [tuple(spans)] if spans else []
     return [(span.part(start, start + most),) for span in spans for start in range(span.start, span.end, most)]
-
-
-def _trim(keys: Span, queries: Span, window: int | None) -> Span:
-    """The keys of a span that the first query or the last one sees, and those between."""
-    earliest = keys.position if window is None else queries.position - window + 1
-    return keys.part(keys.start + earliest - keys.position, keys.start + queries.last - keys.position + 1)
 
 
 def mask_of(tile: Tile, *, window: int | None, device: torch.device) -> Tensor | None:

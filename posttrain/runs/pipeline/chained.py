@@ -67,9 +67,9 @@ def finished(pipeline: Pipeline) -> list[str]:
 
 
 def is_made(config: Mapping[str, Any], number: int, key: str) -> bool:
-    """Whether a stage lies finished, measured and sound in the store, so that no job is needed for it. False where that cannot be known yet.
+    """Whether a stage lies finished, measured and sound in the store, so that no job is needed for it.
 
-    key: of `likely_keys`.
+    key: of `likely_keys`. False where it cannot be known yet.
     """
     unit = unit_of(config["budget"])
     exact = unit is None or all(node["share"] is not None for node in config["stages"][1 : number + 1])

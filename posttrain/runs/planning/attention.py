@@ -5,13 +5,9 @@ from __future__ import annotations
 from posttrain.models.attention.blocked import BLOCK, LONGEST
 from posttrain.runs.planning.shapes import AttentionShape, Row
 
-RING = "ring"  # of rows that are cut over devices
-
 
 def backend_of(asked: str, accelerator: str, row: Row, shape: AttentionShape, *, half: bool) -> str:
     """Which kernel computes a row: as `posttrain.models.attention.backends.pick_backend` and `segments.attention` choose."""
-    if asked == RING:
-        return RING
     if accelerator == "cuda" and asked != "sdpa":
         fits = not row.shared and not shape.explicit and half and shape.key_width <= 256 and asked != "flex"
         return "varlen" if fits else "flex"
@@ -71,4 +67,4 @@ def _explicit(shape: AttentionShape, row: Row, _out: int) -> int:
     return (2 * shape.element + 4) * shape.heads * pairs + shape.element * shape.heads * (shape.key_width + shape.value_width) * paths
 
 
-EXTRA = {"blocked": _blocked, "sdpa": _sdpa, "flex": _flash, "varlen": _varlen, "explicit": _explicit, RING: _flash}
+EXTRA = {"blocked": _blocked, "sdpa": _sdpa, "flex": _flash, "varlen": _varlen, "explicit": _explicit}

@@ -9,10 +9,9 @@ from typing import Any
 from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
 from posttrain.models import packed
-from posttrain.runs.planning.attention import RING
 from posttrain.runs.planning.duration import Duration, duration_of
 from posttrain.runs.planning.machine import SLACK, capacity_of
-from posttrain.runs.planning.memory import Setup, most_tokens, phases_of
+from posttrain.runs.planning.memory import Setup, host_bytes, most_tokens, phases_of
 from posttrain.runs.planning.rates import Rates, rates_of
 from posttrain.runs.planning.shapes import ModelShape, Phase
 from posttrain.runs.planning.workload import Workload, devices_of
@@ -26,7 +25,7 @@ Config = Mapping[str, Any]
 class Estimate:
     """model: its shape. setup: how it is trained. chosen: the strategy and why. phases: memory by phase. capacity: bytes that a device
     holds, None where unknown. most_tokens: the largest micro-batch that fits. duration: operations and time; rates: what they are
-    reckoned with."""
+    reckoned with. here: devices of a node."""
 
     model: ModelShape
     setup: Setup
@@ -36,11 +35,18 @@ class Estimate:
     most_tokens: int | None
     duration: Duration
     rates: Rates | None
+    here: int
 
     @property
     def peak(self) -> Phase:
         """The phase that needs most."""
         return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def main_memory(self) -> tuple[float, float]:
+        """Bytes that a node's processes take of its main memory: while loading, when each builds a whole model, and afterwards, of what is
+        offloaded."""
+        return self.here * self.model.weights.built_bytes * (1 + self.setup.copies), self.here * host_bytes(self.model, self.setup)
 
     @property
     def fits(self) -> bool | None:
@@ -55,17 +61,18 @@ def estimate(config: Config, method: Method, model: ModelShape, work: Workload, 
     whole = setup_of(config, method, work, overhead)
     chosen = choice_of(config)
     setup = replace(whole, strategy=chosen.name)
-    most = None if capacity is None else most_tokens(model, setup, capacity) * hardware["context_parallel"]
+    most = None if capacity is None else most_tokens(model, setup, capacity)
     rates = rates_of(hardware, config["precision"])
     return Estimate(
-        model, setup, chosen, phases_of(model, setup), capacity, most, _duration(config, method, model, work, rates), rates
+        model, setup, chosen, phases_of(model, setup), capacity, most, _duration(config, method, model, work, rates), rates,
+        hardware["devices"],
     )  # fmt: skip
 
 
 def setup_of(config: Config, method: Method, work: Workload, overhead: float) -> Setup:
     """How a configuration trains, with a whole copy on each device."""
     model, hardware = config["model"], config["hardware"]
-    devices, context = devices_of(config), hardware["context_parallel"]
+    devices = devices_of(config)
     return Setup(
         precision=config["precision"],
         accelerator=hardware["accelerator"],
@@ -74,12 +81,14 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         strategy="single" if devices == 1 else "ddp",
         offload=hardware["offload"],
         checkpointing=bool(model.get("gradient_checkpointing")),
-        attention=model.get("attention", "auto") if context == 1 else RING,
+        attention=model.get("attention", "auto"),
         optimizer=config["optimizer"],
         copies=method.copies(adapters_off_restore=adapters_off_restore(model.get("peft"))),
         heads=method.language_model,
         several=work.micro_batches > 1,
-        row=work.row if context == 1 else work.row.cut(context),
+        row=work.row,
+        context=hardware["context_parallel"],
+        cut=hardware["context_method"] or Setup.cut,
         sampling=work.sampling,
         overhead=overhead,
         slack=SLACK[hardware["accelerator"]],

@@ -51,7 +51,7 @@ def _changes(
         yield "model.gradient_checkpointing=true", _set(checkpointing=True)
     if setup.row.tokens > setup.row.longest_path:
         tokens = max(most_tokens(found.model, setup, found.capacity), setup.row.longest_path)
-        yield f"max_tokens={tokens * hardware['context_parallel']}", _shorter(tokens)
+        yield f"max_tokens={tokens}", _shorter(tokens)
     if setup.devices > 1 and setup.strategy not in ("fsdp2", "zero3"):
         yield "hardware.strategy=fsdp2", _set(strategy="fsdp2")
     if "offload" in hardware and not setup.offload and setup.devices > 1:

@@ -29,7 +29,8 @@ class Weights:
     packed_bytes: of the model that enters the stage, quantised as the policy is (what a frozen copy takes). largest_layer: bytes of the
     decoder layer with the most weights; outside: of embeddings, head and norms outside the layers. vectors: trained weights in tensors
     of one dimension; factored: rows and columns of the others (what factored second moments keep). small: trained weights in tensors of
-    fewer than 4,096 elements. linears: numbers in plain linear layers and the head.
+    fewer than 4,096 elements. linears: numbers in plain linear layers and the head. quantised: numbers in quantised ones.
+    built_bytes: of a model as it is built in main memory, before anything is quantised.
     """
 
     trained: int
@@ -43,15 +44,17 @@ class Weights:
     factored: int
     small: int
     linears: int
+    quantised: int
+    built_bytes: int
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """A model's weights and what its forward pass keeps for the backward pass, besides attention.
 
-    fixed: bytes kept whatever the number of tokens (weights cast for autocast). token: bytes kept a token over all layers. layer: of the
-    layer that keeps most, a token. inputs: of all layers' inputs, a token (what checkpointing keeps); beyond: kept outside the layers, a
-    token. hidden, vocabulary: of the head. flops: how many operations a pass costs.
+    fixed: bytes kept whatever the number of tokens (weights cast for autocast, quantised ones aside). token: bytes kept a token over all
+    layers. layer: of the layer that keeps most, a token. inputs: of all layers' inputs, a token (what checkpointing keeps); beyond: kept
+    outside the layers, a token. hidden, vocabulary: of the head. flops: how many operations a pass costs.
     head_trained: whether its weight gets a gradient; tied: whether it is the embedding too. head_element: bytes of its numbers.
     """
 

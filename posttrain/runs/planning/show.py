@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.runs.planning import request
+from posttrain.runs.planning.cut import CUTS
 from posttrain.runs.planning.estimate import Estimate
 from posttrain.runs.planning.memory import ALLOCATOR
 from posttrain.runs.planning.remedies import Remedy
@@ -72,14 +73,17 @@ def strategy_rows(config: Config, found: Estimate, work: Workload) -> Rows:
     name = found.chosen.name
     rows = [("strategy", f"{name}: {SHARDINGS[name].words} ({found.chosen.why})")]
     if (size := config["hardware"]["context_parallel"]) > 1:
-        ways = {"ring": "keys and values travel round them", "ulysses": "they exchange stretches for heads"}
-        way = ways[config["hardware"]["context_method"] or "ring"]
+        way = CUTS[found.setup.cut].words
         rows.append(("rows", f"each micro-batch is cut over {size} devices; {way}"))
     if found.most_tokens is not None:
         most = f"{found.most_tokens:,}" if found.most_tokens < LARGEST else "more than any sequence needs"
         rows.append(
             ("largest max_tokens", f"{most} would fit; this plan has {config['max_tokens']:,}, of which {work.row.tokens:,} are used")
         )
+    if config["hardware"]["accelerator"] == "cuda":
+        loading, after = found.main_memory
+        words = f"{gib(loading)} GiB of a node while loading: each of {found.here} processes builds a whole model"
+        rows.append(("main memory", words + (f"; then {gib(after)} GiB of what is offloaded" if after else "")))
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.runs.planning.shapes import Weights
-from posttrain.runs.planning.strategies import MASTER, Sharding
+from posttrain.runs.planning.strategies import MASTER, Buffers, Group, Sharding
 
 Options = Mapping[str, Any]
 
@@ -39,19 +39,19 @@ OPTIMIZERS: Mapping[str, Callable[[Weights, Options], float]] = {
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on one device. communication: buffers of the strategy. host: what offloading has moved to the host's memory."""
+    """Bytes on one device. buffers: of the strategy. host: what offloading has moved to the host's memory."""
 
     weights: float
     copies: float
     gradients: float
     optimizer: float
-    communication: float
+    buffers: Buffers
     host: float
 
     @property
-    def together(self) -> float:
-        """On the device."""
-        return self.weights + self.copies + self.gradients + self.optimizer + self.communication
+    def lasting(self) -> float:
+        """What is on the device from the first step to the last."""
+        return self.weights + self.copies + self.gradients + self.optimizer + min(self.buffers.computing, self.buffers.step)
 
 
 def optimizer_bytes(weights: Weights, optimizer: Options) -> float:
@@ -59,15 +59,13 @@ def optimizer_bytes(weights: Weights, optimizer: Options) -> float:
     return OPTIMIZERS.get(str(optimizer["_target_"]), _two_moments)(weights, optimizer)
 
 
-def states_of(
-    weights: Weights, optimizer: Options, sharding: Sharding, *, devices: int, copies: int, offload: bool, together: int = 1
-) -> States:
-    """What a device keeps. copies: frozen models beside the policy, cut as its weights are. together: devices that share each micro-batch;
-    what lies outside the layers is the same on all of them."""
+def states_of(weights: Weights, optimizer: Options, sharding: Sharding, group: Group, *, offload: bool, together: int = 1) -> States:
+    """What a device keeps. Frozen copies are cut as the policy's weights are. together: devices that share each micro-batch; what lies
+    outside the layers is the same on all of them."""
     everything = float(weights.trained_bytes + weights.frozen_bytes)
-    parts = devices / (1 + (together - 1) * weights.outside / everything)
+    parts = group.devices / (1 + (together - 1) * weights.outside / everything)
     model = everything / (parts if sharding.weights else 1)
-    frozen = float(copies * weights.packed_bytes) / (parts if sharding.weights else 1)
+    frozen = float(group.copies * weights.packed_bytes) / (parts if sharding.weights else 1)
     gradients = float(weights.trained_bytes) / (parts if sharding.gradients else 1)
     whole = MASTER * weights.trained if sharding.master else optimizer_bytes(weights, optimizer)
     state = float(whole) / (parts if sharding.optimizer else 1)
@@ -75,4 +73,4 @@ def states_of(
     away = sharding.host if offload else frozenset()
     here = {name: 0.0 if name in away else size for name, size in sizes.items()}
     host = sum(sizes[name] for name in away)
-    return States(here["weights"], frozen, here["gradients"], here["optimizer"], sharding.buffers(weights, devices), host)
+    return States(here["weights"], frozen, here["gradients"], here["optimizer"], sharding.buffers(weights, group), host)

@@ -28,6 +28,7 @@ from posttrain.runs.planning.shapes import AttentionShape, ModelShape
 from posttrain.runs.planning.weights import weights_of
 
 NAME = "planned"
+CAST = 2  # bytes of a weight as autocast keeps it; quantised layers keep none: they unpack their weights again
 TOKENS = (64, 128)  # of the two passes from which the part that grows with the tokens is told from the rest
 
 
@@ -61,7 +62,7 @@ def model_shape(model: Mapping[str, Any], *, precision: str) -> ModelShape:
     return ModelShape(
         weights=weights,
         attentions=tuple(long.attentions),
-        fixed=sum(long.kept.values()) - token * TOKENS[1],
+        fixed=sum(long.kept.values()) - token * TOKENS[1] - (CAST * weights.quantised if precision == "bf16" else 0),
         token=token,
         layer=max((slope for place, slope in slopes.items() if place >= 0), default=token),
         inputs=long.inputs / TOKENS[1],

@@ -43,6 +43,8 @@ def weights_of(built: nn.Module, inner: PreTrainedModel, peft: Mapping[str, Any]
         factored=sum(p.numel() // p.shape[-1] + p.numel() // p.shape[-2] for _, p in trained if p.dim() >= 2),
         small=sum(p.numel() for _, p in trained if p.numel() < SMALL),
         linears=_linears(built, inner, packed),
+        built_bytes=element * sum(p.numel() for p in built.parameters()),
+        quantised=sum(p.numel() for p in built.parameters() if id(p) in packed),
     )
 
 

@@ -44,10 +44,9 @@ class Workload:
 
 def ranks_of(config: Config) -> Ranks:
     """The first of the run's ranks, as its step plan sees it."""
-    from posttrain.runs.ranks import Ranks
+    from posttrain.runs.ranks import Ranks, placed
 
-    hardware = config["hardware"]
-    return Ranks(world=devices_of(config), together=hardware["tensor_parallel"], context=hardware["context_parallel"])
+    return placed(Ranks(world=devices_of(config)), config["hardware"])
 
 
 def of_data(config: Config, prepared: Prepared) -> Workload:
