@@ -74,7 +74,7 @@ def test_a_stage_starts_from_the_one_before_and_names_it(tmp_path, store, capfd)
 def test_what_is_there_is_not_made_again_unless_it_is_damaged(tmp_path, tmp_path_factory, capfd):
     store = tmp_path_factory.mktemp("stages")
     sft = ["stages=[sft,grpo]", "stages.grpo.optimizer.lr=1e-5"]
-    one = run(tmp_path / "one", store)
+    one = run(tmp_path / "one", store, "stages=[sft,grpo]")
     other = run(tmp_path / "other", store, *sft)
     assert [stage["reused"] for stage in other["stages"]] == [True, False]
     assert other["flops"] == pytest.approx(one["flops"], rel=0.5)  # charged for what was reused
@@ -117,7 +117,8 @@ def test_of_two_at_the_same_moment_one_makes_a_stage_and_the_other_waits(tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_inside_a_stage_another_pipeline_goes_on_with_it_as_if_nothing_had_been(tmp_path, store, tmp_path_factory):
+def test_killed_inside_a_stage_another_pipeline_goes_on_with_it_as_if_nothing_had_been(tmp_path, tmp_path_factory):
+    store = tmp_path_factory.mktemp("stages")
     undisturbed = run(tmp_path / "undisturbed", tmp_path_factory.mktemp("stages"), *LONGER)
     killed = begin(tmp_path / "killed", store, *LONGER)
     wait_for_step(tmp_path / "killed" / "2_grpo", 2)

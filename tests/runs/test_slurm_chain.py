@@ -29,8 +29,8 @@ def wishes(tmp_path_factory: pytest.TempPathFactory) -> list[Wish]:
         config = compose_and_check(["model=nano", "limit=40", *lines, *places], rules=rules.PLAN)
         return Wish(name, config, [REQUEST] * len(config["stages"] or [config]))
 
-    budget = ("budget.flops=1e12", "stages.sft.share=0.5")
-    return [wish("a", "method=staged", *budget), wish("b", "method=staged_dpo", "max_steps=300", *budget), wish("c", "method=sft")]
+    common = ("method=staged", "max_steps=300", "budget.flops=1e12", "stages.sft.share=0.5")
+    return [wish("a", "stages=[sft,grpo]", *common), wish("b", "stages=[sft,dpo]", *common), wish("c", "method=sft")]
 
 
 def test_a_shared_stage_is_one_job_and_no_more_runs_are_under_way_than_allowed(wishes: list[Wish]) -> None:
