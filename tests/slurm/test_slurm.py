@@ -153,7 +153,8 @@ def test_a_stage_that_fails_ends_every_pipeline_that_needs_it(sweep: Callable[..
     """Two pipelines share their first stage, which is one job; the jobs behind it are cancelled."""
     (tmp_path / "broken.jsonl").write_text("{")
     broken = ("stages.sft.data=files", f"stages.sft.data.train={tmp_path / 'broken.jsonl'}", f"stages_dir={tmp_path / 'stages'}")
-    one = sweep("method=staged,staged_dpo", *STUDY[1:5], *STUDY[6:], "tracking=none", *broken)
+    alike = "stages.sft.scheduler.warmup=0.05"
+    one = sweep("method=staged,staged_dpo", *STUDY[1:5], *STUDY[6:], "tracking=none", alike, *broken)
     shown, _ = one.process.communicate(timeout=540)
     assert one.process.returncode == 2, shown
     record = json.loads((one.folder / "sweep.json").read_text())
