@@ -56,7 +56,7 @@ def start_ranks(runs, file):
 
 def save_with_logits(save, job, method, metrics):
     """Before the artifact is written: logits [T, V] of IDS by the model as it lies on the ranks, and by its weights gathered."""
-    if job.config["method"]["name"] == "sft":
+    if job.config["method"]["name"] == "sft" and job.config["precision"] == "float32":
         sharded, gathered = logits_of(job, method)
         if job.ranks.leads:
             torch.save({"sharded": sharded, "gathered": gathered}, job.folder / LOGITS)
