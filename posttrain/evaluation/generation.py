@@ -8,10 +8,10 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.models.decoding import Prompt, plain_attention
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.models.probe import probe
 from posttrain.rollout.base import Generator, Request, Sampling
-from posttrain.rollout.decoding import Prompt, plain_attention
 from posttrain.rollout.native import NativeGenerator
 from posttrain.rollout.plain import TransformersGenerator
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from posttrain.data.tree import collate, to_device
 from posttrain.models.attention import backends
+from posttrain.models.decoding import plain_attention
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.models.probe import probe
-from posttrain.rollout.decoding import plain_attention
 from posttrain.types import StepShare, TokenizedExample, TokenStats, TokenTree
 
 

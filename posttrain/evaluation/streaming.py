@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from posttrain.rollout.decoding import decoding_mode, stop_tokens, until
+from posttrain.models.decoding import decoding_mode, stop_tokens, until
 
 UNFINISHED = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from posttrain.models.decoding import refuse_empty
 from posttrain.rollout.base import Request
-from posttrain.rollout.decoding import refuse_empty
 from posttrain.rollout.draws import sample_keys, uniforms
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion

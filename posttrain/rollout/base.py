@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.models.decoding import stop_tokens
 from posttrain.models.policy import PolicyModel
-from posttrain.rollout.decoding import stop_tokens
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.functional.logprobs import compute_dtype, finished_logits, head_logits
+from posttrain.models.decoding import decoding_mode
 from posttrain.models.packed import Product, packed_linears, packed_product
 from posttrain.models.policy import PolicyModel, dense_head
 from posttrain.rollout import attention
@@ -21,7 +22,6 @@ from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.batch import Batch
 from posttrain.rollout.cache import Cohort
-from posttrain.rollout.decoding import decoding_mode
 from posttrain.rollout.sampling import draw_operations, sample
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion

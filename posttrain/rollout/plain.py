@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from posttrain.models.decoding import batches, decoding_mode, left_padded
 from posttrain.models.packed import packed_linears
 from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
-from posttrain.rollout.decoding import batches, decoding_mode, left_padded
 from posttrain.rollout.sampling import draw_operations, sample
 from posttrain.types import Completion
 

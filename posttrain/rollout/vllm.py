@@ -28,9 +28,9 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.models.decoding import refuse_empty
 from posttrain.models.policy import PolicyModel
 from posttrain.rollout.base import Generator, Request, Sampling
-from posttrain.rollout.decoding import refuse_empty
 from posttrain.rollout.remote.answers import body_of, completions_of, logprobs_problem
 from posttrain.rollout.remote.http import NoConnection, NoReplyInTime, Server, ServerError
 from posttrain.rollout.remote.ranks import from_first

@@ -29,9 +29,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.functional.logprobs import HeadSpec
+from posttrain.models.decoding import left_padded, until
 from posttrain.models.policy import PolicyModel
 from posttrain.rollout.base import Request, Sampling
-from posttrain.rollout.decoding import left_padded, until
 from posttrain.rollout.native import Decoder
 from posttrain.rollout.stops import Stops
 from posttrain.runs.threads import spin_briefly

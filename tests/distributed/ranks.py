@@ -20,8 +20,8 @@ import torch  # noqa: E402
 from preloaded import SUBPROCESS  # noqa: E402
 
 from posttrain.data.tree import collate, tree_of  # noqa: E402
+from posttrain.models.decoding import decoding_mode  # noqa: E402
 from posttrain.models.policy import dense_head  # noqa: E402
-from posttrain.rollout.decoding import decoding_mode  # noqa: E402
 from posttrain.runs import processes, session  # noqa: E402
 from posttrain.runs.compose import compose  # noqa: E402
 from posttrain.runs.files import prepare_folder  # noqa: E402

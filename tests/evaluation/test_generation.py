@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCaus
 from posttrain.errors import DataError
 from posttrain.evaluation.generation import HELD, generator_of, greedy
 from posttrain.models.attention import backends
-from posttrain.rollout.decoding import left_padded, stop_tokens, until
+from posttrain.models.decoding import left_padded, stop_tokens, until
 
 PROMPTS = [np.random.default_rng(seed).integers(0, 256, length) for seed, length in enumerate((5, 31, 12, 1, 31, 18, 7))]
 

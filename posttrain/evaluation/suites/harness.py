@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.evaluation.scores import Scores, names_of
 from posttrain.evaluation.suites.result import SuiteResult
+from posttrain.models.decoding import decoding_mode
 from posttrain.models.hub import hub_reachable
 from posttrain.models.policy import causal_lm
-from posttrain.rollout.decoding import decoding_mode
 from posttrain.runs.suggest import hint
 
 log = logging.getLogger(__name__)

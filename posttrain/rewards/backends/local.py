@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from posttrain.data.chat import Chat
+from posttrain.models.decoding import decoding_mode, left_padded, stop_tokens, until
 from posttrain.models.flops import body_flops
 from posttrain.models.loading import build_model
-from posttrain.models.tokenizers import end_token_ids, load_tokenizer
+from posttrain.models.tokenizers import load_tokenizer
 from posttrain.rewards.backends.base import Backend, Question, Silence
 
 
@@ -80,12 +80,13 @@ class Local(Backend):
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         assert self._loaded is not None
         model, tokenizer = self._loaded
-        ids, mask = _left_padded(prompts, model.device)
-        ends = end_token_ids(tokenizer)
+        ids, mask = (x.to(model.device) for x in left_padded(prompts, 0))
+        ends = stop_tokens(model, tokenizer)
         options = {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends or None}
-        made = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :]
+        with decoding_mode(model):
+            made = model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :]
         self._operations += _operations(model, ids.shape[0], ids.shape[1], made.shape[1])
-        return [tokenizer.decode(_until(row.tolist(), ends), skip_special_tokens=True) for row in made]
+        return [tokenizer.decode(until(row.tolist(), ends), skip_special_tokens=True) for row in made]
 
 
 def _operations(model: Any, rows: int, length: int, made: int) -> float:
@@ -93,16 +94,3 @@ def _operations(model: Any, rows: int, length: int, made: int) -> float:
     read = rows * (length + made - 1)
     pairs = rows * (length**2 + (made - 1) * length + made * (made - 1) / 2)
     return body_flops(model, tokens=read, pairs=pairs) + 2.0 * rows * made * model.get_output_embeddings().weight.numel()
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, L]."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
-
-
-def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends a reply."""
-    return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]

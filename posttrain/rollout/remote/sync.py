@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.models.decoding import decoding_mode
 from posttrain.models.integrity import sha256_of
 from posttrain.models.policy import PolicyModel
-from posttrain.rollout.decoding import decoding_mode
 from posttrain.rollout.remote.answers import prompt_logps_of
 from posttrain.rollout.remote.http import Server, ServerError
 from posttrain.rollout.remote.prints import Print
