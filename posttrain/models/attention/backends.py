@@ -74,6 +74,9 @@ def tree_attention(
     strange = sorted(name for name, given in rest.items() if given is not None and name not in HARMLESS)
     if strange or attention_mask is not None:
         raise UnsupportedAttention(f"{type(module).__name__} asks attention for {', '.join(strange) or 'a mask'}")
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings and norms leave float32, which kernels of 16 bits refuse
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux, dropout)
     out = BACKENDS[token_tree.backend](query, key, value, token_tree, scoring)
     return out.transpose(1, 2).contiguous(), None

@@ -59,9 +59,12 @@ def _overlap(span: Span, count: int) -> np.ndarray:
 
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Bool [1, 1, Q, K] as FlexAttention has it: the number of blocks of each row, and their indices before all others."""
+    """Bool [1, 1, Q, K] as FlexAttention has it: the number of blocks of each row, and their indices before all others.
+
+    The kernel takes indices as they lie in memory, whatever their strides say, and sorting keeps strides.
+    """
     order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32).to(device), order.to(device, torch.int32)
+    return blocks.sum(-1, dtype=torch.int32).to(device), order.to(device, torch.int32).contiguous()
 
 
 def _places(blocks: Blocks, total: int) -> Tensor:

@@ -27,10 +27,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scoring: Scoring) -
     if scoring.dropout:
         raise ValueError("FlexAttention has no dropout: set the model's attention_dropout to 0 or model.attention=sdpa")
     kernel = _compiled() if q.is_cuda else flex_attention
-    out, aux = kernel(
-        q, k, v, score_mod=_softcap(scoring.softcap), block_mask=mask, scale=scoring.scale,
-        enable_gqa=q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True),
-    )  # fmt: skip
+    with torch._dynamo.config.patch(specialize_float=True):  # a soft-cap that is a variable of the graph cannot be lowered
+        out, aux = kernel(
+            q, k, v, score_mod=_softcap(scoring.softcap), block_mask=mask, scale=scoring.scale,
+            enable_gqa=q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
     if scoring.sinks is None:
         return out
     # A sink adds exp(sink) to the softmax's mass and nothing to its value.
