@@ -22,6 +22,7 @@ from posttrain.models.attention.segments import attention as segment_attention
 from posttrain.rollout.cache import Cohort, Pair
 
 NAME = "decoder"
+Seen = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Pass(Protocol):
@@ -85,29 +86,66 @@ class Prefill:
         return segment_attention(q, k, v, self.layout, scoring).transpose(1, 2).contiguous()
 
 
+class Reach(Protocol):
+    """Which keys the newest token of a cohort's answers sees in a layer: keys, values, and what is added to scores (None: nothing)."""
+
+    def own(self, cohort: Cohort, pair: Pair, window: int | None) -> Seen:
+        """Of each answer's own tokens: keys [N, Hk, K, D]."""
+
+    def prompt(self, cohort: Cohort, pair: Pair, window: int | None) -> Seen | None:
+        """Of each prompt's: keys [P, Hk, K, D]; None where a sliding window has left all of them behind."""
+
+
+class Sliced:
+    """Reads what is seen and nothing else."""
+
+    def own(self, cohort: Cohort, pair: Pair, window: int | None) -> Seen:
+        """See Reach."""
+        end = cohort.used + 1
+        start = 0 if window is None else max(0, end - window)
+        keys, values = (x[: len(cohort), :, start:end] for x in pair.suffix)
+        return keys, values, None
+
+    def prompt(self, cohort: Cohort, pair: Pair, window: int | None) -> Seen | None:
+        """See Reach."""
+        keys, values = pair.prefix
+        length = keys.shape[2]
+        start = 0 if window is None else max(0, length - (window - 1 - cohort.used))
+        if start >= length:
+            return None
+        return keys[:, :, start:], values[:, :, start:], cohort.padding_of(length - start)
+
+
 class Decode:
     """The newest token of every live answer; rows of one cohort after the other's."""
 
     def __init__(self, cohorts: Sequence[Cohort]) -> None:
         self.cohorts = cohorts
         self.rows = [len(cohort) for cohort in cohorts]
+        self.reach: Reach = Sliced()
 
     def attend(self, layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """As in `Pass`; T = 1."""
         parts = zip(self.cohorts, q.split(self.rows), k.split(self.rows), v.split(self.rows), strict=True)
-        outs = [attend_cohort(cohort, cohort.append(layer, keys, values), near, scoring) for cohort, near, keys, values in parts]
+        outs = []
+        for cohort, near, keys, values in parts:
+            outs.append(attend_cohort(cohort, self.append(cohort, layer, keys, values), near, scoring, self.reach))
         return (outs[0] if len(outs) == 1 else torch.cat(outs))[:, None]
 
+    def append(self, cohort: Cohort, layer: nn.Module, keys: Tensor, values: Tensor) -> Pair:
+        """Put the newest token's keys and values where they belong."""
+        return cohort.append(layer, keys, values)
 
-def attend_cohort(cohort: Cohort, pair: Pair, q: Tensor, scoring: Scoring) -> Tensor:
+
+def attend_cohort(cohort: Cohort, pair: Pair, q: Tensor, scoring: Scoring, reach: Reach) -> Tensor:
     """q [N, H, 1, D] of a cohort's rows over their prompts' and their own tokens -> [N, H, E]."""
     rows, heads, _, width = q.shape
     key_heads = pair.prefix[0].shape[1]
     grouped = (q * scoring.scale).reshape(rows, key_heads, heads // key_heads, width)
-    out, mass = _over_suffix(cohort, pair, grouped, scoring)
-    far = _over_prefix(cohort, pair, grouped, scoring)
-    if far is not None:
-        other, other_mass = far
+    out, mass = _softmax_mean(grouped, reach.own(cohort, pair, scoring.window), scoring.softcap)
+    prompt = reach.prompt(cohort, pair, scoring.window)
+    if prompt is not None:
+        other, other_mass = _over_prompts(cohort, grouped, prompt, scoring.softcap)
         out = torch.lerp(out, other, torch.sigmoid(other_mass - mass).to(out.dtype))
         mass = mass if scoring.sinks is None else torch.logaddexp(mass, other_mass)
     if scoring.sinks is not None:
@@ -115,37 +153,24 @@ def attend_cohort(cohort: Cohort, pair: Pair, q: Tensor, scoring: Scoring) -> Te
     return out.reshape(rows, heads, -1)
 
 
-def _over_suffix(cohort: Cohort, pair: Pair, q: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """q [N, Hk, R, D] over each row's own tokens -> means [N, Hk, R, E], log-sum-exps [N, Hk, R, 1]."""
-    end = cohort.used + 1
-    start = 0 if scoring.window is None else max(0, end - scoring.window)
-    keys, values = (x[: len(q), :, start:end] for x in pair.suffix)
-    return _softmax_mean(q, keys, values, scoring.softcap, None)
-
-
-def _over_prefix(cohort: Cohort, pair: Pair, q: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor] | None:
-    """q [N, Hk, R, D] over each row's prompt, as `_over_suffix`; None where a sliding window has left all prompts behind."""
-    keys, values = pair.prefix
-    length = keys.shape[2]
-    start = 0 if scoring.window is None else max(0, length - (scoring.window - 1 - cohort.used))
-    if start >= length:
-        return None
+def _over_prompts(cohort: Cohort, q: Tensor, seen: Seen, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """q [N, Hk, R, D] over each row's prompt -> means [N, Hk, R, E], log-sum-exps [N, Hk, R, 1]; all rows of a prompt at once."""
     _, key_heads, repeats, width = q.shape
-    prompts = len(keys)
+    prompts = len(seen[0])
     placed = q if cohort.slots is None else q.index_select(0, cohort.slots)
     by_prompt = placed.view(prompts, cohort.width, key_heads, repeats, width).transpose(1, 2).reshape(prompts, key_heads, -1, width)
-    padding = None if cohort.padding is None else cohort.padding[:, None, None, cohort.longest - length + start :]
-    found = _softmax_mean(by_prompt, keys[:, :, start:], values[:, :, start:], scoring.softcap, padding)
+    found = _softmax_mean(by_prompt, seen, softcap)
     out, mass = (x.view(prompts, key_heads, cohort.width, repeats, -1).transpose(1, 2).flatten(0, 1) for x in found)
     return (out, mass) if cohort.home is None else (out.index_select(0, cohort.home), mass.index_select(0, cohort.home))
 
 
-def _softmax_mean(q: Tensor, keys: Tensor, values: Tensor, softcap: float | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+def _softmax_mean(q: Tensor, seen: Seen, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Means [..., M, E] of values [..., K, E] under softmax(q keys^T), and the log-sum-exps [..., M, 1] of the scores.
 
     q: [..., M, D], scaled. keys: [..., K, D]. padding: broadcasts to [..., M, K], -inf at keys that do not exist, never all of a
     row, else 0.
     """
+    keys, values, padding = seen
     scores = torch.matmul(q, keys.transpose(-1, -2))
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()

@@ -23,7 +23,7 @@ class Pair:
         self.suffix = self._empty(rows, room)
 
     def _empty(self, rows: int, room: int) -> tuple[Tensor, Tensor]:
-        keys, values = (x.new_empty(rows, x.shape[1], room, x.shape[3]) for x in self.prefix)
+        keys, values = (x.new_zeros(rows, x.shape[1], room, x.shape[3]) for x in self.prefix)  # where nothing is yet, 0 times it is 0
         return keys, values
 
     def resize(self, rows: int, room: int, used: int) -> None:
@@ -86,11 +86,22 @@ class Cohort:
                 row[place, :, longest - seen :] = x[0, :, start + length - seen : start + length]
         self.layers[layer] = Pair((packed[0], packed[1]), self.rows, self.room)
 
+    def padding_of(self, keys: int) -> Tensor | None:
+        """Of the last `keys` places of the prompts, as it is added to scores [P, Hk, M, keys]; None where all have something there."""
+        return None if self.padding is None else self.padding[:, None, None, self.longest - keys :]
+
     def append(self, layer: Hashable, keys: Tensor, values: Tensor) -> Pair:
         """Put the newest token's keys [N, Hk, 1, D] and values [N, Hk, 1, E] behind each answer's; `grow` has made room."""
         pair = self.layers[layer]
         for cache, new in zip(pair.suffix, (keys, values), strict=True):
             cache[: len(self), :, self.used] = new[:, :, 0]
+        return pair
+
+    def append_at(self, layer: Hashable, keys: Tensor, values: Tensor, place: Tensor) -> Pair:
+        """As `append`, at a place that only the device knows: int64 [1]."""
+        pair = self.layers[layer]
+        for cache, new in zip(pair.suffix, (keys, values), strict=True):
+            cache[: len(self)].index_copy_(2, place, new)
         return pair
 
     def grow(self) -> None:

@@ -22,6 +22,7 @@ from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.batch import Batch
 from posttrain.rollout.cache import Cohort
+from posttrain.rollout.fixed import FixedStep
 from posttrain.rollout.sampling import draw_operations, sample
 from posttrain.rollout.stops import Stops
 from posttrain.types import Completion
@@ -35,14 +36,17 @@ ALIKE = 1 / 3  # of the longest prompt of a cohort, how long the others are at l
 
 class Decoder:
     """One run over some requests. cache_tokens: most tokens of keys and values, answers counted at their full length; a request that
-    alone needs more is answered alone."""
+    alone needs more is answered alone. fixed: decode by steps of fixed shapes (see `fixed`), which CUDA graphs replay; None: on CUDA."""
 
-    def __init__(self, policy: PolicyModel, sampling: Sampling, stops: Stops, cache_tokens: int) -> None:
+    def __init__(self, policy: PolicyModel, sampling: Sampling, stops: Stops, cache_tokens: int, *, fixed: bool | None = None) -> None:
         self.policy, self.sampling, self.stops, self.cache_tokens = policy, sampling, stops, cache_tokens
         self.body = policy.causal_lm.base_model
         self.device: torch.device = next(policy.parameters()).device
         self.head = replace(policy.head, temperature=1.0)
         self.project: Product | None = None
+        self.fixed = self.device.type == "cuda" if fixed is None else fixed
+        self.step: FixedStep | None = None
+        self.pool = torch.cuda.graph_pool_handle() if self.fixed and self.device.type == "cuda" else None
 
     @torch.no_grad()
     def run(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -61,7 +65,7 @@ class Decoder:
                     if len(live):
                         self._step(answers, live)
         finally:
-            self.project = None  # made of weights that may change before the next run
+            self.project = self.step = None  # made of weights that may change before the next run
         return answers.completions()
 
     def _entrants(self, answers: Answers, waiting: deque[int], reserved: int) -> Iterator[list[int]]:
@@ -109,17 +113,41 @@ class Decoder:
         """One more token of every live answer."""
         for cohort in batch.cohorts:
             cohort.grow()
-        hidden = self._forward(batch.tokens[:, None], batch.positions[:, None], attention.Decode(batch.cohorts))[:, 0]
+        drawn = self._fixed_step(answers, batch) if self.fixed else None
+        if drawn is None:
+            batch.drop()
+            logits = self._next_logits(batch.tokens[:, None], batch.positions[:, None], attention.Decode(batch.cohorts))
+            batch.positions = batch.positions + 1
         for cohort in batch.cohorts:
             cohort.used += 1
-        batch.positions = batch.positions + 1
-        self._draw(answers, batch, self._logits(hidden))
+        if drawn is None:
+            self._draw(answers, batch, logits)
+        else:
+            batch.settle(answers.add(batch.rows[batch.alive], *_tokens_and_logps(drawn[:, batch.alive])))
+
+    def _fixed_step(self, answers: Answers, batch: Batch) -> np.ndarray | None:
+        """Tokens and log-probabilities [2, B]; None, from then on, where the model's forward cannot be captured."""
+        if self.step is None or not self.step.fits(batch):
+            self.step = None  # its graph's memory is for the next one
+            self.step = FixedStep(batch, self._next_logits, self.sampling, self.pool)
+        try:
+            return self.step(answers.uniforms(batch.rows))
+        except RuntimeError as reason:
+            if self.step.calls != 1 or self.pool is None:
+                raise
+            log.warning("decoding without CUDA graphs: this model's forward cannot be captured (%s)", str(reason).splitlines()[0])
+            self.fixed, self.step = False, None
+            return None
+
+    def _next_logits(self, ids: Tensor, positions: Tensor, decoding: attention.Pass) -> Tensor:
+        """[B, V] of ids [B, 1]."""
+        return self._logits(self._forward(ids, positions, decoding)[:, 0])
 
     def _draw(self, answers: Answers, batch: Batch, logits: Tensor) -> None:
         uniform = self._to_device(answers.uniforms(batch.rows))
         tokens, logps = sample(logits, uniform, self.sampling, batch.seen)
         drawn = torch.stack([tokens.double(), logps.double()]).cpu().numpy()  # the one time a step that the host waits for the device
-        batch.advance(tokens, answers.add(batch.rows, drawn[0].astype(np.int64), drawn[1].astype(np.float32)))
+        batch.advance(tokens, answers.add(batch.rows, *_tokens_and_logps(drawn)))
 
     def _cohort(self, requests: Sequence[Request]) -> Cohort:
         group = np.repeat(np.arange(len(requests)), [request.samples for request in requests])
@@ -150,6 +178,10 @@ class Decoder:
         return torch.from_numpy(array).to(self.device)
 
 
+def _tokens_and_logps(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return drawn[0].astype(np.int64), drawn[1].astype(np.float32)
+
+
 def alike(lengths: Sequence[int]) -> list[slice]:
     """Cut prompts, the longest first, into stretches whose lengths differ little."""
     cuts = [0]
@@ -162,14 +194,15 @@ def alike(lengths: Sequence[int]) -> list[slice]:
 class NativeGenerator(Generator):
     """Samples with `Decoder` where the model's family can be served by it, else with transformers' `generate`, and says so once.
 
-    cache_tokens: see Decoder. The other options: see Sampling. A sample depends on its request's seed and its own number only; across
-    batches the model's logits differ by rounding, which moves a draw only where its random number falls within that rounding of the
-    boundary between two tokens. Runs in the caller's autocast; leaves the model's mode, attention and random state as they were.
+    cache_tokens: see Decoder. cuda_graphs: whether CUDA graphs replay the steps on CUDA. The other options: see Sampling. A sample depends
+    on its request's seed and its own number only; across batches the model's logits differ by rounding, which moves a draw only where its
+    random number falls within that rounding of the boundary between two tokens. Runs in the caller's autocast; leaves the model's mode,
+    attention and random state as they were.
     """
 
-    def __init__(self, *, cache_tokens: int = 131072, **common: Any) -> None:
+    def __init__(self, *, cache_tokens: int = 131072, cuda_graphs: bool = True, **common: Any) -> None:
         super().__init__(**common)
-        self.cache_tokens = cache_tokens
+        self.cache_tokens, self.cuda_graphs = cache_tokens, cuda_graphs
         self.fallback: Generator | None = None
 
     def attach(self, policy: PolicyModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -193,4 +226,5 @@ class NativeGenerator(Generator):
         asked = sampling or self.sampling
         if self.fallback is not None:
             return self.fallback.generate(requests, sampling=asked)
-        return Decoder(self.policy, asked, self.stops(asked), self.cache_tokens).run(requests)
+        fixed = None if self.cuda_graphs else False
+        return Decoder(self.policy, asked, self.stops(asked), self.cache_tokens, fixed=fixed).run(requests)

@@ -55,10 +55,16 @@ def requests_of(*lengths: int, samples: int = 2, seed: int = 0) -> list[Request]
 
 
 def decode(
-    policy: PolicyModel, requests: list[Request], *, stops: Any = (), cache_tokens: int = 100_000, **sampling: Any
+    policy: PolicyModel,
+    requests: list[Request],
+    *,
+    stops: Any = (),
+    cache_tokens: int = 100_000,
+    fixed: bool | None = None,
+    **sampling: Any,
 ) -> list[list[Completion]]:
     stops = stops if isinstance(stops, Stops) else Stops(stops)
-    return Decoder(policy, Sampling(**({"max_new_tokens": 12} | sampling)), stops, cache_tokens).run(requests)
+    return Decoder(policy, Sampling(**({"max_new_tokens": 12} | sampling)), stops, cache_tokens, fixed=fixed).run(requests)
 
 
 def tokens(answers: list[list[Completion]]) -> list[list[list[int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -234,8 +235,28 @@ def test_the_probe_notices_what_is_missing(monkeypatch):
     assert serves(model_of("gemma2")) is None
     assert serves(model_of("gpt_oss")) is None
     for family, missing in (("gemma2", {"softcap": None}), ("gemma3", {"window": None}), ("gpt_oss", {"sinks": None})):
-        monkeypatch.setattr(attention, "attend_cohort", lambda c, p, q, s, missing=missing: right(c, p, q, replace(s, **missing)))
+        monkeypatch.setattr(attention, "attend_cohort", lambda c, p, q, s, r, missing=missing: right(c, p, q, replace(s, **missing), r))
         assert "relative error" in (serves(model_of(family)) or ""), family
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral", "deepseek_v3", "gpt_oss"])
+def test_steps_of_fixed_shapes_draw_the_same(family):
+    """What a CUDA graph replays, run on the CPU: windows that leave prompts behind, answers that end at different times, a queue."""
+    policy, requests = policy_of(model_of(family)), requests_of(3, 9, 23, 1, 14, samples=3)
+    sampling = dict(temperature=2.0, stops=list(range(3, 7)), cache_tokens=600, max_new_tokens=80)
+    usual, fixed = (decode(policy, requests, fixed=fixed, **sampling) for fixed in (False, True))
+    assert tokens(fixed) == tokens(usual)
+    assert len({len(answer.tokens) for answer in chain(*usual)}) > 5
+    for one, other in zip(chain(*fixed), chain(*usual), strict=True):
+        np.testing.assert_allclose(one.logps, other.logps, atol=1e-4)
+
+
+def test_steps_of_fixed_shapes_see_what_occurred():
+    policy, requests = policy_of(model_of("qwen3")), requests_of(9, 5)
+    usual, fixed = (
+        decode(policy, requests, max_new_tokens=40, repetition_penalty=1.5, stops=[7, 8, 9], fixed=fixed) for fixed in (False, True)
+    )
+    assert tokens(fixed) == tokens(usual)
 
 
 def test_like_lengths_share_a_cohort():
