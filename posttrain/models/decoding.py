@@ -35,13 +35,16 @@ def decoding_mode(model: nn.Module, implementation: str | None = None) -> Iterat
 
     implementation: the attention's name; None for one that honours padding masks.
 
-    A model's own generation config may ask for sampling or a repetition penalty, which would not be greedy decoding.
+    A model's own generation config may ask for sampling or a repetition penalty, which would not be greedy decoding. Under autocast
+    weights are cast once in here, whatever the trainer's autocast does.
     """
+    caching = torch.is_autocast_cache_enabled()
     training = {module: module.training for module in model.modules()}
     cores = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     attention = [(core, core.config._attn_implementation) for core in cores]
     owners = [(module, vars(module)["generation_config"]) for module in model.modules() if "generation_config" in vars(module)]
     try:
+        torch.set_autocast_cache_enabled(True)
         model.eval()
         for core, name in attention:
             wanted = implementation or plain_attention(core)
@@ -52,6 +55,7 @@ def decoding_mode(model: nn.Module, implementation: str | None = None) -> Iterat
         yield
     finally:
         torch.clear_autocast_cache()  # casts of weights made meanwhile carry no gradient to them
+        torch.set_autocast_cache_enabled(caching)
         for owner, config in owners:
             vars(owner)["generation_config"] = config
         for core, name in attention:

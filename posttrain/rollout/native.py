@@ -46,6 +46,7 @@ class Decoder:
         self.project: Product | None = None
         self.fixed = self.device.type == "cuda" if fixed is None else fixed
         self.step: FixedStep | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.pool = torch.cuda.graph_pool_handle() if self.fixed and self.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -65,7 +66,7 @@ class Decoder:
                     if len(live):
                         self._step(answers, live)
         finally:
-            self.project = self.step = None  # made of weights that may change before the next run
+            self.project = self.step = self.graph = None  # made of weights that may change before the next run
         return answers.completions()
 
     def _entrants(self, answers: Answers, waiting: deque[int], reserved: int) -> Iterator[list[int]]:
@@ -128,10 +129,13 @@ class Decoder:
     def _fixed_step(self, answers: Answers, batch: Batch) -> np.ndarray | None:
         """Tokens and log-probabilities [2, B]; None, from then on, where the model's forward cannot be captured."""
         if self.step is None or not self.step.fits(batch):
-            self.step = None  # its graph's memory is for the next one
             self.step = FixedStep(batch, self._next_logits, self.sampling, self.pool)
         try:
-            return self.step(answers.uniforms(batch.rows))
+            drawn = self.step(answers.uniforms(batch.rows))
+            # The last graph lives until there is another: a pool of memory without a graph cannot be captured into again while anything
+            # lies in it, as the workspace does that the first capture made.
+            self.graph = self.step.graph or self.graph
+            return drawn
         except RuntimeError as reason:
             if self.step.calls != 1 or self.pool is None:
                 raise

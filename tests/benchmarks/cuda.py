@@ -8,8 +8,10 @@ take turns. Both have float32 weights, a whole float32 AdamW state and no gradie
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,31 +29,31 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
-SKIP = 3  # steps at the start that are left out: kernels are chosen and compiled in them
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One comparison. theirs: batch, micro-batch (see trl_cuda.py). ours: overrides. unit: the key of both results, in words."""
+    """One comparison. theirs: batch, micro-batch (see trl_cuda.py). ours: overrides. unit: the key of both results, in words. steps: of both,
+    and how many at the start are left out, in which kernels are chosen and compiled."""
 
     task: str
     theirs: tuple[int, int]
     ours: tuple[str, ...]
     unit: str
     words: str
-    steps: int
+    steps: tuple[int, int]
 
 
 CONTESTS = {
-    "sft": Contest("sft", (8, 8), ("method=sft", "global_batch=56", "max_tokens=8192"), "tokens_per_second", "tokens/s", 16),
+    "sft": Contest("sft", (8, 8), ("method=sft", "global_batch=56", "max_tokens=8192"), "tokens_per_second", "tokens/s", (16, 3)),
     "dpo": Contest(
-        "dpo", (32, 8), ("method=dpo", "global_batch=32", "max_tokens=8192", "method.reference=copy"), "examples_per_second", "pairs/s", 10
+        "dpo", (32, 8), ("method=dpo", "global_batch=32", "max_tokens=8192", "method.reference=copy"), "examples_per_second", "pairs/s", (10, 3)
     ),
     "grpo": Contest(
         "grpo", (16, 16),
         ("method=grpo", "method.loss=dapo", "method.kl.coef=0.04", "method.reference=copy", "global_batch=16", "max_tokens=16384",
          "max_length=1024", "rollout.max_new_tokens=256", "reward=function", "log.samples_every=null"),
-        "examples_per_second", "prompts/s", 6,
+        "examples_per_second", "prompts/s", (4, 1),
     ),
 }  # fmt: skip
 
@@ -84,24 +86,27 @@ def run(command: list[str]) -> str:
 def trl(contest: Contest, folder: Path) -> Found:
     """What TRL's trainer did."""
     batch, micro = contest.theirs
-    given = [f"--batch={batch}", f"--micro={micro}", f"--steps={contest.steps}", f"--skip={SKIP}", f"--workload={folder}"]
+    given = [f"--batch={batch}", f"--micro={micro}", f"--steps={contest.steps[0]}", f"--skip={contest.steps[1]}", f"--workload={folder}"]
     found = json.loads(run([sys.executable, str(Path(__file__).with_name("trl_cuda.py")), contest.task, *given]).splitlines()[-1])
     return {"speed": found[contest.unit], "gib": found["peak_gib"]}
 
 
-def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
-    """What `posttrain` did, from what its run leaves behind."""
+def ours(contest: Contest, folder: Path, keep: Path | None, *overrides: str) -> Found:
+    """What `posttrain` did, from what its run leaves behind; its records go to the folder `keep`."""
     (folder / "score.py").write_text(REWARD)
     paid = [f"reward.function.path={folder / 'score.py'}:score"] if contest.task == "grpo" else []
     with tempfile.TemporaryDirectory() as out:
         run([
             sys.executable, "-m", "posttrain", "hardware=auto", "model=hf", f"model.path={folder / 'model'}", "data=files",
-            f"data.train={folder / 'train.jsonl'}", f"max_steps={contest.steps}", "evaluation=none", "tracking=none",
+            f"data.train={folder / 'train.jsonl'}", f"max_steps={contest.steps[0]}", "evaluation=none", "tracking=none",
             "validate.at_start=false", "validate.at_end=false", f"output_dir={out}/run", *contest.ours, *paid, *overrides,
         ])  # fmt: skip
         times = [json.loads(line) for line in (Path(out) / "run" / "throughput.jsonl").read_text().splitlines()]
         result = json.loads((Path(out) / "run" / "result.json").read_text())
-    timed = times[SKIP:]
+        for name in ("log.txt", "throughput.jsonl", "metrics.jsonl", "result.json") if keep else ():
+            (keep / contest.task).mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(out) / "run" / name, keep / contest.task)
+    timed = times[contest.steps[1] :]
     seconds, share = sum(row["seconds"] for row in timed), len(timed) / len(times)
     count = {
         "tokens_per_second": sum(row["seconds"] * row["tokens_per_second"] for row in timed),
@@ -111,7 +116,7 @@ def ours(contest: Contest, folder: Path, *overrides: str) -> Found:
         "speed": count[contest.unit] / seconds,
         "gib": result["peak_memory_bytes"] / 2**30,
         "flops_per_unit": result["flops"] / result["tokens" if contest.unit == "tokens_per_second" else "examples"],
-        "start": sum(row["seconds"] for row in times[:SKIP]),
+        "start": sum(row["seconds"] for row in times[: contest.steps[1]]),
     }
 
 
@@ -127,18 +132,17 @@ def matmul_rate(size: int = 8192, times: int = 20) -> float:
     return times * 2 * size**3 / (time.perf_counter() - began)
 
 
-def compare(contest: Contest, given: object, folder: Path) -> Table:
+def compare(contest: Contest, given: argparse.Namespace, folder: Path) -> Table:
     """Let the two take turns; the table of medians over rounds."""
-    model, peers, rounds, overrides = (getattr(given, name) for name in ("model", "peers", "rounds", "overrides"))
-    workload(peers, folder, contest.task, model)
+    workload(given.peers, folder, contest.task, given.model)
     rate = matmul_rate()
     torch.cuda.empty_cache()
     pairs = []
-    for _ in range(rounds):
-        pairs.append((trl(contest, folder), ours(contest, folder, *overrides)))
+    for _ in range(given.rounds):
+        pairs.append((trl(contest, folder), ours(contest, folder, given.keep, *given.overrides)))
         print(contest.task, *pairs[-1], flush=True)
     middle = [{key: statistics.median(pair[side][key] for pair in pairs) for key in pairs[0][side]} for side in (0, 1)]
-    title = f"{contest.task}, {model}, random weights: {torch.cuda.get_device_name()}, bf16, matmul {rate / 1e12:.0f} TFLOP/s"
+    title = f"{contest.task}, {given.model}, random weights: {torch.cuda.get_device_name()}, bf16, matmul {rate / 1e12:.0f} TFLOP/s"
     table = Table("", contest.words, "peak GiB", "share of matmul rate", title=title)
     for name, found in zip(("TRL", "posttrain"), middle, strict=True):
         share = found["speed"] * middle[1]["flops_per_unit"] / rate
@@ -152,6 +156,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.set_defaults(rounds=1)
     parser.add_argument("--model", default="gemma_1b", help="a named model of conf/model")
+    parser.add_argument("--keep", type=Path, help="folder for the records of posttrain's runs")
     parser.add_argument("--tasks", nargs="+", default=list(CONTESTS), choices=list(CONTESTS))
     given = parser.parse_intermixed_args()
     for task in given.tasks:

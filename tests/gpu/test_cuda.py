@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, Qwen3Config
 
 from posttrain.data.tree import collate, to_device, tree_of
+from posttrain.errors import UserError
 from posttrain.functional.logprobs import HeadSpec, token_stats
 from posttrain.models.attention import flex, segments, varlen
 from posttrain.models.attention.backends import register
@@ -60,6 +61,17 @@ def test_backends_agree_with_segments_in_value_and_gradient(backend, shared, sco
             results.append([out, q.grad, k.grad, v.grad])
         for wanted, found in zip(*results, strict=True):
             assert (wanted - found.float()).norm() < 1e-2 * wanted.norm(), lengths
+
+
+def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
+    layout = layout_of(tree_on_device(), "any")
+    inputs = [torch.randn(1, h, 330, 48, device=DEVICE, dtype=torch.bfloat16) for h in (4, 2, 2)]
+    right = flex._compiled()
+    monkeypatch.setattr(flex, "_compiled", lambda: lambda q, k, v, **rest: right(q, k.roll(1, 2), v, **rest))
+    with pytest.raises(UserError, match="does not compute attention"):
+        flex.attention(*inputs, layout, Scoring(0.2))
+    monkeypatch.undo()
+    flex.attention(*inputs, layout, Scoring(0.2))
 
 
 @pytest.mark.parametrize("config", [Qwen3Config(**SMALL), Gemma2Config(**SMALL), Gemma3TextConfig(**SMALL)])

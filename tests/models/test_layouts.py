@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from posttrain.data.tree import collate, tree_of
 from posttrain.models import probe as probing
 from posttrain.models.attention import backends, blocked, flex, segments
+from posttrain.models.attention.blockmask import block_mask
 from posttrain.models.attention.layout import Scoring, layout_of
 from posttrain.models.policy import PolicyModel, neftune, sequence_lengths
 from posttrain.models.probe import LayoutError, probe, quiet_transformers
@@ -138,7 +139,11 @@ def test_flex_and_segment_backends_agree(window, softcap, sinks):
     q, k, v = (torch.randn(1, heads, len(tree.ids), 16, generator=gen) for heads in (4, 2, 2))
     scoring = Scoring(0.25, window, softcap, sinks)
     ours = segments.attention(q, k, v, layout_of(tree, "sdpa"), scoring)
-    theirs = flex.attention(q, k, v, layout_of(tree, "flex"), scoring)
+    layout = layout_of(tree, "flex")
+    theirs = flex.attention(q, k, v, layout, scoring)
+    mask = block_mask(layout, window=window, device=q.device)
+    assert flex.difference(theirs, q, k, v, mask, scoring) < 1e-5
+    assert flex.difference(theirs.roll(1, 2), q, k, v, mask, scoring) > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

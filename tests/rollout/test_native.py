@@ -146,7 +146,9 @@ def test_adapters_take_part_and_everything_is_left_as_it_was():
     adapted.train()
     base.model.layers[0].eval()
     before = torch.get_rng_state()
-    got = tokens(decode(PolicyModel(adapted, layout="tree", head=head), requests, temperature=0.0))
+    with torch.autocast("cpu", enabled=False, cache_enabled=False):  # as Lightning's
+        got = tokens(decode(PolicyModel(adapted, layout="tree", head=head), requests, temperature=0.0))
+        assert not torch.is_autocast_cache_enabled()
     assert torch.equal(before, torch.get_rng_state())
     assert base.config._attn_implementation == backends.NAME
     assert adapted.training

@@ -73,7 +73,10 @@ def _places(blocks: Blocks, total: int) -> Tensor:
 
 
 def _seen(layout: Layout, window: int | None, queries: Tensor, keys: Tensor) -> Callable[..., Tensor]:
-    """The mask by token. queries, keys: places in the row of what attention is given."""
+    """The mask by token. queries, keys: places in the row of what attention is given.
+
+    Layers with a window and without have the same code, so that one compiled kernel serves both.
+    """
     spans, device = spans_of(layout.segments), queries.device
     lengths = torch.tensor([span.end - span.start for span in spans])
     segment = torch.repeat_interleave(torch.arange(len(spans)), lengths).to(device)
@@ -82,9 +85,9 @@ def _seen(layout: Layout, window: int | None, queries: Tensor, keys: Tensor) -> 
     for index in range(len(spans)):
         kin[index, layout.ancestors(index)] = True
     kin, of_query, of_key, asking, asked = kin.to(device), segment[queries], segment[keys], position[queries], position[keys]
+    left = torch.full_like(asking, -1) if window is None else asking - window  # the latest position that a query no longer sees
 
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        visible = kin[of_query[query], of_key[key]] & (asked[key] <= asking[query])
-        return visible if window is None else visible & (asking[query] - asked[key] < window)
+        return kin[of_query[query], of_key[key]] & (asked[key] <= asking[query]) & (asked[key] > left[query])
 
     return seen
