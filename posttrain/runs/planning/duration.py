@@ -53,12 +53,13 @@ def duration_of(
 def _seconds(
     model: ModelShape, work: Workload, rates: Rates | None, training: float, sampling: float, per_rollout: int, devices: int, element: int
 ) -> float | None:
-    """Training at the rate of matrix products; sampling at that of decoding, or at that of reading all weights once a token."""
+    """Training at the rate of matrix products; sampling at that of decoding, or at that of reading all weights and going through all
+    layers once a token."""
     if rates is None:
         return None
     found = training / devices / rates.flops
     if work.sampling is not None:
         waves = max(1.0, work.sampling.prompts * work.sampling.group / max(work.sampling.rows, 1)) if work.sampling.cache else 1.0
-        read = element * (model.flops.weights + model.flops.head) / rates.bandwidth
+        read = element * (model.flops.weights + model.flops.head) / rates.bandwidth + len(model.attentions) * rates.layer
         found += max(sampling / devices / rates.decoding, waves * work.sampling.answer * read / per_rollout)
     return found
