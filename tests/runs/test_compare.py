@@ -305,6 +305,19 @@ def test_other_evaluation_data(tmp_path: Path) -> None:
     assert "other data than in" in refused(f"runs=[{sft[0]},{dpo[0]}]")
 
 
+def test_runs_that_answered_fewer_are_compared_on_what_all_answered(tmp_path: Path) -> None:
+    """As where a short training may answer only some prompts; the first 150 here are those with the good scores."""
+    few, all_right = np.r_[np.ones(75), np.zeros(75)], np.r_[np.ones(150), np.zeros(50)]
+    made = [
+        [make_run(tmp_path / f"{name}{seed}", seed=seed, scores=scores, config={"method": {"name": name}}) for seed in (1, 2)]
+        for name, scores in (("sft", few), ("grpo", all_right))
+    ]
+    found = compared(tmp_path, *made)
+    assert (found["examples"], found["examples_at_most"]) == (150, 200)
+    assert [arm["mean"] for arm in found["arms"]] == [0.5, 1.0]
+    assert "150 examples, the same for all runs, which others answered among up to 200; means are of these alone" in found["notes"][0]
+
+
 def test_a_mistake_costs_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys

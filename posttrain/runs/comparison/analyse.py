@@ -71,7 +71,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Analysis:
-    """reference: the arm that others are compared with: the baseline, or the best. pairs: all that were tested. bounds: of the metric."""
+    """reference: the arm that others are compared with: the baseline, or the best. pairs: all that were tested. bounds: of the metric.
+    most: examples that some run was measured on, where those in common are fewer."""
 
     metric: str
     lower: bool
@@ -82,6 +83,7 @@ class Analysis:
     arms: tuple[Quality, ...]
     pairs: tuple[Pair, ...]
     bounds: Bounds
+    most: int | None = None
 
     def against(self, arm: int) -> Pair | None:
         """`arm` less the reference, where they were tested (either way round)."""
@@ -116,7 +118,7 @@ def analyse(
     different, alike = (holm(np.array([getattr(pair, key) for pair in pairs])) for key in ("p", "equivalence_p"))
     corrected = [replace(pair, holm=float(different[k]), equivalence_holm=float(alike[k])) for k, pair in enumerate(pairs)]
     examples = None if data.scores is None else len(data.examples)
-    return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected), bounds)
+    return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected), bounds, data.most)
 
 
 def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, parts: Crossed | None, bounds: Bounds) -> Quality:

@@ -1,10 +1,14 @@
-"""Which metric decides, and the examples it was measured on: the same for all runs, or it decides nothing."""
+"""Which metric decides, and the examples it was measured on: the same for all runs, or it decides nothing.
+
+A short training answers only some of the held-out prompts (evaluation.exact_match.share), spread so that more of them include the fewer
+ones. Where all that one run answered was answered by all others, it is on these that they are compared.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +26,7 @@ NO_QUALITY = re.compile(r"(/before|stderr.*|/n|/tokens)$")
 class Measured:
     """values: of each arm's runs, [S] each. scores: [S, N] each, of the same N examples in the same order; None where some run kept none.
 
-    weights: [N], of the examples. examples: their names.
+    weights: [N], of the examples. examples: their names. most: examples that some run was measured on, where that is more than N.
     """
 
     metric: str
@@ -30,12 +34,15 @@ class Measured:
     scores: tuple[np.ndarray, ...] | None = None
     weights: np.ndarray | None = None
     examples: tuple[str, ...] = ()
+    most: int | None = None
 
 
 def measured(arms: Sequence[Arm], metric: str | None) -> Measured:
     """The metric, or the first that all runs have. Raises ConfigError where they do not have it, or measured it on other examples."""
+    every = [run for arm in arms for run in arm.runs]
+    chosen = choose(every, metric)
+    arms, most = _in_common(arms, chosen)
     runs = [run for arm in arms for run in arm.runs]
-    chosen = choose(runs, metric)
     if problems := list(_other_data(runs, chosen)):
         raise ConfigError(problems)
     values = tuple(np.array([run.metrics[chosen] for run in arm.runs]) for arm in arms)
@@ -45,7 +52,7 @@ def measured(arms: Sequence[Arm], metric: str | None) -> Measured:
     if len(names) < 2:
         return Measured(chosen, values)
     scores = tuple(np.stack([by_example(run.scores[chosen])[1] for run in arm.runs]) for arm in arms)
-    return Measured(chosen, values, scores, weights, tuple(names.tolist()))
+    return Measured(chosen, values, scores, weights, tuple(names.tolist()), most)
 
 
 def choose(runs: Sequence[Run], metric: str | None) -> str:
@@ -63,6 +70,30 @@ def choose(runs: Sequence[Run], metric: str | None) -> str:
         hint = suggest.hint(metric, useful, most=40)
         raise ConfigError([Problem(f"metric={metric}", f"{run.folder} has no such metric", hint) for run in lacking])
     return metric
+
+
+def _in_common(arms: Sequence[Arm], metric: str) -> tuple[Sequence[Arm], int | None]:
+    """The arms with the metric of the examples alone that the run with the fewest has, if all have these; else as they are.
+
+    And the largest number of examples, where runs differ in it.
+    """
+    runs = [run for arm in arms for run in arm.runs]
+    if any(metric not in run.scores for run in runs):
+        return arms, None
+    found = [frozenset(run.scores[metric].examples) for run in runs]
+    fewest, most = min(found, key=len), max(map(len, found))
+    if len(fewest) == most or not all(fewest <= examples for examples in found):
+        return arms, None
+    return [replace(arm, runs=tuple(_only(run, metric, fewest) for run in arm.runs)) for arm in arms], most
+
+
+def _only(run: Run, metric: str, examples: Set[str]) -> Run:
+    """A run whose metric is that of some of its examples."""
+    scores = run.scores[metric]
+    chosen = np.array([name in examples for name in scores.examples])
+    weights, samples = (None if column is None else column[chosen] for column in (scores.weights, scores.samples))
+    kept = Scores([name for name in scores.examples if name in examples], scores.values[chosen], weights, samples)
+    return replace(run, metrics={**run.metrics, metric: kept.mean}, scores={**run.scores, metric: kept})
 
 
 def by_example(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -106,7 +106,8 @@ def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
 
 def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
     """How the numbers were made, and what they cannot say."""
-    about = f"{analysis.examples} examples, the same for all runs" if analysis.examples else (
+    alone = "" if analysis.most is None else f", which others answered among up to {analysis.most}; means are of these alone"
+    about = f"{analysis.examples} examples, the same for all runs{alone}" if analysis.examples else (
         "final values of the runs alone: not all of them kept the scores of single examples, so intervals are over seeds, and whether "
         "they were measured on the same examples is known only as far as digests of the data tell"
     )  # fmt: skip
@@ -158,7 +159,8 @@ def as_json(report: Report) -> dict[str, Any]:
     ]
     found = {
         "verdict": list(report.verdicts), "metric": analysis.metric, "better": "lower" if analysis.lower else "higher",
-        "smallest": analysis.smallest, "examples": analysis.examples, "reference": analysis.arms[analysis.reference].name,
+        "smallest": analysis.smallest, "examples": analysis.examples, "examples_at_most": analysis.most,
+        "reference": analysis.arms[analysis.reference].name,
         "is_baseline": analysis.is_baseline, "bounds": list(analysis.bounds), "arms": arms, "pairs": pairs, "notes": list(report.notes),
         "pareto": [analysis.arms[place].name for place in report.front], "over_optimised": report.warnings,
         "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain} for change in report.changes],
