@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.errors import ConfigError
 from posttrain.methods.base import Method
 from posttrain.runs import options, source
 from posttrain.runs.check import check, compose_and_check
@@ -58,6 +59,11 @@ def test_every_method_is_planned_on_every_shape(method: str) -> None:
         assert found.duration.flops > 0
         assert found.duration.hours is not None, name
         assert (found.setup.sampling is not None) == asked.online
+
+
+def test_a_study_is_many_runs() -> None:
+    with pytest.raises(ConfigError, match="study=quickstart: is a study, which is many runs"):
+        compose_and_check(["study=quickstart"], rules=PLAN)
 
 
 def test_what_does_not_fit_is_told_how_it_would() -> None:
