@@ -18,6 +18,7 @@ from comparison_runs import METRIC, make_arm, make_run, rewrite
 
 from posttrain.errors import ConfigError
 from posttrain.evaluation.scores import Scores
+from posttrain.evaluation.scores import names_of as names_of_examples
 from posttrain.runs.commands.compare import run as command
 from posttrain.runs.commands.table import Call
 from posttrain.runs.comparison.analyse import analyse
@@ -315,7 +316,27 @@ def test_runs_that_answered_fewer_are_compared_on_what_all_answered(tmp_path: Pa
     found = compared(tmp_path, *made)
     assert (found["examples"], found["examples_at_most"]) == (150, 200)
     assert [arm["mean"] for arm in found["arms"]] == [0.5, 1.0]
-    assert "150 examples, the same for all runs, which others answered among up to 200; means are of these alone" in found["notes"][0]
+    assert "150 examples, the same for all runs, of up to 200 that some were measured on; means are of these alone" in found["notes"][0]
+
+
+def test_a_few_examples_may_be_missing_anywhere(tmp_path: Path) -> None:
+    """As where a judge's words could not be read."""
+    scores = np.linspace(0.0, 1.0, 200)
+    sft, dpo = (make_run(tmp_path / name, seed=1, scores=scores, config={"method": {"name": name}}) for name in ("sft", "dpo"))
+    names = names_of_examples(f"question {number}" for number in range(200))
+
+    def without(folder: Path, missing: slice) -> None:
+        kept = np.delete(np.arange(200), missing)
+        keep_scores(folder, {METRIC: Scores([names[place] for place in kept], scores[kept])})
+        result = json.loads((folder / "result.json").read_text())
+        rewrite(folder, "result.json", metrics={**result["metrics"], METRIC: float(scores[kept].mean())})
+
+    without(sft, slice(0, 3)), without(dpo, slice(100, 105))
+    found = compared(tmp_path, [sft], [dpo])
+    assert (found["examples"], found["examples_at_most"]) == (192, 197)
+    assert found["pairs"][0]["difference"] == 0
+    without(dpo, slice(100, 130))
+    assert "170 examples, of which 167 are among the 197 of" in refused(f"runs=[{sft},{dpo}]")
 
 
 def test_a_mistake_costs_no_torch(tmp_path: Path) -> None:

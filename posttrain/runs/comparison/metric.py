@@ -1,7 +1,7 @@
 """Which metric decides, and the examples it was measured on: the same for all runs, or it decides nothing.
 
 A short training answers only some of the held-out prompts (evaluation.exact_match.share), spread so that more of them include the fewer
-ones. Where all that one run answered was answered by all others, it is on these that they are compared.
+ones. Where all that one run answered was answered by all others, it is on these that they are compared; also where each lacks a few.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.read import Run
 
 PREFERRED = ("eval/exact_match", "val/reward", "val/loss")
+NEARLY_ALL = 0.9  # of the examples
 NO_QUALITY = re.compile(r"(/before|stderr.*|/n|/tokens)$")
 
 
@@ -73,18 +74,16 @@ def choose(runs: Sequence[Run], metric: str | None) -> str:
 
 
 def _in_common(arms: Sequence[Arm], metric: str) -> tuple[Sequence[Arm], int | None]:
-    """The arms with the metric of the examples alone that the run with the fewest has, if all have these; else as they are.
-
-    And the largest number of examples, where runs differ in it.
-    """
+    """The arms with the metric of the examples alone that all runs have, if these are all of some run's or nearly all of every run's (a
+    judge may leave some unscored); else as they are. And the largest number of examples, where runs differ in them."""
     runs = [run for arm in arms for run in arm.runs]
     if any(metric not in run.scores for run in runs):
         return arms, None
     found = [frozenset(run.scores[metric].examples) for run in runs]
-    fewest, most = min(found, key=len), max(map(len, found))
-    if len(fewest) == most or not all(fewest <= examples for examples in found):
+    shared, fewest, most = frozenset.intersection(*found), min(map(len, found)), max(map(len, found))
+    if len(shared) == most or len(shared) < (fewest if fewest < NEARLY_ALL * most else NEARLY_ALL * most):
         return arms, None
-    return [replace(arm, runs=tuple(_only(run, metric, fewest) for run in arm.runs)) for arm in arms], most
+    return [replace(arm, runs=tuple(_only(run, metric, shared) for run in arm.runs)) for arm in arms], most
 
 
 def _only(run: Run, metric: str, examples: Set[str]) -> Run:

@@ -106,7 +106,7 @@ def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
 
 def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
     """How the numbers were made, and what they cannot say."""
-    alone = "" if analysis.most is None else f", which others answered among up to {analysis.most}; means are of these alone"
+    alone = "" if analysis.most is None else f", of up to {analysis.most} that some were measured on; means are of these alone"
     about = f"{analysis.examples} examples, the same for all runs{alone}" if analysis.examples else (
         "final values of the runs alone: not all of them kept the scores of single examples, so intervals are over seeds, and whether "
         "they were measured on the same examples is known only as far as digests of the data tell"
