@@ -46,6 +46,44 @@ def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+def test_so_is_the_part_of_a_pipelines_first_stage(tmp_path, capsys):
+    small = [f"stages.base.{key}" for key in ("limit=40", "data.generator.held_out=8")]
+    assert main(["study=quickstart", *small, "budget.flops=1000", f"output_dir={tmp_path}/study"]) == 2
+    told = capsys.readouterr().err
+    assert [f"study.arms.{arm}: stage base: budget.flops: 910" in told for arm in ("sft", "rl", "staged")] == [True] * 3
+    assert not (tmp_path / "study").exists()
+
+
+MISTAKEN = """
+# @package _global_
+study:
+  name: twins
+  arms:
+    a: [method=nano_sft]
+    b: [method=nano_sft]
+    c: [method=staged, stages.grpo.inputs.policy=nothing]
+    d: [method=staged, stages.sft.inputs.policy=grpo]
+  seeds: [1, 1]
+  metrik: x
+"""
+
+
+def test_all_mistakes_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "conf" / "study").mkdir(parents=True)
+    (tmp_path / "conf" / "study" / "twins.yaml").write_text(MISTAKEN)
+    assert main(["--config-dir", f"{tmp_path}/conf", "study=twins", f"output_dir={tmp_path}/study"]) == 2
+    told = capsys.readouterr().err
+    for words in (
+        "study.metrik: unknown key (did you mean metric?)",
+        "study.seeds: 1 given more than once",
+        "no stage is called nothing",
+        "so this would be a cycle",
+        "study.arms.b: differs from the arm a only in its name",
+    ):
+        assert words in told
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_plain_sweep_leaves_a_record_too(tmp_path):
     line = [*LINE[1:-1], "model=nano", "budget.tokens=200", "seed=1,2", f"output_dir={tmp_path}/sweep"]
     assert main(["-m", *line]) == 0

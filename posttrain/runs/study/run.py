@@ -15,7 +15,7 @@ from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import Choice, Parsed, parse
 from posttrain.runs.study.arms import alike, unmeasured
-from posttrain.runs.study.spec import Study, read_study, study_problems
+from posttrain.runs.study.spec import Study, as_far_as_readable, study_problems
 from posttrain.runs.sweep import master_of, rules_of, run_jobs
 from posttrain.runs.sweep_jobs import Planned, checked_jobs
 
@@ -31,16 +31,17 @@ def run_study(call: Call) -> int:
     folders = options.search_path(call.config_dirs)
     parsed = parse(call.overrides, options.groups(folders))
     node, budget = _nodes(call, parsed, folders)
-    if problems := [*parsed.problems, *study_problems(node)]:
+    problems = [*parsed.problems, *study_problems(node)]
+    study = as_far_as_readable(node)
+    if parsed.problems or study is None:
         raise ConfigError(problems)
-    study = read_study(node)
     folder = _folder(parsed, study)
     master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
-    jobs, problems = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master))
+    jobs, found = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master))
     first: dict[str, Any] = {}
     for job in jobs:
         first.setdefault(job.arm, job.config)
-    problems += [*alike(first), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
+    problems += [*found, *alike(first), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
     if not problems:
         from posttrain.runs.budget.check import overspent_at_once
 

@@ -44,6 +44,15 @@ def read_study(node: Mapping[str, Any]) -> Study:
     return Study(str(node["name"]), arms, tuple(node["seeds"]), tuple(node.get("common") or ()), **given)
 
 
+def as_far_as_readable(node: Mapping[str, Any]) -> Study | None:
+    """The study of a `study` node that may have problems with its seeds or keys, so that those of its arms can be told as well; None
+    where it has others."""
+    seeds = node.get("seeds")
+    whole = [seed for seed in seeds if isinstance(seed, int) and not isinstance(seed, bool)] if isinstance(seeds, list) else []
+    mended = {**{key: value for key, value in node.items() if key in KEYS}, "seeds": list(dict.fromkeys(whole)) or [0]}
+    return None if any(study_problems(mended)) else read_study(mended)
+
+
 def study_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a `study` node by itself."""
     for key in node:
