@@ -205,8 +205,10 @@ def head_bytes(model: ModelShape, setup: Setup) -> Head:
 
 
 def _sampling(model: ModelShape, setup: Setup, sampling: Sampling, kept: States) -> Phase:
-    found = sampling_bytes(model, sampling, half=setup.half, packs=setup.packs)
-    parts = {"keys and values": found.cache, "sampled logits": found.passing, "packed weights": found.packed}
+    found = sampling_bytes(model, sampling, half=setup.half, packs=setup.packs, casts=setup.precision == "bf16")
+    parts = {
+        "keys and values": found.cache, "sampled logits": found.passing, "packed weights": found.packed, "weights in 16 bits": found.cast,
+    }  # fmt: skip
     return Phase(SAMPLING, _base(setup, kept, kept.buffers.sampling) | parts)
 
 

@@ -39,15 +39,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SamplingBytes:
-    """cache: keys and values. passing: logits, scores and a prefill's states. packed: the second copy of linear layers on a CPU."""
+    """cache: keys and values. passing: logits, scores and a prefill's states. packed: the second copy of linear layers on a CPU. cast:
+    the one in 16 bits that autocast makes of float32 weights."""
 
     cache: float
     passing: float
     packed: float
+    cast: float = 0.0
 
 
-def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool, packs: bool) -> SamplingBytes:
-    """What sampling holds at its worst moment. packs: whether it computes with packed weights (`posttrain.models.packed`)."""
+def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool, packs: bool, casts: bool = False) -> SamplingBytes:
+    """What sampling holds at its worst moment. packs: whether it computes with packed weights (`posttrain.models.packed`). casts: whether
+    weights are kept in float32 and computed with in 16 bits."""
     if sampling.cache is None:
         return SamplingBytes(0, 0, 0)
     element = 2 if half else 4
@@ -61,4 +64,9 @@ def sampling_bytes(model: ModelShape, sampling: Sampling, *, half: bool, packs: 
     logits = LOGITS * 4.0 * sampling.rows * model.vocabulary
     scores = SCORES * 4.0 * sampling.rows * heads * (sampling.prompt + sampling.answer)
     prefill = model.layer * min(PREFILL_TOKENS, round(prompts * sampling.prompt))
-    return SamplingBytes(cached, max(logits, prefill) + scores, element * model.weights.linears if packs else 0)
+    return SamplingBytes(
+        cached,
+        max(logits, prefill) + scores,
+        element * model.weights.linears if packs else 0,
+        2 * model.weights.linears if casts and not packs else 0,
+    )
