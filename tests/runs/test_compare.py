@@ -30,6 +30,7 @@ from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.metric import Measured
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.comparison.report import as_json
+from posttrain.runs.comparison.verdict import between
 from posttrain.runs.kept_scores import keep_scores
 
 
@@ -349,3 +350,10 @@ sys.exit(f"{{code}} {{'torch' in sys.modules}}")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip().endswith("2 False"), done.stderr
     assert "2 problems" in done.stderr
+
+
+def test_intervals_are_told_to_three_digits_of_their_width() -> None:
+    assert between(-0.15512, 7.9e-05) == "-0.155 to 0.000"
+    assert between(-3.0, 297.2) == "-3 to 297"
+    assert between(0.98512, 0.98534) == "0.985120 to 0.985340"
+    assert between(0.5, 0.5) == "0.5 to 0.5"

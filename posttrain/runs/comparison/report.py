@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.runs.comparison.analyse import Analysis
+from posttrain.runs.comparison.analyse import Analysis, Pair
 from posttrain.runs.comparison.arms import Arm, mixed
 from posttrain.runs.comparison.bounds import NONE, bounds_note
 from posttrain.runs.comparison.costs import Cost, Curve, pareto
@@ -68,7 +68,7 @@ def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
     if pair is None:
         return (*row, "baseline" if analysis.is_baseline else "best", "", "", "", "")
     apart = "-" if math.isnan(pair.low) else between(pair.low, pair.high)
-    return (*row, f"{pair.difference + 0.0:+.4g}", apart, p_value(pair.holm), number(pair.effect), kind(pair))
+    return (*row, f"{pair.difference + 0.0:+.4g}", apart, p_value(pair.holm), effect_of(pair), kind(pair))
 
 
 def cost_rows(report: Report) -> list[tuple[str, ...]]:
@@ -102,6 +102,11 @@ def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
         return [asked + " Not every run says what it spent of it."]
     shares = [some / float(study.budget["amount"]) for some in spent]
     return [f"{asked} Spent: {min(shares):.2%} to {max(shares):.2%} of it."]
+
+
+def effect_of(pair: Pair) -> str:
+    """In words where seeds do not differ at all, so that nothing can be a number of their standard deviations."""
+    return "no spread" if math.isinf(pair.effect) else number(pair.effect)
 
 
 def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:

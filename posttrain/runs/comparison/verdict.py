@@ -18,8 +18,12 @@ def p_value(value: float) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """An interval in words."""
-    return f"{number(low)} to {number(high)}"
+    """An interval in words, to three digits of its width."""
+    width = high - low
+    if not (math.isfinite(width) and width > 0):
+        return f"{number(low)} to {number(high)}"
+    places = min(12, max(0, 2 - math.floor(math.log10(width))))
+    return " to ".join(f"{round(end, places) + 0.0:.{places}f}" for end in (low, high))
 
 
 def verdicts(analysis: Analysis) -> list[str]:
