@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,29 @@ def planned_of(combinations: Sequence[dict[str, str]]) -> list[Planned]:
     return planned
 
 
-def checked_jobs(planned: Sequence[Planned], call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> tuple[list[Job], list[Problem]]:
-    """Composes and checks every job; those that are right, and the problems of all others."""
+def checked_jobs(
+    planned: Sequence[Planned], call: Call, folder: Path, must_hold: Sequence[rules.Rule], *, arms: str | None = None
+) -> tuple[list[Job], list[Problem]]:
+    """Composes and checks every job; those that are right, and the problems of all others.
+
+    arms: what the arms' names stand behind in the configuration; problems that only some arms have then name them.
+    """
     jobs: list[Job] = []
-    problems: list[Problem] = []
+    found: dict[Problem, list[str]] = {}
     for run in planned:
         try:
             jobs.append(checked_job(run, call, folder, must_hold))
         except ConfigError as error:
-            problems += error.problems
-    return jobs, list(dict.fromkeys(problems))
+            for problem in error.problems:
+                found.setdefault(problem, []).append(run.arm)
+    if arms is None:
+        return jobs, [*found]
+    count = len({run.arm for run in planned})
+    return jobs, [_of_arms(problem, list(dict.fromkeys(names)), count, arms) for problem, names in found.items()]
+
+
+def _of_arms(problem: Problem, names: Sequence[str], count: int, arms: str) -> Problem:
+    return problem if len(names) == count > 1 else replace(problem, where=f"{arms}.{', '.join(names)}: {problem.where}")
 
 
 def checked_job(run: Planned, call: Call, folder: Path, must_hold: Sequence[rules.Rule]) -> Job:

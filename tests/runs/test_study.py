@@ -76,8 +76,8 @@ def test_all_mistakes_are_told_at_once(tmp_path, capsys):
     for words in (
         "study.metrik: unknown key (did you mean metric?)",
         "study.seeds: 1 given more than once",
-        "no stage is called nothing",
-        "so this would be a cycle",
+        "study.arms.c: stage grpo: inputs.policy: no stage is called nothing",
+        "study.arms.d: stage sft: inputs.policy: grpo comes later, so this would be a cycle",
         "study.arms.b: differs from the arm a only in its name",
     ):
         assert words in told

@@ -37,7 +37,7 @@ def run_study(call: Call) -> int:
         raise ConfigError(problems)
     folder = _folder(parsed, study)
     master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
-    jobs, found = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master))
+    jobs, found = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master), arms="study.arms")
     first: dict[str, Any] = {}
     for job in jobs:
         first.setdefault(job.arm, job.config)
