@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs import base_config, machine, options, suggest
-from posttrain.runs.overrides import Choice, Parsed, Value, parse
+from posttrain.runs.overrides import STUDY, Choice, Parsed, Value, of_many_runs, parse
 from posttrain.runs.validate import accepts, known_keys, with_defaults
 
 PRIMARY = "config"
@@ -58,10 +58,8 @@ def compose_partly(
     groups = options.groups(folders)
     parsed = parse(overrides, groups)
     result = Composed({}, list(parsed.problems))
-    result.problems += [Problem(line, "belongs to a sweep", "add -m") for line in parsed.hydra]
-    if not stage:
-        result.problems += [_many_runs(choice) for choice in parsed.choices if choice.group == "study" and choice.option is not None]
-        parsed.choices = [choice for choice in parsed.choices if choice.group != "study"]
+    result.problems += of_many_runs(parsed)
+    parsed.choices = [choice for choice in parsed.choices if choice.group != STUDY]
     choices = _checked_choices(parsed, folders, result)
     if base is None and _wants_small_data(choices):
         choices, parsed.values = [*choices, _small_data(choices, folders)], [*NO_OTHER_DATA, *parsed.values]
@@ -80,11 +78,6 @@ def compose_partly(
     _apply_values(parsed.values, config, groups, result)
     result.config = _resolved(config, result)
     return result
-
-
-def _many_runs(choice: Choice) -> Problem:
-    hint = f"`posttrain study={choice.option}` runs it; here give what one of its arms has, as method=..."
-    return Problem(f"study={choice.option}", "is a study, which is many runs", hint)
 
 
 def compose_stage_again(config: Mapping[str, Any], overrides: Sequence[str], groups: Sequence[str]) -> Composed:

@@ -16,6 +16,7 @@ from posttrain.errors import ConfigError, Problem
 Verb = Literal["set", "add", "delete"]
 
 
+STUDY = "study"  # the group that names several runs
 LISTED = ("reward", "evaluation/suite")  # groups of which several options compose, each under its own name
 
 
@@ -141,3 +142,11 @@ def _alternatives(override: Override, options_of: Callable[[str], list[str]]) ->
     if override.is_sweep_override():
         return [f"{key}={text}" for text in override.sweep_string_iterator()]
     return [str(override.input_line)]
+
+
+def of_many_runs(parsed: Parsed) -> list[Problem]:
+    """What of a command line is about several runs, where it is for one: settings of a sweep, and a study."""
+    swept = [Problem(line, "belongs to a sweep", "add -m") for line in parsed.hydra]
+    named = [choice.option for choice in parsed.choices if choice.group == STUDY and choice.option is not None]
+    hint = "`posttrain study={0}` runs it; here give what one of its arms has, as method=..."
+    return [*swept, *(Problem(f"study={name}", "is a study, which is many runs", hint.format(name)) for name in named)]

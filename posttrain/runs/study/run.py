@@ -13,13 +13,11 @@ from posttrain.runs import options, suggest
 from posttrain.runs.budget.amount import UNITS
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
-from posttrain.runs.overrides import Choice, Parsed, parse
+from posttrain.runs.overrides import STUDY, Choice, Parsed, parse
 from posttrain.runs.study.arms import alike, unmeasured
 from posttrain.runs.study.spec import Study, as_far_as_readable, study_problems
 from posttrain.runs.sweep import master_of, rules_of, run_jobs
 from posttrain.runs.sweep_jobs import Planned, checked_jobs
-
-GROUP = "study"
 
 
 def run_study(call: Call) -> int:
@@ -67,16 +65,16 @@ def _nodes(call: Call, parsed: Parsed, folders: Sequence[Path]) -> tuple[dict[st
     """
     if call.base is not None:
         raise ConfigError(Problem("--config", "a study composes its own configurations", "leave --config out"))
-    name = next(choice.option for choice in reversed(parsed.choices) if choice.group == GROUP)
-    names = [option.name for option in options.options(folders, GROUP)]
+    name = next(choice.option for choice in reversed(parsed.choices) if choice.group == STUDY)
+    names = [option.name for option in options.options(folders, STUDY)]
     if name not in names:
         raise ConfigError(Problem(f"study={name}", f"study has no option '{name}'", suggest.hint(str(name), names, most=40)))
-    config = hydra_config([Choice(GROUP, name, f"study={name}")], folders)
+    config = hydra_config([Choice(STUDY, name, f"study={name}")], folders)
     OmegaConf.set_struct(config, False)
     for value in parsed.values:
-        if value.key.startswith(f"{GROUP}."):
+        if value.key.startswith(f"{STUDY}."):
             OmegaConf.update(config, value.key, value.value, merge=False, force_add=True)
-    node = cast(dict[str, Any], OmegaConf.to_container(config.get(GROUP) or OmegaConf.create({}), resolve=True))
+    node = cast(dict[str, Any], OmegaConf.to_container(config.get(STUDY) or OmegaConf.create({}), resolve=True))
     amounts = {unit: config.budget[unit] for unit in UNITS if config.budget[unit] is not None}
     replaced = any(value.key.startswith("budget.") for value in parsed.values)
     return node, [] if replaced else [f"budget.{unit}={amount}" for unit, amount in amounts.items()]
@@ -89,8 +87,8 @@ def _folder(parsed: Parsed, study: Study) -> Path:
 
 def _of_runs(lines: Sequence[str], parsed: Parsed) -> list[str]:
     """What of the command line goes to every run."""
-    own = {choice.text for choice in parsed.choices if choice.group == GROUP} | set(parsed.hydra)
-    own |= {value.text for value in parsed.values if value.key == "output_dir" or value.key.startswith(f"{GROUP}.")}
+    own = {choice.text for choice in parsed.choices if choice.group == STUDY} | set(parsed.hydra)
+    own |= {value.text for value in parsed.values if value.key == "output_dir" or value.key.startswith(f"{STUDY}.")}
     return [line for line in lines if line not in own]
 
 
