@@ -100,6 +100,15 @@ def only(rewards: GroupRewards, kept: Tensor) -> GroupRewards:
     return replace(rewards, total=rewards.total.masked_fill(~kept, float("nan")), parts=rewards.parts.masked_fill(~kept, float("nan")))
 
 
+def of_groups(rewards: GroupRewards, kept: Tensor) -> GroupRewards:
+    """The rewards with all groups but those `kept`, bool [P], as if they had not been scored.
+
+    An answer that the loss leaves out, as one that was cut off, still says how good the others of its group are: overlong filtering masks
+    its loss only (DAPO, arXiv:2503.14476, section 3.4).
+    """
+    return only(rewards, kept[:, None].expand_as(rewards.total))
+
+
 def nanstd(values: Tensor, dim: int | None = None) -> Tensor:
     """Bessel-corrected deviation of the values that are not NaN, over one dimension, which is kept, or all of them; NaN of a single one."""
     dims = list(range(values.dim())) if dim is None else [dim]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.functional.advantages import only
 from posttrain.functional.coefficients import constant
 from posttrain.functional.kl import penalty
 from posttrain.functional.pairing import paired
@@ -78,7 +79,8 @@ class OnlineDPO(Online, Preference):
     def forward_passes(self) -> float:
         return float(self._ahead)
 
-    def informative(self, rewards: GroupRewards) -> np.ndarray:
+    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+        rewards = only(rewards, torch.from_numpy(kept))
         best, worst = rewards.total.nan_to_num(nan=-torch.inf).amax(1), rewards.total.nan_to_num(nan=torch.inf).amin(1)
         return np.asarray((best - worst > self.margin).numpy())
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.functional.advantages import only
+from posttrain.functional.advantages import of_groups, only
 from posttrain.methods.parts.online import spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
 from posttrain.methods.parts.recipe import Recipe
@@ -37,13 +37,13 @@ class PolicyGradient(Surrogate):
         super().__init__(recipe, **common)
         self.advantage = advantage
 
-    def informative(self, rewards: GroupRewards) -> np.ndarray:
-        """bool [P]: groups in which an answer has an advantage of more than rounding; a pull in the reward is not looked at."""
-        return np.asarray((self.advantage(rewards).abs() > ROUNDING).any(1).numpy())
+    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+        """bool [P]: groups in which a kept answer has an advantage of more than rounding; a pull in the reward is not looked at."""
+        return np.asarray(((self.advantage(rewards).abs() > ROUNDING).numpy() & kept).any(1))
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         columns = self.read(parts)
-        rewards = only(rollout.rewards, torch.from_numpy(rollout.kept))
+        rewards = of_groups(rollout.rewards, torch.from_numpy(rollout.kept.any(1)))
         if self.referenced and self.kl.place == "reward":
             rewards = self._penalised(rewards, parts, columns)
         advantages = self.advantage(rewards)
@@ -52,14 +52,17 @@ class PolicyGradient(Surrogate):
         return with_columns(parts, known)
 
     def _penalised(self, rewards: GroupRewards, parts: Sequence[Part], columns: Sequence[Columns]) -> GroupRewards:
-        """Rewards less coef * the sum of each answer's divergence from the reference, which is a component of weight -coef."""
+        """Rewards less coef * the sum of each answer's divergence from the reference, which is a component of weight -coef.
+
+        Of an answer that is not read there is no divergence, so the others are not compared with it."""
         pull = torch.full_like(rewards.total, float("nan"))
         for part, known in zip(parts, columns, strict=True):
             old, reference = (per_answer(part.tree, known[name]) for name in ("old", "reference"))
             for answer, ours, theirs in zip(part.answers, old, reference, strict=True):
                 pull[part.group, answer] = self.kl.of(torch.from_numpy(ours), torch.from_numpy(theirs)).double().sum()
         weights = torch.cat([rewards.weights, rewards.weights.new_tensor([-self.kl.coef])])
-        return GroupRewards(rewards.total - self.kl.coef * pull, torch.cat([rewards.parts, pull[None]]), weights)
+        penalised = GroupRewards(rewards.total - self.kl.coef * pull, torch.cat([rewards.parts, pull[None]]), weights)
+        return only(penalised, ~pull.isnan())
 
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         stats, aux = self.model(tree, temperature=self.temperature, entropy=True)

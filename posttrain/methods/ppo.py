@@ -113,11 +113,10 @@ class PPO(Surrogate):
     def keeps_old(self) -> bool:
         return True  # values are read in the same pass
 
-    def informative(self, rewards: GroupRewards) -> np.ndarray:
+    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
         """bool [P]: a critic compares answers to different prompts, so it learns from any group unless all rewards are alike."""
-        scored = ~rewards.total.isnan()
-        values = rewards.total[scored]
-        return np.asarray((scored.any(1) & bool(len(values) and values.min() < values.max())).numpy())
+        values = rewards.total.numpy()[kept]
+        return np.asarray(kept.any(1) & bool(len(values) and values.min() < values.max()))
 
     def look(self, tree: TokenTree, **asked: bool) -> tuple[TokenStats, Tensor, Tensor | None]:
         """Statistics of a tree's targets, values [N] of the states before them, and the auxiliary loss of a mixture of experts."""

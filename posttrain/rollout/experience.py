@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from posttrain.data.work import attended_by
-from posttrain.functional.advantages import only
 from posttrain.rollout.collect import Answered, Collector
 from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
@@ -30,8 +29,9 @@ class Learner(Protocol):
         """bool [P, G]: the answers to learn from."""
         ...
 
-    def informative(self, rewards: GroupRewards) -> np.ndarray:
-        """bool [P]: the groups that something can be learnt from. Rewards of answers that are left out are NaN."""
+    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+        """bool [P]: the groups that something can be learnt from. kept: bool [P, G], answers that the loss will read. Rewards of answers
+        that could not be scored are NaN."""
         ...
 
     def arrange(self, rollout: Rollout) -> Arrangement:
@@ -162,7 +162,7 @@ class ExperienceLoader:
         """The rollout with the answers that are to be learnt from, and which of its groups these teach something, bool [P]."""
         rollout = self.collector.judged(answered, number)
         rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
-        return rollout, self.learner.informative(only(rollout.rewards, torch.from_numpy(rollout.kept)))
+        return rollout, self.learner.informative(rollout.rewards, rollout.kept)
 
     def _ask(self, count: int) -> Answered:
         places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))

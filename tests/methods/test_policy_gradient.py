@@ -62,7 +62,7 @@ def test_with_one_step_a_rollout_the_ratio_is_that_steps_own(monkeypatch: Any, k
 
 
 def informative(advantage: Any, rewards: GroupRewards) -> list[bool]:
-    return list(PolicyGradient(RECIPE, loss=clipped, advantage=advantage).informative(rewards))
+    return list(PolicyGradient(RECIPE, loss=clipped, advantage=advantage).informative(rewards, ~np.isnan(rewards.total.numpy())))
 
 
 def test_a_group_informs_where_its_advantages_are_not_zero() -> None:
@@ -86,6 +86,23 @@ def test_answers_that_are_left_out_have_neither_total_nor_components() -> None:
     assert known.parts.isnan().tolist() == [[[True, False, False]]]
     for advantage in (advantages.group, advantages.decoupled):
         assert (informative(advantage, rewards), informative(advantage, known)) == ([True], [False])
+
+
+def test_answers_that_are_cut_off_are_compared_with_though_not_learnt_from(monkeypatch: Any) -> None:
+    """One right answer that ended beside three wrong ones that did not: it is better than they are (DAPO, section 3.4)."""
+    kept = np.array([[True, False, False, False], [False] * 4])
+    rollout = replace(rollout_of([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]), kept=kept)
+    method: Any = PolicyGradient(RECIPE, loss=clipped, advantage=advantages.group)
+    parts = parts_of(rollout, 64)
+    monkeypatch.setattr(method, "read", lambda _: columns_of(parts))
+    (tree,) = method.annotate(rollout, parts)
+    prompt = int(tree.segment_lengths[0])
+    np.testing.assert_allclose(tree.columns["advantage"][prompt:], 0.75 / 0.5, rtol=1e-3)  # the deviation of 1, 0, 0, 0 is 0.5
+    assert method.informative(rollout.rewards, kept).tolist() == [True, False]
+    seen = []
+    method.advantage = lambda rewards: (seen.append(rewards.total), advantages.reinforce_plus_plus(rewards))[1]
+    method.annotate(rollout, parts)
+    assert seen[0].isnan().tolist() == [[False] * 4, [True] * 4]  # a group that is left out is in no statistic of the batch
 
 
 @pytest.mark.parametrize("left_out", [False, True])

@@ -169,10 +169,14 @@ def test_nothing_to_learn_from_is_no_error():
 
 def test_single_answers_inform_unless_all_rewards_are_alike():
     method = method_of()
-    known = {name: rollout_of(scores).rewards for name, scores in (("unlike", [[1.0, 1.0], [0.0, 0.0]]), ("alike", [[1.0] * 2] * 2))}
-    assert method.informative(known["unlike"]).tolist() == [True, True]
-    assert method.informative(known["alike"]).tolist() == [False, False]
-    assert method.informative(rollout_of([[1.0, 0.0], [math.nan] * 2]).rewards).tolist() == [True, False]
+
+    def informative(scores):
+        rewards = rollout_of(scores).rewards
+        return method.informative(rewards, ~np.isnan(rewards.total.numpy())).tolist()
+
+    assert informative([[1.0, 1.0], [0.0, 0.0]]) == [True, True]
+    assert informative([[1.0] * 2] * 2) == [False, False]
+    assert informative([[1.0, 0.0], [math.nan] * 2]) == [True, False]
 
 
 def test_the_coefficient_follows_the_divergence():
