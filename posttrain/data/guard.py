@@ -36,6 +36,10 @@ class Guard:
             return example
         return replace(example, messages=messages, tools=tools, steps=self._steps(example))
 
+    def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The messages with every special token in their texts broken."""
+        return [self._message(message) for message in messages]
+
     def finds_any(self, example: Example) -> bool:
         """Whether a message, an answer or a tool holds one."""
         answers = tuple(message for answer in example.answers for message in answer.messages)

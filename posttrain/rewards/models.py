@@ -34,13 +34,14 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class _Trained(Reward):
-    """path: the artifact's folder. device: auto is where the policy is. template_kwargs: `data.template_kwargs` of its training."""
+    """path: the artifact's folder. device: auto is where the policy is. template_kwargs: as
+    `data.template_kwargs`; None for those of its training, which are in the artifact, {} for none."""
 
     _scorer: RewardScorer | StepScorer | None
 
     def __init__(self, *, path: str, device: str = "auto", template_kwargs: dict[str, Any] | None = None, **common: Any) -> None:
         super().__init__(**common)
-        self.path, self.device, self.template_kwargs = path, device, template_kwargs or {}
+        self.path, self.device, self.template_kwargs = path, device, template_kwargs
         if not Path(os.path.expanduser(path)).is_dir():
             raise ConfigError(Problem("reward.path", f"there is no folder {path}", "give the artifact of a trained reward model"))
 
@@ -94,10 +95,10 @@ class RewardModel(_Trained):
 class ProcessRewardModel(_Trained):
     """A process reward model's probabilities that the steps of a completion are right, as one number.
 
-    aggregate: min (a chain is as good as its worst step), mean, last, product. separator: what parts steps, as in its training.
+    aggregate: min (a chain is as good as its worst step), mean, last, product. separator: what parts steps; None for that of its training.
     """
 
-    def __init__(self, *, aggregate: Aggregate = "min", separator: str = "\n", **common: Any) -> None:
+    def __init__(self, *, aggregate: Aggregate = "min", separator: str | None = None, **common: Any) -> None:
         super().__init__(**common)
         self.aggregate, self.separator = aggregate, separator
         self._scorer: StepScorer | None = None
@@ -115,11 +116,12 @@ class ProcessRewardModel(_Trained):
 
     def _of(self, sample: Sample) -> float:
         assert self._scorer is not None
-        steps = split_steps(sample.completion, self.separator)
+        separator = self._scorer.separator if self.separator is None else self.separator
+        steps = split_steps(sample.completion, separator)
         if not steps:
             return Unscored("no steps: the completion is empty")
         try:
-            return AGGREGATES[self.aggregate](self._scorer(sample.prompt, steps, separator=self.separator).tolist())
+            return AGGREGATES[self.aggregate](self._scorer(sample.prompt, steps, separator=separator).tolist())
         except ValueError as error:
             return Unscored(said(error))
 

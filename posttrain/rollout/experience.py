@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from posttrain.data.work import attended_by
 from posttrain.rollout.collect import Answered, Collector

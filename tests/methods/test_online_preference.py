@@ -138,7 +138,11 @@ def test_ties_and_answers_without_a_score_make_no_pair() -> None:
     found = method.arrange(rollout(rewards))
     assert found.units == ((), (), ((1, 2), (3, 2)))
     assert found.notes == {"pairs/made": 2.0, "pairs/tied": 7.0, "pairs/left_out": 4.0}
-    assert method.informative(GroupRewards(rewards, rewards[None], torch.ones(1)), ~rewards.isnan().numpy()).tolist() == [False, False, True]
+    assert method.informative(GroupRewards(rewards, rewards[None], torch.ones(1)), ~rewards.isnan().numpy()).tolist() == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_two_at_random_are_the_same_two_after_a_resume() -> None:

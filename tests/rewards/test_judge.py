@@ -49,6 +49,7 @@ def test_ratings() -> None:
     assert found[:3] == [1, 0, 0.5]
     assert [value.reason.split(":")[0] for value in found[3:]] == ["no rating", "no reply", "no rating", "no rating"]  # type: ignore[attr-defined]
     assert rating_in("Rating: 8/10") == 8
+    assert rating_in("Rating: [[3]]. An answer with a rating 10 would cite sources.") == 3
 
 
 def test_the_question_has_what_the_judge_needs() -> None:

@@ -54,9 +54,10 @@ class Online(Referenced, ABC):
     temperature, longest: of the rollout, which the loss must know. selection: what becomes of groups whose rewards are all alike: keep,
     drop, or resample (ask further prompts, in at most selection_tries rounds; DAPO, arXiv:2503.14476, section 3.2). difficulty_low,
     difficulty_high: prompts whose share of answers with a reward above 0 was outside these when they were last asked are passed over, see
-    `posttrain.rollout.curriculum`. mask_truncated: leave answers that were cut off out of the loss (section 3.4); the others
-    are compared with them all the same. reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`; there is one only where kl.coef is
-    above 0. The policy trains without dropout: its ratios are to be its own and not those of the activations left out.
+    `posttrain.rollout.curriculum`. mask_truncated: leave answers that were cut off out of the loss (section 3.4); the others are compared
+    with them all the same. reference, reference_update_every, reference_update_mix: see `posttrain.models.reference.ReferencePolicy`; there
+    is one only where kl.coef is above 0. The policy trains without dropout: its ratios are to be its own and not those of the activations
+    left out.
     """
 
     online: ClassVar[bool] = True

@@ -157,7 +157,7 @@ def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, 
     folder = find_artifact(str(last_stage(run)))
     model, tokenizer = load(folder, device=device)
     chat = Chat(tokenizer, load_config(last_stage(run))["data"].get("template_kwargs") or {})
-    texts = [chat.render(chat.fitted(question.messages or ()), (), prompt=True) for question in questions]
+    texts = [chat.render(chat.fitted(chat.guard.messages(question.messages or ())), (), prompt=True) for question in questions]
     prompts = [ids for ids, _ in encode_texts(tokenizer, texts)]
     for tokens in greedy(generator_of(model, tokenizer), prompts, max_new_tokens=max_new_tokens):
         yield str(tokenizer.decode(tokens, skip_special_tokens=True))
