@@ -78,7 +78,7 @@ def exact_match(
 def check(example: Checkable, completion: str) -> Checked:
     """Compare one completion with what its example expects."""
     extracted = extract(completion, expected=example.answer)
-    correct = extracted is not None and same_answer(extracted, example.answer)
+    correct = (extracted is not None and same_answer(extracted, example.answer)) or same_answer(completion, example.answer)
     return Checked(example.example_index, example.prompt_text, completion, example.answer, extracted, correct)
 
 

@@ -1,7 +1,9 @@
 r"""Final answers: find the one a text commits to, and decide whether two answers are the same. Pure, linear time, never raises.
 
-Finding (`final_answer`), the first rule that applies: the last closed ``\boxed{...}``; the line after the last ``####`` (GSM8K);
-the words after the last "answer is" / "answer:"; the last number of the text.
+Finding (`final_answer`), the first rule that applies: the last closed ``\boxed{...}``; the last closed ``<answer>...</answer>``; the line
+after the last ``####`` (GSM8K); the words after the last "answer is" / "answer:", but for one that only says "correct" or the like of an
+answer that was given before; the last number of the text. A text that is the expected answer and nothing else gives it (`gives`), whatever
+it would be taken for otherwise.
 
 Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had for almost nothing:
 - Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``;
@@ -21,7 +23,11 @@ from fractions import Fraction
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
 _FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
-_PHRASE = re.compile(r"answer(?:\*\*)? ?(?:is|:)(?:\*\*)?[ :]?", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"answer(?:\*\*)? ?(?:is\b(?!n't)|:)(?:\*\*)?[ :]?(?: ?(?:therefore|thus|hence|then|simply|clearly|just)\b,? ?)?", re.IGNORECASE
+)
+_COMMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|not\b", re.IGNORECASE)  # on an answer that was given before
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 # English "answer is", Vietnamese "chon" (choose) and "dap an (dung) la" (the (right) answer is)
 _PICKS = r"(?:answer|ch\u1ecdn|\u0111\u00e1p \u00e1n(?: \u0111\u00fang)?)(?:\*\*)?(?: is| l\u00e0)?:?(?:\*\*)?"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
@@ -35,10 +41,15 @@ _MINUS = {0x2212: "-", 0x2013: "-", 0x00A0: " ", 0x202F: " "}
 
 def final_answer(text: str) -> str | None:
     """The answer that `text` commits to, as written there, or None if it names none. Rules and their order: see the module."""
-    for rule in (_boxed, _after_hashes, _after_phrase, _last_number):
+    for rule in (_boxed, _tagged, _after_hashes, _after_phrase, _last_number):
         if found := rule(text):
             return found
     return None
+
+
+def gives(text: str, expected: str) -> bool:
+    """Whether the final answer of `text`, or all of it, is the expected one."""
+    return same_answer(final_answer(text) or "", expected) or same_answer(text, expected)
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -55,15 +66,17 @@ def same_answer(a: str, b: str) -> bool:
 def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     r"""The option of a multiple-choice question that `text` picks, upper case, or None if it picks none or is unclear.
 
-    The first that applies: the last ``\boxed{B}``; the last "answer is (B)" / "Answer: B" / Vietnamese "dap an: B"; a text that starts with
-    the letter alone ("B", "B.", "(B) because"); the only letter in parentheses. A capital inside a sentence ("A dog ...") is no choice.
+    The first that applies: the last ``\boxed{B}`` or ``<answer>B</answer>``; the last "answer is (B)" / "Answer: B" / Vietnamese
+    "dap an: B"; a text that starts with the letter alone ("B", "B.", "(B) because"); the only letter in parentheses. A capital inside a
+    sentence ("A dog ...") is no choice, nor is a small letter with a word behind it ("the answer is a bit ...").
     """
     group = f"([{letters.upper()}{letters.lower()}])"
-    boxed = _boxed(text)
-    if boxed is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(boxed))):
+    marked = _boxed(text) or _tagged(text)
+    if marked is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(marked))):
         return match[1].upper()
-    if matches := re.findall(rf"{_PICKS} ?(?:option |choice )?[(*]{{0,3}}{group}(?!\w)", text, flags=re.IGNORECASE):
-        return matches[-1].upper()
+    small = rf"[{letters.lower()}](?=[*]{{0,3}}(?:[),:;*]|\.(?!\w)|\s*$|\s*\n))"
+    if matches := re.findall(rf"(?i:{_PICKS} ?(?:option |choice )?)[(*]{{0,3}}([{letters.upper()}]|{small})(?!\w)", text):
+        return str(matches[-1]).upper()
     if match := re.match(rf"[(*]{{0,3}}{group}(?:[.):*]|\s*$)", text.lstrip()):
         return match[1].upper()
     bracketed = {letter.upper() for letter in re.findall(rf"\({group}\)", text)}
@@ -87,6 +100,13 @@ def _boxed(text: str) -> str | None:
     return best or None
 
 
+def _tagged(text: str) -> str | None:
+    """What stands between the last <answer> and </answer>; of a sentence there, what it says the answer is."""
+    found = _TAGGED.findall(text)
+    inside = found[-1].strip() if found else ""
+    return _after_phrase(inside) or inside or None
+
+
 def _after_hashes(text: str) -> str | None:
     """The rest of the line after the last ``####``."""
     _, mark, rest = text.rpartition("####")
@@ -94,14 +114,21 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _after_phrase(text: str) -> str | None:
-    """The rest of the sentence after the last "answer is" or "answer:", without markdown, dollars and the closing period."""
-    end = None
-    for match in _PHRASE.finditer(text):
-        end = match.end()
-    if end is None:
-        return None
-    sentence = _SENTENCE_END.split(text[end:].lstrip(), maxsplit=1)[0].strip().strip("*").strip()
-    return sentence.removesuffix(".").strip() or None
+    """The rest of the sentence after the last "answer is" or "answer:", without markdown, dollars and the closing period.
+
+    One that comments on an answer ("this answer is correct") counts only where no other was given before.
+    """
+    found = list(_PHRASE.finditer(text))
+    limits = [match.start() for match in found[1:]] + [len(text)]
+    comment = None
+    for match, limit in zip(reversed(found), reversed(limits), strict=False):  # without a phrase there is one limit too many
+        sentence = (
+            _SENTENCE_END.split(text[match.end() : limit].lstrip(), maxsplit=1)[0].strip().strip("*").strip().removesuffix(".").strip()
+        )
+        if sentence and not _COMMENT.match(sentence):
+            return sentence
+        comment = comment or sentence
+    return comment or None
 
 
 def _last_number(text: str) -> str | None:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from posttrain.rewards.answers import as_number, choice_letter, final_answer, same_answer
+from posttrain.rewards.answers import as_number, choice_letter, final_answer, gives, same_answer
 from posttrain.rewards.base import Reward, Unscored
 from posttrain.types import Sample
 
@@ -38,7 +38,7 @@ class Matching(Reward):
 
 
 class ExactMatch(Matching):
-    """The final answer (see `answers.final_answer`) is the expected one, as an exact number or as the same text.
+    """The final answer (see `answers.final_answer`), or the whole text, is the expected one, as an exact number or as the same text.
 
     extract: whether to look for the final answer; else the whole completion is compared.
     """
@@ -49,8 +49,7 @@ class ExactMatch(Matching):
 
     def matches(self, completion: str, answer: str) -> bool:
         """See the class."""
-        found = final_answer(completion) if self.extract else completion
-        return found is not None and same_answer(found, final_of(answer))
+        return (gives if self.extract else same_answer)(completion, final_of(answer))
 
 
 class Numeric(Matching):

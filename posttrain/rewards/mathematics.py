@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from posttrain.rewards.answers import as_number, final_answer, same_answer
+from posttrain.rewards.answers import as_number, final_answer, gives
 from posttrain.rewards.base import Isolated, Unscored
 from posttrain.rewards.matching import NO_ANSWER, final_of
 from posttrain.types import Sample
 
 LONGEST = 2000  # characters: a longer final answer is only compared as it is
 _FORMULA = re.compile(r"[\d\\^+*/=<>(\[{-]")
+_SUBSCRIPT = re.compile(r"_\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\w)")
+_UNIT = re.compile(r"\d[^\\]*\\(?:text|mathrm|mbox|textrm)\{\s*([a-zA-Z][a-zA-Z\s.]*)\}$")
+CLOSE = 1e-6  # relative: math-verify rounds to six digits behind the point, whatever the size
 
 
 class Math(Isolated):
     r"""Whether the final answer equals the expected one: `1/2 = 0.5 = \frac12`, `1,234 = 1234`, `x+1 = 1+x`, `{1,2} = {2,1}`.
 
-    The final answer: the last closed box, what follows ####, what follows "answer is", the last number (`answers.final_answer`). It is
-    compared exactly first (`answers.same_answer`); where that says no, math-verify decides, unless both are whole numbers or the expected
-    answer is plain words. An answer it cannot read is wrong, one on which it takes too long or crashes is not scored.
+    The final answer: the last closed box, what stands in <answer> tags, what follows ####, what follows "answer is", the last number
+    (`answers.final_answer`). It, or the whole text, is compared exactly first (`answers.same_answer`); where that says no, math-verify
+    decides, unless both are numbers, the expected answer is plain words, or the two differ in a subscript (`12_5`: the base of a number)
+    or a unit, which it does not look at. An answer it cannot read is wrong, one on which it takes too long or crashes is not scored.
 
     right: the value of an answer that matches. wrong: of one that does not. symbolic: whether math-verify is asked at all.
     """
@@ -55,18 +59,31 @@ class Math(Isolated):
         if sample.answer is None:
             return Unscored(NO_ANSWER)
         found, expected = final_answer(sample.completion), final_of(sample.answer)
-        if found is None:
-            return self.wrong
-        same = same_answer(found, expected) or (self.symbolic and not decided(found, expected) and equivalent(found, expected))
-        return self.right if same else self.wrong
+        if gives(sample.completion, expected):
+            return self.right
+        asked = self.symbolic and found is not None and not decided(found, expected)
+        return self.right if asked and equivalent(found or "", expected) else self.wrong
 
 
 def decided(found: str, expected: str) -> bool:
-    """Whether the exact comparison has the last word: of whole numbers, of words (letters would be variables), of very long answers."""
+    """Whether the exact comparison has the last word: of numbers, of words (letters would be variables), of very long answers, and where
+    subscripts or units differ."""
     if max(len(found), len(expected)) > LONGEST or not _FORMULA.search(expected):
         return True
-    numbers = as_number(found), as_number(expected)
-    return all(number is not None and number.is_integer() for number in numbers)
+    if as_number(found) is not None and as_number(expected) is not None:
+        return True
+    units = _unit(found), _unit(expected)
+    return _subscripts(found) != _subscripts(expected) or (all(units) and units[0] != units[1])
+
+
+def _subscripts(answer: str) -> list[str]:
+    return [re.sub(r"[\s{}]|\\text|\\mathrm", "", given).casefold() for given in _SUBSCRIPT.findall(answer)]
+
+
+def _unit(answer: str) -> str:
+    """The words that end an answer in \\text{...}, without spaces and a plural's s; empty for none."""
+    match = _UNIT.search(answer.strip().strip("$").removesuffix("."))
+    return re.sub(r"[\s.]", "", match[1]).casefold().removesuffix("s") if match else ""
 
 
 @lru_cache(maxsize=4096)
@@ -77,7 +94,20 @@ def equivalent(found: str, expected: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off: ours is on
     no_limit: Any = None
     parsed, truth = (parse(_delimited(text), parsing_timeout=no_limit) for text in (found, expected))
-    return bool(parsed and truth) and verify(truth, parsed, timeout_seconds=None)
+    return bool(parsed and truth) and verify(truth, parsed, timeout_seconds=None) and _close(parsed[0], truth[0])
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Whether two parsed answers, where both are numbers, are equal within CLOSE of their size."""
+    import sympy
+
+    if not all(isinstance(value, sympy.Expr) and value.is_number for value in (one, other)):
+        return True
+    try:
+        values = [complex(value) for value in (one, other)]
+    except (TypeError, ValueError, OverflowError):  # infinite, or not to be evaluated
+        return True
+    return abs(values[0] - values[1]) <= CLOSE * max(map(abs, values))
 
 
 def _delimited(answer: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.rewards.answers import choice_letter, final_answer, same_answer
+from posttrain.rewards.answers import choice_letter, final_answer, gives, same_answer
 
 FOUND = [
     (r"so \boxed{\frac{1}{2}} ok", r"\frac{1}{2}"),
@@ -39,6 +39,15 @@ FOUND = [
     (r"it is \dfrac{1}{2} m", r"\dfrac{1}{2}"),
     (r"it is \frac12.", r"\frac12"),
     ("about 1e-3", "1e-3"),
+    ("<think>1</think><answer>B</answer>", "B"),
+    ("<answer>x+1</answer> for 3 reasons", "x+1"),
+    ("<answer>The answer is (1, 2).</answer>", "(1, 2)"),
+    ("<answer>1</answer> <answer>2", "1"),
+    ("The answer is 42. I double-checked that this answer is correct.", "42"),
+    ("Which answer is correct? The answer is 7.", "7"),
+    ("The statement in the answer is wrong", "wrong"),
+    ("The answer is therefore 42.", "42"),
+    ("The answer isn't 5. It is 6.", "6"),
     ("no idea", None),
     ("", None),
     ("####", None),
@@ -129,6 +138,12 @@ LETTERS = [
     ("maybe (A) or (B)", None),
     ("A dog is an animal", None),
     ("the answer is Berlin", None),
+    ("<answer> (b) </answer>", "B"),
+    ("The answer is a bit tricky. It is (C).", "C"),
+    ("The correct answer is a chemical reaction", None),
+    ("Answer: e.g. option D", None),
+    ("the answer is b\nbecause", "B"),
+    ("answer: (d) since", "D"),
     ("Because", None),
     ("", None),
 ]
@@ -137,6 +152,14 @@ LETTERS = [
 @pytest.mark.parametrize(("text", "letter"), LETTERS)
 def test_choice_letter(text: str, letter: str | None) -> None:
     assert choice_letter(text) == letter
+
+
+@pytest.mark.parametrize("answer", ["Paris", "yes", "x+1", "(1, 2)", r"\sqrt{2}", "$x^2+1$", "3, 4"])
+def test_the_expected_answer_alone_gives_it(answer: str) -> None:
+    assert gives(answer, answer)
+    assert gives(f" {answer}.\n", answer)
+    assert gives(f"<answer>{answer}</answer>", answer)
+    assert not gives(f"{answer} or not", answer)
 
 
 def test_letters_are_those_of_the_question() -> None:

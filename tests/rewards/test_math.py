@@ -15,11 +15,15 @@ SAME = [
     (r"So $\boxed{\frac{1}{2}}$.", "0.5"), ("It is 1/2", "0.5"), ("about 1,234 of them", "1234"), (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt2}{2}"),
     (r"\boxed{\text{so }\boxed{7}}", "7"), ("#### 1,000", "1000"), ("The answer is 12.", "12"), (r"\boxed{x+1}", "1+x"), (r"\boxed{\{2,1\}}", r"\{1,2\}"),
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"), (r"\boxed{10^3}", "1000"), (r"\boxed{x=5}", "5"), ("first 3, then 5", "a long solution #### 5"),
-    (r"\boxed{0.75}", r"We find $\boxed{\frac{3}{4}}$."), ("Paris. The answer is Paris", "paris"),
+    (r"\boxed{0.75}", r"We find $\boxed{\frac{3}{4}}$."), ("Paris. The answer is Paris", "paris"), (r"\boxed{12_5}", "12_{5}"), (r"\boxed{5\text{ cm}}", r"5 \mathrm{cm}"), (r"\boxed{5\text{ apples}}", "5"),
+    (r"\boxed{10^{-8}}", r"\frac{1}{10^8}"), (r"\boxed{\frac{1}{20!}}", r"\frac{1}{19!\cdot20}"), ("Paris", "Paris"), ("(1, 2)", "(1, 2)"),
+    (r"\sqrt{2}", r"\sqrt{2}"), ("<answer>1+x</answer>", "x+1"),
 ]  # fmt: skip
 DIFFERENT = [
     (r"\boxed{(1,2)}", "(2,1)"), ("The answer is 6", "5"), (r"\boxed{-5}", "5"), ("", "5"), ("no number here", "5"), (r"\boxed{5", "4"), (r"\boxed{x^2}", "y^2"),
     ("The answer is cat", "act"), (r"\boxed{5, 6}", "5"), (r"\boxed{\frac{1}{2}}", "2"),
+    (r"\boxed{12_5}", "12_3"), (r"\boxed{12}", "12_3"), (r"\boxed{0.0000004}", "0.0000001"), (r"\boxed{0.0}", "0.0000001"), (r"\boxed{0.0000001}", "10^{-8}"),
+    (r"\boxed{\frac{1}{20!}}", r"\frac{1}{21!}"), (r"\boxed{5\text{ m}}", r"5\text{ cm}"), ("2+3", "5"),
 ]  # fmt: skip
 MONSTERS = [
     "{" * 3000 + "}" * 3000, "2^{2^{2^{99}}}", "10**10**10", "10^{10^{10}}", "99999999!", "9!!!!!!!", r"\frac{1}{" * 200 + "2" + "}" * 200,
