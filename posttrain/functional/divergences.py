@@ -23,7 +23,7 @@ def reverse_kl(x: Tensor) -> Tensor:
 
 def forward_kl(x: Tensor) -> Tensor:
     """1 - e^-x."""
-    return 1 - _bounded(-x).exp()
+    return 1 - bounded(-x).exp()
 
 
 def jensen_shannon(x: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ def alpha(x: Tensor, *, alpha: float = 0.5) -> Tensor:
     """
     if alpha == 1:
         raise ValueError("alpha=1 is the reverse KL divergence: choose reverse_kl")
-    return _bounded((alpha - 1) * x).expm1() / (alpha - 1)
+    return bounded((alpha - 1) * x).expm1() / (alpha - 1)
 
 
-def _bounded(exponent: Tensor) -> Tensor:
+def bounded(exponent: Tensor) -> Tensor:
     """The exponent in float32 or wider, no larger than what stays finite."""
     return exponent.to(torch.promote_types(exponent.dtype, torch.float32)).clamp(max=LARGEST_EXPONENT)

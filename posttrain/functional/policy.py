@@ -21,6 +21,7 @@ from posttrain.types import PolicyTokens
 Aggregation = Literal["sequence_mean", "token_mean", "fixed_length", "sequence_sum"]
 Level = Literal["token", "sequence", "sequence_token", "sequence_product"]
 Result = tuple[Tensor, dict[str, Tensor]]
+LARGEST_LOG_RATIO = 40.0  # e^40 is a number that thousands of can be added in float32
 
 
 def aggregate(values: Tensor, tokens: PolicyTokens, *, aggregation: Aggregation = "token_mean") -> Tensor:
@@ -51,13 +52,14 @@ def ratios(tokens: PolicyTokens, *, level: Level = "token", log_ratio_clamp: flo
     token: pi / pi_old of the token. sequence: of its answer, per token: exp of the mean log-ratio (GSPO, arXiv:2507.18071, eq. 7).
     sequence_token: the same value, with the gradient of the token's own log-probability (GSPO-token, eq. 14).
     sequence_product: of its answer: exp of the summed log-ratio. Tokens of weight 0 are in no mean and no sum; their ratio is 1.
-    log_ratio_clamp: largest |log-ratio| of a token or answer; None: as it is. Beyond it there is no gradient.
+    log_ratio_clamp: largest |log-ratio| of a token or answer; None: as it is, up to LARGEST_LOG_RATIO. Beyond it no gradient.
     Raises ValueError for an unknown level.
     """
     if level not in _LOG_RATIOS:
         raise ValueError(f"there is no level {level!r}; known: {', '.join(_LOG_RATIOS)}")
     log_ratio = (tokens.logps - tokens.old).masked_fill(tokens.weight == 0, 0.0)
     found = _LOG_RATIOS[level](log_ratio, tokens)
+    found = found.clamp(max=LARGEST_LOG_RATIO)
     return (found if log_ratio_clamp is None else found.clamp(-log_ratio_clamp, log_ratio_clamp)).exp()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from posttrain.functional.divergences import reverse_kl
+from posttrain.functional.divergences import bounded, reverse_kl
 from posttrain.types import PairLogps
 
 Divergence = Callable[[Tensor], Tensor]
@@ -139,10 +139,12 @@ def apo_down(pairs: PairLogps, *, beta: float = 0.1) -> Tensor:
 
 
 def discopop(pairs: PairLogps, *, beta: float = 0.1, tau: float = 0.05, divergence: Divergence = reverse_kl) -> Tensor:
-    """(1 - m) (-log sigmoid x) + m e^-x, x = beta D, m = sigmoid(x / tau): log-ratio modulated loss (arXiv:2406.08414, eq. 5)."""
+    """(1 - m) (-log sigmoid x) + m e^-x, x = beta D, m = sigmoid(x / tau): log-ratio modulated loss (arXiv:2406.08414, eq. 5).
+
+    m e^-x is computed as one exponential: for answers far on the wrong side it is nothing, though e^-x alone is no number any more.
+    """
     x = beta * _difference(pairs, divergence)
-    gate = (x / tau).sigmoid()
-    return (1 - gate) * -logsigmoid(x) + gate * (-x).exp()
+    return (-x / tau).sigmoid() * -logsigmoid(x) + bounded(logsigmoid(x / tau) - x).exp()
 
 
 def cpo(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:

@@ -210,3 +210,13 @@ def test_a_step_down_raises_the_chosen_answer_and_lowers_the_rejected(name):
 def test_impossible_label_smoothing(loss, smoothing):
     with pytest.raises(ValueError, match="label_smoothing"):
         loss(pairs(), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("margin", [-2000.0, -200.0, 200.0, 2000.0])
+def test_answers_far_apart_have_a_loss_and_a_gradient_in_float32(name, margin):
+    own = [torch.tensor([-3000.0 + half], requires_grad=True) for half in (margin / 2, -margin / 2)]
+    lengths, known = torch.tensor([500.0]), torch.tensor([-3000.0])
+    loss = LOSSES[name](PairLogps(*own, lengths, lengths, known, known)).sum()
+    slopes = torch.autograd.grad(loss, own, allow_unused=True)
+    assert all(found.isfinite().all() for found in (loss, *slopes) if found is not None)

@@ -24,6 +24,8 @@ HONEST = {
         "class Stack:\n def __init__(self): self.items = []\n def push(self, x): self.items.append(x); return self\n def size(self): return len(self.items)",
         ["assert Stack().push(1).push(2).size() == 2", "s = Stack()\ns.push(3)\nassert s.items == [3]"],
     ),
+    "changes its argument and returns it": ("def f(a):\n  a.sort()\n  return a", ["a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]"]),
+    "returns what it was given something that cannot come back": ("def f(a):\n  a.append(a)\n  return 1", ["assert f([]) == 1"]),
     "changes its argument": ("def f(a): a.sort()", ["a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]", "d = [[2, 1]]\nassert f(d) is None and d == [[2, 1]]"]),
     "raises": ("def f(x):\n if x < 0: raise ValueError('negative', x)\n return x", ["try:\n f(-1)\nexcept ValueError as error:\n assert error.args == ('negative', -1)\nelse:\n assert False"]),
     "own exception": ("class Bad(KeyError): pass\ndef f(x): raise Bad(x)", ["try:\n f('k')\n assert False\nexcept KeyError as error:\n assert str(error) == \"'k'\""]),

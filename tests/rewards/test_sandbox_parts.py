@@ -75,7 +75,12 @@ ANSWERS = [
     ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
     ("```python\n```", ""),
     ("", ""),
-]
+    ("1. code:\n   ```python\n   def f():\n       return 1\n\n  x = 2\n   ```", "def f():\n    return 1\n\nx = 2\n"),
+    ("```python\nimport math\ndef g(): return math.pi\n```\n```python\ndef h(): pass\n```\n```python\ndef f(): return g()\n```",
+     "import math\ndef g(): return math.pi\n\ndef f(): return g()\n"),
+    ("```python\nk = 2\n```\n```python\ndef g(): return k\n```\n```python\ndef f(): return g()\n```", "k = 2\n\ndef g(): return k\n\ndef f(): return g()\n"),
+    ("```python\ndef g(): return 0\n```\n```python\ndef g(): return 1\ndef f(): return g()\n```", "def g(): return 1\ndef f(): return g()\n"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("answer", "program"), ANSWERS)

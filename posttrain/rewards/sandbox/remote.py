@@ -44,12 +44,12 @@ class Link:
         return {name: self._value(answer) for name, answer in answers.items() if "missing" not in answer}
 
     def call(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls; lists and the like that were passed are changed as the program changed them, if it returned None."""
+        """Calls; lists and the like that were passed are changed as the program changed them."""
         named = {name: encoded(value) for name, value in kwargs.items()}
         answer = self._request(do="call", on=number, args=[encoded(value) for value in args], kwargs=named)
         result = self._value(answer)
         changed = answer.get("args")
-        if result is None and isinstance(changed, list) and len(changed) == len(args):
+        if isinstance(changed, list) and len(changed) == len(args):
             for old, new in zip(args, changed, strict=True):
                 if isinstance(old, MUTABLE):
                     refresh(old, self._decoded(new))

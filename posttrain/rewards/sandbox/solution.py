@@ -59,12 +59,19 @@ class Server:
         return self._value(found[name]) if name in found else {"missing": True}
 
     def on_call(self, on: int, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Calls what is held. Arguments are sent back where the call returns None and may have changed them."""
+        """Calls what is held. Arguments are sent back where the call changed them."""
         values = [self._decoded(item) for item in args]
         result = self._held[on](*values, **{name: self._decoded(item) for name, item in kwargs.items()})
         answer = self._value(result)
-        if result is None and any(isinstance(item, list) or (isinstance(item, dict) and next(iter(item)) in MUTABLE) for item in args):
-            answer["args"] = [encode(item, self._hold) for item in values]
+        if any(isinstance(item, list) or (isinstance(item, dict) and next(iter(item)) in MUTABLE) for item in args):
+            try:
+                changed = [encode(item, self._hold) for item in values]
+            except (Unsendable, RecursionError):
+                if result is None:  # else its value is what the call is for
+                    raise
+                return answer
+            if changed != args:
+                answer["args"] = changed
         return answer
 
     def on_get(self, on: int, name: str) -> dict[str, Any]:
