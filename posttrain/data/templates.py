@@ -17,7 +17,7 @@ import numpy as np
 from posttrain.data.chat import Chat, Messages, Tools
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, Span, tokenise
-from posttrain.data.turns import content_texts, find_turn, narrowed
+from posttrain.data.turns import find_turn, narrowed
 from posttrain.types import Example
 
 
@@ -61,8 +61,8 @@ def _check_context(text: str, messages: Messages, tools: Tools) -> None:
     names = [str(tool["function"]["name"]) for tool in tools]
     lost = [f"the tool {name}" for name in names if name not in text]
     for place, message in enumerate(messages, 1):
-        if message["role"] in ("system", "developer", "user"):
-            lost += [f"message {place} ({message['role']})" for part in content_texts(message) if part.strip() not in text]
+        if message["role"] in ("system", "developer", "user") and str(message.get("content", "")).strip() not in text:
+            lost.append(f"message {place} ({message['role']})")
     if lost:
         raise RowError(f"the chat template leaves out {', '.join(dict.fromkeys(lost))}; set model.chat_template to one that writes it")
 

@@ -106,16 +106,9 @@ def missing(message: Mapping[str, Any], text: str) -> list[str]:
 
 
 def _pieces(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for part in content_texts(message):
-        yield from (("its content", piece.strip()) for piece in _THOUGHT_TAGS.split(part))
+    yield from (("its content", piece.strip()) for piece in _THOUGHT_TAGS.split(str(message.get("content", ""))))
     yield "its reasoning", str(message.get("reasoning_content", "")).strip()
     yield from ((f"the call of {call['function']['name']}", str(call["function"]["name"])) for call in message.get("tool_calls", ()))
-
-
-def content_texts(message: Mapping[str, Any]) -> list[str]:
-    """A message's content, or its text parts."""
-    content = message.get("content", "")
-    return [content] if isinstance(content, str) else [str(part["text"]) for part in content]
 
 
 def narrowed(chat: Chat, text: str, tags: Sequence[tuple[int, int]] | None, turns: Sequence[Span]) -> tuple[Span, ...]:

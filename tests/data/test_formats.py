@@ -244,7 +244,26 @@ def test_tools_calls_and_reasoning_of_messages():
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
     }
     assert example.messages[2]["tool_call_id"] == "c1"
-    assert example.messages[3]["weight"] == 0.5
+    assert example.messages[3] == {"role": "assistant", "content": "3", "weight": 0.5}
+
+
+def test_text_parts_are_one_text_wherever_messages_are_read():
+    def said(role: str, *texts: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text, "image_url": None} for text in texts]}
+
+    asked, answered, other = said("user", "Hi ", "there"), said("assistant", "Hello"), said("assistant", "No")
+    rows: dict[str, dict[str, Any]] = {
+        "messages": {"messages": [asked, answered]},
+        "prompt_completion": {"prompt": [asked], "completion": [answered]},
+        "prompt": {"prompt": [asked]},
+        "preference": {"prompt": [asked], "chosen": [answered], "rejected": [other]},
+        "feedback": {"prompt": [asked], "completion": [answered], "label": True},
+    }
+    for name, row in rows.items():
+        example = get(name).convert(row)
+        assert isinstance(example, Example)
+        found = [*example.messages, *(message for answer in example.answers for message in answer.messages)]
+        assert [message["content"] for message in found] == ["Hi there", "Hello", "No"][: len(found)], name
 
 
 @pytest.mark.parametrize(
@@ -255,6 +274,14 @@ def test_tools_calls_and_reasoning_of_messages():
         ("messages", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}]}, "without content"),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "not JSON"),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": -1}]}, "weight"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1: content: text part 1 has no text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a list of text parts"),
+        (
+            "messages",
+            {"messages": [{"role": "assistant", "content": "a", "reasoning": ["a", "b"]}]},
+            "reasoning must be a string, got list",
+        ),
+        ("messages", {"messages": [{"role": "assistant", "content": "a", "thinking": True}]}, "thinking must be a string, got bool"),
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
         ("alpaca", {"instruction": "", "output": "x"}, "'instruction' is empty"),
         ("alpaca", {"instruction": 3, "output": "x"}, "must be a string"),

@@ -34,20 +34,17 @@ def convert(row: Mapping[str, Any]) -> Example:
 
 
 def message_of(message: Any, place: int) -> Message:
-    """A checked message; null fields dropped, tool-call arguments parsed, reasoning under `reasoning_content`."""
+    """A checked message; null fields dropped, text parts joined, tool-call arguments parsed, reasoning under `reasoning_content`."""
     if not isinstance(message, Mapping):
         raise RowError(f"message {place} must be an object, got {type(message).__name__}")
     role = message.get("role")
     if role not in ROLES:
         raise RowError(f"message {place} has the role {role!r}, expected one of {', '.join(ROLES)}")
     found = {key: value for key, value in message.items() if value is not None}
-    content = found.get("content", "")
-    if not isinstance(content, str) and not _is_parts(content):
-        raise RowError(f"message {place}: content must be a string or a list of text parts, got {type(content).__name__}")
+    content = content_of(found.get("content", ""), f"message {place}: content")
     kept: Message = {"role": "tool" if role == "function" else role, "content": content}
     kept |= {key: found[key] for key in ("name", "tool_call_id") if key in found}
-    reasoning = next((found[key] for key in _REASONING if found.get(key)), None)
-    if reasoning is not None:
+    if reasoning := _reasoning(found, place):
         kept["reasoning_content"] = reasoning
     if "weight" in found:
         kept["weight"] = weight_of(found["weight"], place)
@@ -62,8 +59,26 @@ def weight_of(value: Any, place: int) -> float:
     return float(value)
 
 
-def _is_parts(content: Any) -> bool:
-    return isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content)
+def content_of(value: Any, what: str) -> str:
+    """A text, or a list of text parts as one text: most chat templates can write nothing else. Raises RowError, which names `what`."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
+        raise RowError(f"{what} must be a string or a list of text parts, got {type(value).__name__}")
+    texts = [part.get("text") for part in value]
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise RowError(f"{what}: text part {number} has no text")
+    return "".join(map(str, texts))
+
+
+def _reasoning(found: Mapping[str, Any], place: int) -> str:
+    """What a message thinks, under whichever name; empty for nothing. Raises RowError for what is no text."""
+    thoughts = {key: found[key] for key in _REASONING if key in found}
+    for key, thought in thoughts.items():
+        if not isinstance(thought, str):
+            raise RowError(f"message {place}: {key} must be a string, got {type(thought).__name__}")
+    return next(filter(None, thoughts.values()), "")
 
 
 def _calls(message: Mapping[str, Any], place: int) -> list[dict[str, Any]]:
