@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from posttrain.data.rows import BadRow, Row, numbered, row_or_bad
+from posttrain.data.rows import BadRow, Row, numbered, row_or_bad, without_nulls
 from posttrain.errors import DataError, Problem
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | BadRow]]
@@ -147,7 +147,7 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[Row | BadRow]:
     source = stream if stream.seekable() and isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
     try:
         batches = pq.ParquetFile(source).iter_batches(batch_size=1024)
-        yield from numbered((row for batch in batches for row in batch.to_pylist()), file)
+        yield from numbered((without_nulls(row) for batch in batches for row in batch.to_pylist()), file)
     except pa.ArrowException as error:
         raise DataError(Problem(file, f"broken parquet file: {error}")) from error
 

@@ -36,6 +36,21 @@ def row_or_bad(value: Any, file: str, line: int) -> Row | BadRow:
     return BadRow(file, line, f"expected an object with named fields, got {type(value).__name__}")
 
 
+def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table without the null fields inside its values.
+
+    A table gives every object of a column the fields of all of them, so that a null there says nothing: {"city": "Paris"} beside
+    {"zip": 1} is read as {"city": "Paris", "zip": None}. The row's own fields stay.
+    """
+    return {name: _dense(value) for name, value in row.items()}
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _dense(item) for name, item in value.items() if item is not None}
+    return [_dense(item) for item in value] if isinstance(value, list) else value
+
+
 def numbered(values: Iterable[Any], file: str) -> Iterator[Row | BadRow]:
     """Rows of a container without lines, numbered from 1."""
     for number, value in enumerate(values, 1):

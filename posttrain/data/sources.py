@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.readers import READERS, is_hub_id, kind_of, read_text
-from posttrain.data.rows import BadRow, Row, numbered
+from posttrain.data.rows import BadRow, Row, numbered, without_nulls
 from posttrain.data.settings import SourceSpec
 from posttrain.data.streams import COMPRESSIONS, open_binary
 from posttrain.errors import DataError, Problem
@@ -168,7 +168,7 @@ def _load_hub(place: str, spec: SourceSpec) -> Any:
 
 
 def _hub_rows(place: str, spec: SourceSpec) -> Iterator[Mapping[str, Any]]:
-    yield from _load_hub(place, spec)
+    yield from map(without_nulls, _load_hub(place, spec))
 
 
 def content_digest(spec: SourceSpec) -> str:

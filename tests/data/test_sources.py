@@ -196,6 +196,21 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not any(map(is_hub_id, ("own/data", "data/train.jsonl", "./a/b", "a/*", "/a/b", "a/b/c", "train.csv")))
 
 
+CALLS = [
+    {"id": None, "calls": [{"name": "a", "arguments": {"city": "Paris"}}], "labels": [True, None]},
+    {"id": 1, "calls": [{"name": "b", "arguments": {"x": {"deep": 1}}}, {"name": "c", "arguments": {"x": {}}}], "labels": []},
+]
+
+
+def test_nulls_that_a_table_puts_into_objects_are_dropped_and_those_of_json_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(pa.Table.from_pylist(CALLS), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == CALLS
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(CALLS))
+    assert [row.value for row in read_rows(SourceSpec("s", ("owner/name",))) if isinstance(row, Row)] == CALLS
+    (tmp_path / "a.jsonl").write_text('{"arguments": {"x": null}}')
+    assert values(tmp_path / "a.jsonl") == [{"arguments": {"x": None}}]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_ids_go_through_datasets(monkeypatch: pytest.MonkeyPatch, streaming: bool):
     asked = []
