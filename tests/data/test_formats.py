@@ -283,6 +283,10 @@ def test_text_parts_are_one_text_wherever_messages_are_read():
         ),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "thinking": True}]}, "thinking must be a string, got bool"),
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
+        ("alpaca", {"instruction": "x", "output": "x", "history": [["Hi"]]}, "history 1 must be two texts"),
+        ("question_answer", {"question": "x", "answer": "x", "context": {"title": "x"}}, "'context' must be a string"),
+        ("question_answer", {"question": "x", "answer": "x", "options": "1, 2"}, "'options' must be a list"),
+        ("question_answer", {"question": "x", "answer": "x", "options": [1, 2]}, "'options' must be a list"),
         ("alpaca", {"instruction": "", "output": "x"}, "'instruction' is empty"),
         ("alpaca", {"instruction": 3, "output": "x"}, "must be a string"),
         ("question_answer", {"question": "x", "answer": None}, "'answer' is missing"),
@@ -320,6 +324,89 @@ def test_option_names_and_types_are_checked():
         options_of(get("stack_v2"), {"language": "x", "vendor": "maybe"})
     assert "no such option" in str(caught.value)
     assert "data.format_options.vendor" in str(caught.value)
+
+
+ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+ADD = [{"type": "function", "function": {"name": "add"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "messages"),
+    [
+        ("messages", {"messages": [ASK, SAY], "system": "Be kind."}, [SYSTEM, ASK, SAY]),
+        ("messages", {"messages": [ASK, SAY], "system": [{"type": "text", "text": "Be kind."}]}, [SYSTEM, ASK, SAY]),
+        ("messages", {"messages": [SYSTEM, ASK, SAY], "system": "Be bad."}, [SYSTEM, ASK, SAY]),
+        ("prompt_completion", {"prompt": "Hi", "completion": "Hello", "system": "Be kind."}, [SYSTEM, ASK, SAY]),
+        ("prompt_completion", {"prompt": [ASK], "completion": [SAY], "system_prompt": "Be kind."}, [SYSTEM, ASK, SAY]),
+        ("question_answer", {"question": "Hi", "answer": "Hello", "system": "Be kind."}, [SYSTEM, ASK, SAY]),
+        ("magicoder_evol", {"instruction": "Hi", "response": "Hello", "system": "Be kind."}, [SYSTEM, ASK, SAY]),
+        (
+            "alpaca",
+            {"instruction": "And?", "output": "So.", "history": [["Hi", "Hello"]], "system": "Be kind."},
+            [SYSTEM, ASK, SAY, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}],
+        ),
+        ("alpaca", {"instruction": "Hi", "output": "Hello", "history": ""}, [ASK, SAY]),
+        (
+            "sharegpt",
+            {"conversations": [ASK, {**SAY, "from": None, "value": None, "reasoning_content": "So"}], "system": "Be kind."},
+            [SYSTEM, ASK, {**SAY, "reasoning_content": "So"}],
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"role": "human", "content": "Hi"}, {"role": "gpt", "tool_calls": [{"name": "add", "arguments": "{}"}]}]},
+            [ASK, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}],
+        ),
+        (
+            "question_answer",
+            {"question": "How many heads?", "context": "CREATE TABLE head (age INTEGER)", "answer": "SELECT COUNT(*) FROM head"},
+            [
+                {"role": "user", "content": "CREATE TABLE head (age INTEGER)\n\nHow many heads?"},
+                {"role": "assistant", "content": "SELECT COUNT(*) FROM head"},
+            ],
+        ),
+        (
+            "question_answer",
+            {"question": "1+1?", "options": ["1", "2"], "answer": "B"},
+            [{"role": "user", "content": "1+1?\nA. 1\nB. 2"}, {"role": "assistant", "content": "B"}],
+        ),
+        (
+            "question_answer",
+            {"question": "1+1?", "options": {"C": "1", "D": "2"}, "answer": "D"},
+            [{"role": "user", "content": "1+1?\nC. 1\nD. 2"}, {"role": "assistant", "content": "D"}],
+        ),
+        (
+            "question_answer",
+            {"question": "1+1?", "options": ["A) 1", "B) 2"], "answer": "B"},
+            [{"role": "user", "content": "1+1?\nA) 1\nB) 2"}, {"role": "assistant", "content": "B"}],
+        ),
+    ],
+)
+def test_what_stands_beside_the_question_is_not_lost(name: str, row: dict[str, Any], messages: list[dict[str, Any]]):
+    assert detect(rows_of(row), "x", kinds=("conversation", "text")).name == name
+    example = get(name).convert(row)
+    assert isinstance(example, Example)
+    assert list(example.messages) == messages
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("prompt_completion", {"prompt": "Hi", "completion": "Hello"}),
+        ("alpaca", {"instruction": "Hi", "output": "Hello"}),
+        ("question_answer", {"question": "Hi", "answer": "Hello"}),
+    ],
+)
+def test_tools_are_read_beside_texts_too(name: str, row: dict[str, Any]):
+    example = get(name).convert({**row, "tools": ADD})
+    assert isinstance(example, Example)
+    assert list(example.tools) == ADD
+
+
+def test_further_fields_of_a_question_reach_the_reward():
+    example = get("question_answer").convert({"question": "Hi", "answer": "Hello", "min_words": 5, "id": None, "meta": {"level": 2}})
+    assert isinstance(example, Example)
+    assert example.meta == {"min_words": 5, "level": 2}
 
 
 def rows_of(*values: dict[str, Any]) -> list[Row]:

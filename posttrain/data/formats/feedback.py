@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.formats.fields import says_something, text_of
-from posttrain.data.formats.messages import tools_of
+from posttrain.data.formats.fields import says_something
+from posttrain.data.formats.messages import below_system, tools_of
 from posttrain.data.formats.preferences import PROMPTS, messages_from
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Answer, Example
@@ -48,11 +48,8 @@ def convert(row: Mapping[str, Any]) -> Example:
         raise RowError("the answer must begin and end with an assistant turn" if answer else "the answer is empty")
     if not any(says_something(message) for message in answer if message["role"] == "assistant"):
         raise RowError("the answer is empty")
-    system = text_of(row, "system", "")
-    if system.strip() and asked[0]["role"] not in ("system", "developer"):
-        asked = [{"role": "system", "content": system}, *asked]
     judged = Answer(tuple(answer), float(label_of(row.get("label"))))
-    return Example(messages=tuple(asked), answers=(judged,), tools=tuple(tools_of(row.get("tools"))))
+    return Example(messages=tuple(below_system(asked, row)), answers=(judged,), tools=tuple(tools_of(row.get("tools"))))
 
 
 def label_of(value: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from posttrain.data.formats.registry import RowError
 from posttrain.types import Example
 
 Message = dict[str, Any]
+SHARED = ("system", "system_prompt", "tools", "data_source", "meta")  # fields that are no news to a reward, in any format
 
 
 def text_of(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
@@ -39,10 +40,15 @@ def list_of(row: Mapping[str, Any], key: str) -> Sequence[Any]:
     return value
 
 
-def turn(prompt: str, answer: str, *, system: str = "") -> tuple[Message, ...]:
+def meta_of(row: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """What a row holds besides the fields that its format uses, and what its `meta` holds: rewards read it."""
+    rest = {key: value for key, value in row.items() if key not in (*own, *SHARED) and value is not None}
+    return {**rest, **row["meta"]} if isinstance(row.get("meta"), Mapping) else rest
+
+
+def turn(prompt: str, answer: str) -> tuple[Message, ...]:
     """One question and its answer."""
-    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-    return (*messages, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
 
 
 def conversation(messages: Sequence[Message], **rest: Any) -> Example:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.data.formats.fields import Message, conversation, list_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
+SYSTEMS = ("system", "system_prompt")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -28,9 +29,21 @@ def _has_messages(row: Mapping[str, Any]) -> bool:
 
 @register("messages", needs=[["messages"]], absent=["chosen", "rejected"], accepts=_has_messages)
 def convert(row: Mapping[str, Any]) -> Example:
-    """{"messages": [{"role", "content", ...}], "tools": [...]}; a message's `weight` 0 leaves it untrained."""
+    """{"messages": [{"role", "content", ...}], "system", "tools": [...]}; a message's `weight` 0 leaves it untrained."""
     messages = [message_of(message, place) for place, message in enumerate(list_of(row, "messages"), 1)]
-    return conversation(messages, tools=tuple(tools_of(row.get("tools"))))
+    return conversation(below_system(messages, row), tools=tuple(tools_of(row.get("tools"))))
+
+
+def below_system(messages: Sequence[Message], row: Mapping[str, Any]) -> list[Message]:
+    """The messages, below the system message that the row has in a field of its own (`system`, `system_prompt`), if it has one.
+
+    A conversation that begins with a system message keeps that one alone.
+    """
+    key = next((name for name in SYSTEMS if row.get(name)), None)
+    stated = "" if key is None else content_of(row[key], f"field {key!r}")
+    if not stated.strip() or (messages and messages[0]["role"] in ("system", "developer")):
+        return list(messages)
+    return [{"role": "system", "content": stated}, *messages]
 
 
 def message_of(message: Any, place: int) -> Message:

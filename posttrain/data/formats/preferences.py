@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from posttrain.data.formats.fields import Message, filled, list_of, says_something, text_of
-from posttrain.data.formats.messages import message_of, tools_of
+from posttrain.data.formats.fields import Message, filled, list_of, says_something
+from posttrain.data.formats.messages import below_system, message_of, tools_of
 from posttrain.data.formats.registry import Fields, Filtered, RowError, register
 from posttrain.types import Answer, Example
 
@@ -75,19 +75,16 @@ def convert(row: Mapping[str, Any]) -> Example:
             raise RowError(f"{key} is not what the conversations in chosen and rejected begin with")
     if not asked:
         raise RowError("chosen and rejected answer different prompts" if key is None else f"field {key!r} is empty")
-    system = text_of(row, "system", "")
-    if system.strip() and asked[0]["role"] not in ("system", "developer"):
-        asked = [{"role": "system", "content": system}, *asked]
-    return _pair(asked, [tuple(messages) for messages in both], row)
+    return _pair(below_system(asked, row), [tuple(messages) for messages in both], row)
 
 
 def prompt_of(row: Mapping[str, Any]) -> list[Message]:
-    """The prompt of a row, in whichever field it is. Raises RowError where there is none."""
+    """The prompt of a row, in whichever field it is, and its system message. Raises RowError where there is none."""
     key = next((name for name in PROMPTS if row.get(name) is not None), PROMPTS[0])
     asked = [] if row.get(key) is None else messages_from(row[key], key, "user")
     if not asked:
         raise RowError(f"field {key!r} is empty")
-    return asked
+    return below_system(asked, row)
 
 
 def messages_from(value: Any, key: str, role: str) -> list[Message]:

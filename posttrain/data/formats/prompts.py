@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.formats.fields import Message, text_of
-from posttrain.data.formats.messages import message_of, tools_of
+from posttrain.data.formats.fields import Message, meta_of
+from posttrain.data.formats.messages import below_system, message_of, tools_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
@@ -15,7 +15,7 @@ ANSWERED = (
     "completion", "completions", "response", "chosen", "rejected", "label", "labels", "code", "canonical_solution", "score",
     "messages", "conversations",
 )  # fmt: skip
-OWN = ("prompt", "system", "tools", "data_source", "meta", *EXPECTED)
+OWN = ("prompt", *EXPECTED)
 
 
 @register("prompt", needs=[["prompt"]], kind="prompt", absent=ANSWERED)
@@ -27,14 +27,10 @@ def convert(row: Mapping[str, Any]) -> Example:
     messages = _messages(row["prompt"])
     if messages[-1]["role"] == "assistant":
         raise RowError("the prompt ends with an assistant turn, so there is nothing to answer")
-    system = text_of(row, "system", "")
-    if system.strip() and messages[0]["role"] not in ("system", "developer"):
-        messages = [{"role": "system", "content": system}, *messages]
     expected = next((row[name] for name in EXPECTED if row.get(name) is not None), None)
-    extra = row.get("meta") if isinstance(row.get("meta"), Mapping) else {}
-    rest = {key: value for key, value in row.items() if key not in OWN and value is not None}
     answer = None if expected is None else str(expected)
-    return Example(messages=tuple(messages), tools=tuple(tools_of(row.get("tools"))), answer=answer, meta={**rest, **(extra or {})})
+    asked, tools = tuple(below_system(messages, row)), tuple(tools_of(row.get("tools")))
+    return Example(messages=asked, tools=tools, answer=answer, meta=meta_of(row, OWN))
 
 
 def _messages(prompt: Any) -> list[Message]:

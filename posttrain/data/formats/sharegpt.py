@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.formats.fields import Message, conversation, list_of, text_of, turn
-from posttrain.data.formats.messages import tools_of, weight_of
+from posttrain.data.formats.messages import below_system, message_of, tools_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
@@ -20,7 +20,9 @@ ROLES = {
     "bing": "assistant",
     "bard": "assistant",
     "system": "system",
+    "developer": "developer",
     "tool": "tool",
+    "function": "tool",
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
@@ -31,27 +33,27 @@ ROLES = {
 
 @register("sharegpt", needs=[["conversations"]], absent=["chosen", "rejected"])
 def convert(row: Mapping[str, Any]) -> Example:
-    """{"conversations": [{"from", "value", "weight"}], "system", "tools"}; weight null counts as 1, weight 0 is not trained."""
+    """{"conversations": [{"from", "value", "weight"}], "system", "tools"}; weight null counts as 1, weight 0 is not trained.
+
+    Turns with `role` and `content` are read as messages are.
+    """
     messages = [_message(entry, place) for place, entry in enumerate(list_of(row, "conversations"), 1)]
-    system = text_of(row, "system", "") or text_of(row, "system_prompt", "")
-    if system.strip() and (not messages or messages[0]["role"] != "system"):
-        messages.insert(0, {"role": "system", "content": system})
-    return conversation(messages, tools=tuple(tools_of(row.get("tools"))))
+    return conversation(below_system(messages, row), tools=tuple(tools_of(row.get("tools"))))
 
 
 def _message(entry: Any, place: int) -> Message:
     if not isinstance(entry, Mapping):
         raise RowError(f"turn {place} must be an object, got {type(entry).__name__}")
-    name = entry.get("from", entry.get("role"))
+    name = entry.get("role") if entry.get("from") is None else entry["from"]
     if not isinstance(name, str) or name.lower() not in ROLES:
         raise RowError(f"turn {place} is from {name!r}, expected one of {', '.join(ROLES)}")
-    value = entry.get("value", entry.get("content"))
+    role = ROLES[name.lower()]
+    if entry.get("from") is None and entry.get("value") is None:
+        return message_of({**entry, "role": role}, place)
+    value = entry.get("content") if entry.get("value") is None else entry["value"]
     if not isinstance(value, str):
         raise RowError(f"turn {place}: value must be a string, got {type(value).__name__}")
-    message: Message = {"role": ROLES[name.lower()], "content": value}
-    if entry.get("weight") is not None:
-        message["weight"] = weight_of(entry["weight"], place)
-    return message
+    return message_of({**entry, "role": role, "content": value, "name": None}, place)
 
 
 @register("capybara", needs=[["conversation"]])
