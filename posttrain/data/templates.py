@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.chat import Chat, Messages, Tools
+from posttrain.data.chat import Chat
+from posttrain.data.context import check_context
 from posttrain.data.formats import RowError
 from posttrain.data.spans import Rendered, Span, tokenise
 from posttrain.data.turns import find_turn, narrowed
@@ -35,7 +36,7 @@ def render_example(chat: Chat, example: Example, *, train_on: str = "assistant")
     # Nothing after the last trained turn is ever seen by a trained token.
     messages, tools, last = chat.fitted(example.messages[: trained[-1] + 1]), example.tools, trained[-1]
     whole, tags = chat.render_tagged(messages, tools)
-    _check_context(whole, messages, tools)
+    check_context(chat, whole, messages, tools)
     if train_on == "all":
         prompt = find_turn(chat, messages, last, tools, (whole, tags)).prompt
         return [_sequence(chat, whole, (Span(0, len(whole), 1.0),), prompt)]
@@ -54,17 +55,6 @@ def _sequence(chat: Chat, text: str, spans: tuple[Span, ...], prompt: str) -> Re
     return Rendered(
         text, tuple(Span(span.start, min(span.end, len(text)), span.weight) for span in spans), text.endswith(chat.specials), prompt
     )
-
-
-def _check_context(text: str, messages: Messages, tools: Tools) -> None:
-    """Tools and questions that a template leaves out would be lost without a word."""
-    names = [str(tool["function"]["name"]) for tool in tools]
-    lost = [f"the tool {name}" for name in names if name not in text]
-    for place, message in enumerate(messages, 1):
-        if message["role"] in ("system", "developer", "user") and str(message.get("content", "")).strip() not in text:
-            lost.append(f"message {place} ({message['role']})")
-    if lost:
-        raise RowError(f"the chat template leaves out {', '.join(dict.fromkeys(lost))}; set model.chat_template to one that writes it")
 
 
 def encode_example(

@@ -1,9 +1,11 @@
 """Prompts that the policy answers itself."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from data_helpers import CHATML, byte_level
 
 from posttrain.data.encoders import EncodeSettings, get
 from posttrain.data.encoders.registry import Drop
@@ -77,6 +79,20 @@ def test_a_prompt_cannot_open_a_turn():
     ids = outcome[0].tokens.ids
     end = byte_tokenizer().convert_tokens_to_ids("<|im_end|>")
     assert np.count_nonzero(ids == end) == 1
+
+
+def test_a_template_that_leaves_something_of_a_prompt_out_is_refused():
+    users_only = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}")
+    tool = {"type": "function", "function": {"name": "add"}}
+    system = {"role": "system", "content": "Be kind."}
+    for example, lost in (
+        (Example(messages=(system, USER)), r"message 1 \(system\)"),
+        (Example(messages=(USER,), tools=(tool,)), "the tool add"),
+    ):
+        ((outcome,), (whole,)) = (get("prompt")([example], t, EncodeSettings(200)) for t in (byte_level(users_only), byte_tokenizer()))
+        assert isinstance(outcome, RowError)
+        assert re.match(f"the chat template leaves out {lost}", str(outcome))
+        assert isinstance(whole, list)
 
 
 def test_prompt_rows_are_found_among_the_formats():

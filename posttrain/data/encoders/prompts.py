@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.chat import Chat
+from posttrain.data.context import check_context
 from posttrain.data.encoders.conversation import with_system
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
 from posttrain.data.formats import RowError
@@ -54,9 +55,12 @@ def _text(chat: Chat, messages: tuple[Mapping[str, Any], ...] | RowError, exampl
         return messages
     safe = chat.guard.example(Example(messages=messages, tools=example.tools))
     try:
-        return chat.render(chat.fitted(safe.messages), safe.tools, prompt=True)
+        fitted = chat.fitted(safe.messages)
+        text = chat.render(fitted, safe.tools, prompt=True)
+        check_context(chat, text, fitted, safe.tools, prompt=True)
     except RowError as error:
         return error
+    return text
 
 
 def _finish(
