@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,26 +54,25 @@ def _limit(error: Exception) -> str:
 def read_json(stream: BinaryIO, file: str) -> Iterator[Row | BadRow]:
     """A JSON array of objects, objects one after the other, or one object that holds a list of them under its only list key."""
     values = _json_values(_text(stream, file), file)
-    first = next(values, None)
-    second = next(values, None)
-    if isinstance(first, dict) and second is None:
-        rows = [value for value in first.values() if isinstance(value, list) and value and all(isinstance(v, dict) for v in value)]
-        yield from numbered(rows[0] if len(rows) == 1 and not _is_conversation(first) else [first], file)
-        return
-    yield from numbered((value for value in _chain(first, second, values)), file)
+    head = list(islice(values, 2))
+    rows = _rows_in(head[0][1]) if len(head) == 1 and not head[0][0] else None
+    yield from numbered((value for _, value in chain(head, values)) if rows is None else rows, file)
+
+
+def _rows_in(value: Any) -> list[Any] | None:
+    """The rows that an object holds under its only key for such; None where it is a row itself. A null among them is a bad row."""
+    if not isinstance(value, dict) or _is_conversation(value):
+        return None
+    found = [item for item in value.values() if isinstance(item, list) and any(item) and all(isinstance(v, dict | None) for v in item)]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_conversation(value: dict[str, Any]) -> bool:
     return any(key in value for key in ("messages", "conversations", "conversation"))
 
 
-def _chain(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield from (value for value in (first, second) if value is not None)
-    yield from rest
-
-
-def _json_values(text: io.TextIOBase, file: str) -> Iterator[Any]:
-    """Values of a JSON array, or values one after the other, parsed piece by piece."""
+def _json_values(text: io.TextIOBase, file: str) -> Iterator[tuple[bool, Any]]:
+    """Values of a JSON array, or values one after the other, parsed piece by piece, each with whether it is of an array."""
     decoder, buffer, place, line = json.JSONDecoder(), "", 0, 1
     array: bool | None = None  # not known before the first character
     while True:
@@ -102,7 +102,7 @@ def _json_values(text: io.TextIOBase, file: str) -> Iterator[Any]:
         except (RecursionError, ValueError) as error:
             raise DataError(Problem(f"{file}:{line}", f"broken JSON: {_limit(error)}")) from error
         line, place = line + buffer.count("\n", place, end), end
-        yield value
+        yield bool(array), value
 
 
 def _refuse_rest(rest: str, text: io.TextIOBase, where: str) -> None:

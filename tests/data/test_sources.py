@@ -312,6 +312,27 @@ def test_json_that_is_cut_doubled_or_too_much_is_an_error_and_not_fewer_rows(tmp
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('[{"a": 1}, null, {"a": 2}]', [{"a": 1}, None, {"a": 2}]),
+        ('[null, {"a": 1}]', [None, {"a": 1}]),
+        ("[null]", [None]),
+        ('{"a": 1} null', [{"a": 1}, None]),
+        ('{"data": [{"a": 1}, null, {"a": 2}]}', [{"a": 1}, None, {"a": 2}]),
+        ('[{"prompt": "x", "tools": [{"name": "f"}]}]', [{"prompt": "x", "tools": [{"name": "f"}]}]),
+        ('{"version": 1, "data": [{"a": 1}]}', [{"a": 1}]),
+        ("[]", []),
+    ],
+)
+def test_json_rows_are_neither_lost_nor_taken_apart(tmp_path: Path, content: str, rows: list[dict[str, object] | None]):
+    (tmp_path / "x.json").write_text(content)
+    found = list(read_file(tmp_path / "x.json"))
+    assert [row.value if isinstance(row, Row) else None for row in found] == rows
+    assert [row.line for row in found] == list(range(1, len(rows) + 1))
+    assert all("NoneType" in row.reason for row in found if isinstance(row, BadRow))
+
+
 def test_blanks_after_the_array_are_no_text(tmp_path: Path):
     (tmp_path / "x.json").write_text('[{"a": 1}] \n' + " " * 200_000)
     assert values(tmp_path / "x.json") == [{"a": 1}]
