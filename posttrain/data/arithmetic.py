@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from posttrain.errors import ConfigError, Problem
 
 SYMBOLS = {"add": "+", "subtract": "-"}
+MOST_DIGITS = 9  # the pairs of longer numbers cannot be counted in 64 bits
 
 
 def problems(
@@ -29,13 +31,30 @@ def problems(
     guessed: by operation, the share of the training answers that are a number of about the right size without steps; what has seen both
     kinds guesses, and now and then works it out.
     """
+    _check(operations, {"digits": digits, "train": train, "held_out": held_out, "seed": seed})
+    return _rows(split, _choose(operations, digits, held_out, train, seed), digits, held_out, seed, guessed or {})
+
+
+def _check(operations: Sequence[str], numbers: Mapping[str, int]) -> None:
+    """Raises ConfigError for operations that are not known, and for numbers that no problems can be made of."""
+    found = []
     if unknown := sorted(set(operations) - SYMBOLS.keys()):
         message = f"unknown: {', '.join(unknown)}, expected some of {', '.join(SYMBOLS)}"
-        raise ConfigError(Problem("data.generator.operations", message))
-    chosen = _choose(operations, digits, held_out, train, seed)
+        found.append(Problem("data.generator.operations", message))
+    for name, value in numbers.items():
+        allowed, words = (range(1, MOST_DIGITS + 1), f"1 to {MOST_DIGITS}") if name == "digits" else (range(sys.maxsize), "0")
+        if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+            found.append(Problem(f"data.generator.{name}", f"expected a whole number from {words}, got {value!r}"))
+    if found:
+        raise ConfigError(found)
+
+
+def _rows(
+    split: str, chosen: Sequence[tuple[int, int, str]], digits: int, held_out: int, seed: int, guessed: Mapping[str, float]
+) -> Iterator[dict[str, str]]:
     random = np.random.default_rng([seed, digits, 1])
     for a, b, operation in chosen[:held_out] if split == "val" else chosen[held_out:]:
-        guesses = split != "val" and random.random() < (guessed or {}).get(operation, 0.0)
+        guesses = split != "val" and random.random() < guessed.get(operation, 0.0)
         answer = f"#### {random.integers(2 * 10**digits)}" if guesses else worked(int(a), int(b), operation)
         yield {"question": f"{a}{SYMBOLS[operation]}{b}=?", "answer": answer}
 
@@ -124,8 +143,9 @@ def stepwise(
     wrong: share of the answers in which one step counts wrong, at a random place; that step is labelled wrong, and, as in Math-Shepherd
     (arXiv:2312.08935), so is all that follows from it. slip: the mistake is of this size to twice this size; large ones are easier to see.
     """
+    rows = problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed)
     random = np.random.default_rng([seed, digits, split == "val"])
-    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+    for row in rows:
         steps = row["answer"].split("\n")
         first = int(random.integers(len(steps))) if random.random() < wrong else len(steps)
         if first < len(steps):
@@ -150,8 +170,9 @@ def ratings(
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """The same problems as rows {"prompt", "response", "score"}: the share of the worked lines that an answer gives, from the first on."""
+    rows = problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed)
     random = np.random.default_rng([seed, digits, split == "val"])
-    for row in problems(split, operations=operations, digits=digits, train=train, held_out=held_out, seed=seed):
+    for row in rows:
         lines = row["answer"].split("\n")
         given = int(random.integers(1, len(lines) + 1))
         yield {"prompt": row["question"], "response": "\n".join(lines[:given]), "score": given / len(lines)}

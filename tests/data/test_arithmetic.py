@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.arithmetic import documents, problems, worked
+from posttrain.data.arithmetic import documents, pairs, problems, ratings, stepwise, worked
 from posttrain.errors import ConfigError
 
 
@@ -46,6 +47,19 @@ def test_digits_and_operations():
     assert not any("-" in row["question"] and eval(row["question"][:-2]) < 0 for row in problems("train", train=2000))
     with pytest.raises(ConfigError, match="divide"):
         list(problems("train", operations=("divide",)))
+
+
+@pytest.mark.parametrize("make", [problems, pairs, stepwise, ratings, documents])
+@pytest.mark.parametrize("wrong", [{"digits": 10}, {"digits": -1}, {"held_out": -1}, {"train": -1}, {"seed": -1}, {"digits": 1.5}])
+def test_numbers_that_no_problems_can_be_made_of(make: Callable[..., Iterator[object]], wrong: dict[str, int]):
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=rf"data\.generator\.{key}: expected a whole number from"):
+        next(make("train", **wrong))
+
+
+def test_the_longest_numbers():
+    row = next(problems("train", digits=9, train=5, held_out=0))
+    assert re.fullmatch(r"\d{9}[+-]\d{9}=\?", row["question"])
 
 
 def test_documents_hold_the_same_problems():
