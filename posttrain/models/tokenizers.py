@@ -102,13 +102,19 @@ def _base_tokenizer(model: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 
 def read_template(value: str) -> str:
-    """A chat template given literally (it has jinja tags) or as a file."""
+    """A chat template given literally (it has jinja tags) or as a file. Raises ConfigError for a file that is none or no UTF-8."""
     if "{{" in value or "{%" in value:
         return value
     path = Path(os.path.expanduser(value))
     if not path.is_file():
         raise ConfigError(Problem("model.chat_template", f"no such file: {value}", "a path to a jinja file, or the template itself"))
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8-sig")  # without the mark that some editors put in front
+    except UnicodeDecodeError as error:
+        message = f"{value} is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+        raise ConfigError(Problem("model.chat_template", message, "save it as UTF-8")) from error
+    except OSError as error:
+        raise ConfigError(Problem("model.chat_template", f"{value} cannot be read: {error.strerror or error}")) from error
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -119,6 +119,15 @@ def test_a_folder_brings_its_own_tokenizer(conf, tmp_path) -> None:
     assert load_tokenizer(conf("nano", tokenizer=str(tmp_path))).chat_template == "{{ 'own' }}"
 
 
+def test_a_template_file_is_utf8_and_loses_its_byte_order_mark(conf, tmp_path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{{ 1 }}")
+    assert load_tokenizer(conf("nano", chat_template=str(file))).chat_template == "{{ 1 }}"
+    file.write_bytes("{{ 'caf\u00e9' }}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"model\.chat_template: .*chat\.jinja is not UTF-8 text"):
+        load_tokenizer(conf("nano", chat_template=str(file)))
+
+
 def test_chat_template_can_be_given_as_text_or_file(conf, tmp_path) -> None:
     assert load_tokenizer(conf("nano", chat_template="{{ messages[0].content }}")).chat_template == "{{ messages[0].content }}"
     file = tmp_path / "chat.jinja"
