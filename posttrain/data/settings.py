@@ -60,6 +60,12 @@ class DataSettings:
     workers: int | None = None
 
 
+_WORDS = {str: "a text", bool: "true or false", Mapping: "key: value pairs"}
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("name", "format", "subset", "split", "revision", "val_split", "system", "cache_dir"), str),
+    **dict.fromkeys(("template_kwargs", "format_options", "columns"), Mapping),
+    "streaming": bool,
+}
 _SOURCE_KEYS = tuple(f.name for f in fields(SourceSpec))
 _SHARED_KEYS = ("format", "format_options", "columns", "subset", "split", "revision", "streaming", "documents")
 _OWN_KEYS = tuple(f.name for f in fields(DataSettings))
@@ -132,7 +138,7 @@ def _bad_sources(data: Mapping[str, Any]) -> list[Problem]:
 def _bad_source(where: str, entry: Any) -> list[Problem]:
     if not isinstance(entry, Mapping):
         return [Problem(where, f"expected path, weight, ..., got {entry!r}")]
-    problems = [*_unknown(where, entry, _SOURCE_KEYS), *_bad_choices(where, entry), *_bad_columns(where, entry)]
+    problems = [*_unknown(where, entry, _SOURCE_KEYS), *_bad_choices(where, entry), *_bad_types(where, entry)]
     if bool(entry.get("path")) == bool(entry.get("generator")):
         problems.append(Problem(where, "needs either a path or a generator"))
     elif entry.get("path") and not _is_paths(entry["path"]):
@@ -160,10 +166,13 @@ def _bad_values(data: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem("data.val_fraction", f"expected a number from 0 to below 1, got {fraction!r}"))
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         problems.append(Problem("data.workers", f"expected a whole number from 1, or null, got {workers!r}"))
-    for key in ("template_kwargs", "format_options", "columns"):
-        if data.get(key) is not None and not isinstance(data[key], Mapping):
-            problems.append(Problem(f"data.{key}", f"expected key: value pairs, got {data[key]!r}"))
-    return problems + _bad_columns("data", data)
+    return problems + _bad_types("data", data)
+
+
+def _bad_types(where: str, values: Mapping[str, Any]) -> list[Problem]:
+    wrong = [(key, kind) for key, kind in _TYPES.items() if values.get(key) is not None and not isinstance(values[key], kind)]
+    problems = [Problem(f"{where}.{key}", f"expected {_WORDS[kind]}, got {values[key]!r}") for key, kind in wrong]
+    return problems + _bad_columns(where, values)
 
 
 def _bad_columns(where: str, values: Mapping[str, Any]) -> list[Problem]:

@@ -366,6 +366,25 @@ def test_paths_that_cannot_be_are_data_errors(tmp_path: Path, monkeypatch: pytes
         find_files(place)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"columns": 3}, "expected key: value pairs, got 3"),
+        ({"format_options": 3}, "expected key: value pairs, got 3"),
+        ({"format": 7}, "expected a text, got 7"),
+        ({"name": 5}, "expected a text, got 5"),
+        ({"revision": 5}, "expected a text, got 5"),
+        ({"streaming": "yes"}, "expected true or false, got 'yes'"),
+    ],
+)
+def test_keys_of_a_source_are_of_their_types(wrong: dict[str, object], words: str):
+    (key,) = wrong
+    for node, where in (({"sources": [{"path": "a.jsonl", **wrong}]}, "data.sources[0]"), ({"train": "a.jsonl", **wrong}, "data")):
+        with pytest.raises(ConfigError) as caught:
+            read_settings({"name": "x", **node})
+        assert f"{where}.{key}: {words}" in str(caught.value)
+
+
 def test_a_column_is_named_by_a_text():
     with pytest.raises(ConfigError) as caught:
         read_settings({"name": "x", "train": "a.jsonl", "columns": {"prompt": 5}})
