@@ -219,8 +219,28 @@ def test_glaive_calls_and_answers():
     plain = get("glaive").convert({"system": "SYSTEM: Be kind.", "chat": "USER: hi\nASSISTANT: hello"})
     assert isinstance(plain, Example)
     assert (plain.tools, len(plain.messages)) == ((), 3)
-    with pytest.raises(RowError, match="not readable"):
-        get("glaive").convert({"system": "", "chat": "USER: hi\nASSISTANT: <functioncall> {name}"})
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("{name}", "not readable"),
+        ('"x"', "without a name"),
+        ("[1]", "without a name"),
+        ('{"name": 1}', "without a name"),
+        ('{"name": "f", "arguments": "{"}', "arguments of f are not JSON"),
+        ('{"name": "f", "arguments": ' + "9" * 5000 + "}", "not readable"),
+    ],
+)
+def test_a_glaive_call_that_is_none_is_a_bad_row(call: str, words: str):
+    with pytest.raises(RowError, match=words):
+        get("glaive").convert({"system": "", "chat": f"USER: hi\nASSISTANT: <functioncall> {call}"})
+
+
+def test_humaneval_needs_no_task_id():
+    example = get("humaneval").convert({"prompt": "def f():\n", "canonical_solution": "    pass", "test": "t", "entry_point": "f"})
+    assert isinstance(example, Example)
+    assert (example.meta["task_id"], example.meta["test"]) == (None, "t")
 
 
 def test_tools_calls_and_reasoning_of_messages():
@@ -274,6 +294,10 @@ def test_text_parts_are_one_text_wherever_messages_are_read():
         ("messages", {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " "}]}, "without content"),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}, "not JSON"),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": -1}]}, "weight"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": 10**400}]}, "weight"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": 1e39}]}, "weight"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a"}], "tools": "9" * 5000}, "'tools' is not JSON"),
+        ("conala", {"intent": "a", "snippet": "b", "prob": 10**400}, "'prob' must be a number"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1: content: text part 1 has no text"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a list of text parts"),
         (

@@ -202,6 +202,11 @@ def test_bos_and_eos_that_are_there_are_not_doubled(tmp_path: Path, node: Node):
     assert prepared.train[0].ids.tolist() == prepared.train[1].ids.tolist() == [BOS, *b"ab", EOS]
 
 
+def test_a_text_of_one_token_has_nothing_to_predict(tmp_path: Path, node: Node):
+    with pytest.raises(ConfigError, match=r"max_length: of a single token"):
+        run(node(train=write(tmp_path / "t.jsonl", {"text": "abcdef"})), byte_level(None), "text", 1)
+
+
 @pytest.mark.parametrize(("truncation", "pieces"), [("right", [b"abc"]), ("left", [b"ij"]), ("drop", [])])
 def test_other_truncations_of_text(tmp_path: Path, node: Node, truncation: str, pieces: list[bytes]):
     train = write(tmp_path / "t.jsonl", {"text": "abcdefghij"}, {"text": "x"})

@@ -26,7 +26,7 @@ def convert_mbpp(row: Mapping[str, Any], *, show_tests: bool = True) -> Example:
 def convert_humaneval(row: Mapping[str, Any]) -> Example:
     """HumanEval: complete a function (Chen et al., 2021); the answer holds the whole function."""
     prompt = filled(row, "prompt")
-    meta = {key: row[key] for key in ("task_id", "test", "entry_point", "prompt")} | {"language": "python"}
+    meta = {key: row.get(key) for key in ("task_id", "test", "entry_point", "prompt")} | {"language": "python"}
     asked = f"Complete this function.\n\n{python_block(prompt)}"
     return conversation(turn(asked, python_block(prompt + filled(row, "canonical_solution"))), meta=meta)
 
@@ -46,7 +46,7 @@ def convert_conala(row: Mapping[str, Any], *, min_prob: float = 0.0) -> Example 
     prob = row.get("prob")
     try:
         likely = prob is None or float(prob) >= min_prob
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"field 'prob' must be a number, got {prob!r}") from error
     if not likely:
         return Filtered("probability")

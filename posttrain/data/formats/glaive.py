@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.formats.fields import Message, conversation, text_of
-from posttrain.data.formats.messages import tool_of
+from posttrain.data.formats.messages import call_of, tool_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
@@ -41,8 +41,8 @@ def _system(text: str) -> tuple[str, list[dict[str, Any]]]:
     while rest:
         try:
             schema, end = decoder.raw_decode(rest)
-        except json.JSONDecodeError as error:
-            raise RowError(f"field 'system': a function schema is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"field 'system': a function schema is not JSON: {error}") from error
         tools.append(tool_of(schema))
         rest = rest[end:].lstrip(" \t\r\n,")
     return intro, tools
@@ -53,19 +53,20 @@ def _turns(chat: str) -> list[Message]:
     if not marks or chat[: marks[0].start()].strip():
         raise RowError("field 'chat' must start with USER: or ASSISTANT:")
     ends = [*(mark.start() for mark in marks[1:]), len(chat)]
-    return [_message(_ROLES[mark[1]], chat[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    spans = enumerate(zip(marks, ends, strict=True), 1)
+    return [_message(_ROLES[mark[1]], chat[mark.end() : end], place) for place, (mark, end) in spans]
 
 
-def _message(role: str, text: str) -> Message:
+def _message(role: str, text: str, place: int) -> Message:
     text = text.replace("<|endoftext|>", "").strip()
     if role != "assistant":
         return {"role": role, "content": text}
     said, *calls = _CALL.split(text)
     message: Message = {"role": role, "content": said.strip()}
-    return message | ({"tool_calls": [_call(call.strip()) for call in calls]} if calls else {})
+    return message | ({"tool_calls": [_call(call.strip(), place) for call in calls]} if calls else {})
 
 
-def _call(text: str) -> dict[str, Any]:
+def _call(text: str, place: int) -> dict[str, Any]:
     """{"name": "f", "arguments": '{"a": 1}'}: the arguments are JSON between single quotes, which JSON itself does not know."""
     quoted = _QUOTED.search(text)
     try:
@@ -74,9 +75,8 @@ def _call(text: str) -> dict[str, Any]:
             call["arguments"] = json.loads(quoted[2].replace("\\'", "'"))
         else:
             call = json.loads(text)
-            call["arguments"] = json.loads(call["arguments"]) if isinstance(call.get("arguments"), str) else call.get("arguments", {})
-    except json.JSONDecodeError as error:
-        raise RowError(f"a function call is not readable: {error.msg} in {text[:80]!r}") from error
-    if not isinstance(call.get("name"), str):
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"a function call is not readable: {error} in {text[:80]!r}") from error
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise RowError(f"a function call without a name: {text[:80]!r}")
-    return {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+    return call_of(call, place)

@@ -10,6 +10,7 @@ from posttrain.data.formats.fields import Message, conversation, list_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
+LARGEST = 3.4e38  # of a weight
 SYSTEMS = ("system", "system_prompt")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -66,8 +67,8 @@ def message_of(message: Any, place: int) -> Message:
 
 
 def weight_of(value: Any, place: int) -> float:
-    """A message's loss weight: a finite number from 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    """A message's loss weight: a number from 0 that float32 can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LARGEST:
         raise RowError(f"message {place}: weight must be a number from 0, got {value!r}")
     return float(value)
 
@@ -110,8 +111,8 @@ def call_of(call: Any, place: int) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except json.JSONDecodeError as error:
-            raise RowError(f"message {place}: the arguments of {function['name']} are not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # a number may have too many digits, and lists may lie too deep
+            raise RowError(f"message {place}: the arguments of {function['name']} are not JSON: {error}") from error
     kept = {key: call[key] for key in ("id",) if call.get(key)}
     return kept | {"type": "function", "function": {"name": function["name"], "arguments": {} if arguments is None else arguments}}
 
@@ -121,8 +122,8 @@ def tools_of(tools: Any) -> list[dict[str, Any]]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else []
-        except json.JSONDecodeError as error:
-            raise RowError(f"field 'tools' is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"field 'tools' is not JSON: {error}") from error
     if tools is None:
         return []
     if not isinstance(tools, (list, tuple)):
