@@ -18,7 +18,9 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 def _is_thumb(label: Any) -> bool:
     """Whether a label says desirable or not."""
-    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+    if isinstance(label, str):
+        return label.strip().lower() in ("true", "false")
+    return isinstance(label, (int, float)) and label in (-1, 0, 1)
 
 
 def _has_messages(row: Mapping[str, Any]) -> bool:
