@@ -314,7 +314,6 @@ def test_text_parts_are_one_text_wherever_messages_are_read():
         ("alpaca", {"instruction": "", "output": "x"}, "'instruction' is empty"),
         ("alpaca", {"instruction": 3, "output": "x"}, "must be a string"),
         ("question_answer", {"question": "x", "answer": None}, "'answer' is missing"),
-        ("math", {"problem": "x", "solution": "\\boxed{1"}, "never closed"),
         ("vnhsge", {"Question": "x", "Choice": "AB"}, "letter"),
         ("prompt_completion", {"prompt": "x", "completion": []}, "both"),
         ("text", {"text": "  "}, "empty"),
@@ -435,6 +434,13 @@ def test_further_fields_of_a_question_reach_the_reward():
 
 def rows_of(*values: dict[str, Any]) -> list[Row]:
     return [Row(value, "x", number) for number, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize("label", [True, False, 0, 1, -1, 0.0, "true"])
+def test_judged_conversations_are_not_learnt_as_they_are(label: object):
+    judged = {"messages": [ASK, SAY], "label": label}
+    assert detect(rows_of(judged), "x", kinds=("conversation", "text")).name == "feedback"
+    assert detect(rows_of({**judged, "label": 7}, {**judged, "label": "topic"}), "x", kinds=("conversation", "text")).name == "messages"
 
 
 def test_ambiguous_rows_list_the_candidates():
@@ -572,6 +578,14 @@ def test_unknown_format_names_the_nearest():
         ("\\boxed{\\{1\\}}", "\\{1\\}"),
         ("nothing", None),
         ("####", None),
+        ("Sure.\n\n#### Summary\nIt is so.", None),
+        ("#### Step 1\nadd\n#### Result\nso \\boxed{3}", "3"),
+        ("##### Notes\nnone", None),
+        ("#### Work\n1+2\n#### 3", "3"),
+        ("#### 3\nmore", "3"),
+        ("#### \\frac{1}{2}\nmore", "\\frac{1}{2}"),
+        ("so \\boxed{5} or \\boxed{6", "5"),
+        ("\\boxed{6", None),
     ],
 )
 def test_final_answers(text: str, answer: str | None):

@@ -12,6 +12,9 @@ from posttrain.data.formats.messages import below_system, tools_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
 
+_HASHES = re.compile("#{4,}")
+_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")  # no command of LaTeX
+_BRACES = re.compile(r"\\(?:boxed|fbox)\{|\\.|[{}]", re.DOTALL)
 OWN = ("question", "answer", "context", "options")
 
 
@@ -65,24 +68,27 @@ def convert_deepmath(row: Mapping[str, Any], *, solution: Literal[1, 2, 3] = 1, 
 
 
 def final_answer(text: str) -> str | None:
-    r"""What follows the last ``####`` on its line, else the content of the last ``\boxed{}``."""
-    _, mark, tail = text.rpartition("####")
-    if mark and tail.strip():
-        return tail.strip().splitlines()[0].strip()
+    r"""What follows the last ``####`` that is no heading of Markdown, on its line; else the content of the last ``\boxed{}``."""
+    for mark in reversed(list(_HASHES.finditer(text))):
+        said, _, more = text[mark.end() :].strip().partition("\n")
+        before = text[: mark.start()].rpartition("\n")[2]
+        if not said:
+            break
+        if before.strip() or not more.strip() or not _WORD.search(said):
+            return said.strip()
     return boxed(text)
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}``, nested braces included; None if there is none. Raises RowError if it is never closed."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    place = begin = text.index("{", start) + 1
-    depth = 1
-    while depth and place < len(text):
-        escaped = text[place] == "\\"
-        depth += 0 if escaped else (text[place] == "{") - (text[place] == "}")
-        place += 2 if escaped else 1
-    if depth:
-        raise RowError("\\boxed{ is never closed")
-    return text[begin : place - 1].strip()
+    r"""Content of the last ``\boxed{...}`` that is closed, nested braces included; None if there is none."""
+    last, found = -1, ""
+    opened: list[tuple[int, bool]] = []
+    for match in _BRACES.finditer(text):
+        token = match[0]
+        if token == "{" or len(token) > 2:
+            opened.append((match.end(), len(token) > 2))
+        elif token == "}" and opened:
+            start, is_box = opened.pop()
+            if is_box and start > last:
+                last, found = start, text[start : match.start()].strip()
+    return found or None
