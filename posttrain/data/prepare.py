@@ -20,6 +20,7 @@ import pyarrow as pa
 from posttrain.data.cache import cache_root, fetch
 from posttrain.data.encoders import EncodeSettings, check_format, readable
 from posttrain.data.encoders import get as get_encoder
+from posttrain.data.encoders.prompts import PROMPT
 from posttrain.data.formats import Format, detect, options_of
 from posttrain.data.formats import get as get_format
 from posttrain.data.guard import GUARD
@@ -218,7 +219,8 @@ class _Totals:
         self.rows = self.kept = self.bad = self.examples = self.tokens = self.trained = self.truncated = self.guarded = 0
         self.dropped: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
-        self.losses: list[tuple[str, str]] = []
+        self.bad_rows: list[tuple[str, str]] = []
+        self.dropped_rows: list[tuple[str, str]] = []
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
@@ -232,11 +234,12 @@ class _Totals:
             setattr(self, name, getattr(self, name) + int(values.sum(dtype=np.int64)))
         self.dropped += batch.dropped
         self.filtered += batch.filtered
-        self.losses += batch.losses[: LISTED - len(self.losses)]
+        self.bad_rows += batch.losses[: batch.bad][: LISTED - len(self.bad_rows)]
+        self.dropped_rows += batch.losses[batch.bad :][: LISTED - len(self.dropped_rows)]
 
     def problems(self) -> list[Problem]:
         """The first bad rows, and how many there are in all."""
-        shown = [Problem(where, reason) for where, reason in self.losses if reason not in self.dropped][:SHOWN]
+        shown = [Problem(where, reason) for where, reason in self.bad_rows[:SHOWN]]
         if self.bad > len(shown):
             shown.append(Problem("data", f"{self.bad} of {self.rows} rows are bad, the first {len(shown)} are listed"))
         return [*shown[:-1], replace(shown[-1], hint="mend the rows, or leave them out with data.on_error=skip")]
@@ -244,18 +247,20 @@ class _Totals:
     def summary(self) -> str:
         """Why rows were lost, with counts."""
         reasons = [*self.dropped.items(), *((f"filtered by {name}", count) for name, count in self.filtered.items())]
-        bad = [(f"bad, for example {self.losses[0][1]}", self.bad)] if self.bad else []
+        bad = [(f"bad, for example {self.bad_rows[0][1]}", self.bad)] if self.bad else []
         return f"of {self.rows} rows " + "; ".join(f"{count}: {reason}" for reason, count in [*bad, *reasons])
 
     def advice(self) -> tuple[str, ...]:
         """What to do about rows that keep no target."""
         if any("truncation" in reason for reason in self.dropped):
             return ("raise max_length, or set data.truncation=left",)
-        return ("raise max_length, or set data.truncation=right",) if any("max_length" in reason for reason in self.dropped) else ()
+        kept = "left" if any(PROMPT in reason for reason in self.dropped) else "right"
+        return (f"raise max_length, or set data.truncation={kept}",) if any("max_length" in reason for reason in self.dropped) else ()
 
     def facts(self) -> dict[str, Any]:
         """All of it, for the report."""
-        return vars(self)
+        kept = {name: value for name, value in vars(self).items() if name not in ("bad_rows", "dropped_rows")}
+        return kept | {"losses": [*self.bad_rows, *self.dropped_rows][:LISTED]}
 
 
 def _log_losses(report: SourceReport) -> None:

@@ -143,6 +143,25 @@ def test_bad_rows_are_all_named_and_counted(tmp_path: Path, node: Node, chatml: 
     assert "100 of 101 rows are bad" in str(caught.value.problems[-1])
 
 
+def test_a_bad_row_behind_many_dropped_ones_is_named(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    rows = [{"question": "x" * 90, "answer": "a"}] * 1500
+    path = write(tmp_path / "t.jsonl", *rows, {"question": "x", "answer": ""})
+    with pytest.raises(DataError) as caught:
+        run(node(train=path, truncation="drop"), chatml, max_length=64)
+    assert str(caught.value.problems[0]).startswith(f"{path}:1501: field 'answer' is empty")
+    report = run(
+        node(
+            train=write(tmp_path / "t.jsonl", *rows, {"question": "x", "answer": ""}, *qa(1)),
+            truncation="drop",
+            on_error="skip",
+            val_fraction=0,
+        ),
+        chatml,
+        max_length=64,
+    ).report.sources[0]
+    assert (report.bad, len(report.losses), report.losses[0][0]) == (1, 1000, f"{path}:1501")
+
+
 def test_bad_rows_can_be_skipped_and_are_listed(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(BAD))
@@ -545,3 +564,10 @@ def test_dropping_every_example_says_how_to_keep_them(tmp_path: Path, node: Node
     path.write_text('{"question": "a", "answer": "b"}\n')
     with pytest.raises(DataError, match=r"raise max_length, or set data\.truncation=right"):
         prepare(node(train=str(path), truncation="drop"), chatml, kind="conversation", max_length=2, seed=0)
+
+
+def test_prompts_that_are_all_too_long_may_lose_their_beginning(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    path = write(tmp_path / "x.jsonl", {"prompt": "x" * 99})
+    with pytest.raises(DataError, match=r"raise max_length, or set data\.truncation=left"):
+        run(node(train=path), chatml, "prompt", 32)
+    assert len(run(node(train=path, truncation="left", val_fraction=0), chatml, "prompt", 32).train) == 1

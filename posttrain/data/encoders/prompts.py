@@ -17,6 +17,8 @@ from posttrain.data.spans import encode_texts
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example, TokenizedExample
 
+PROMPT = "the prompt"
+
 
 @encoder("prompt", reads=("conversation", "preference", "prompt"))
 def encode_prompts(examples: Sequence[Example], tokenizer: Any, settings: EncodeSettings) -> list[Outcome]:
@@ -72,7 +74,7 @@ def _finish(
         return RowError("the chat template makes no token of the prompt")
     truncated = len(ids) > settings.max_length
     if truncated and settings.truncation != "left":
-        return Drop(f"the prompt is longer than max_length={settings.max_length}")
+        return Drop(f"{PROMPT} is longer than max_length={settings.max_length}")
     facts = json.dumps({"prompt": messages, "meta": example.meta}, ensure_ascii=False, default=str)
     return [Encoded(_prompt(ids[-settings.max_length :]), truncated, example.answer, text, facts)]
 
