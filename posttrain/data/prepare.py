@@ -28,11 +28,11 @@ from posttrain.data.mixture import epoch_counts
 from posttrain.data.report import DataReport, SourceReport
 from posttrain.data.rows import BadRow, Row
 from posttrain.data.settings import DataSettings, SourceSpec, read_settings
-from posttrain.data.sources import check_sources, content_digest, origin_of, read_rows
+from posttrain.data.sources import check_sources, content_digest, origin_of, read_rows, row_files
 from posttrain.data.spans import encode_texts
 from posttrain.data.split import split
 from posttrain.data.tokenise import Batch, RowEncoder, encode_rows
-from posttrain.data.tokenized import SCHEMA, Part, TokenizedSet, chosen, whole
+from posttrain.data.tokenized import SCHEMA, Part, TokenizedSet, chosen, under_new_name, whole
 from posttrain.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -165,19 +165,22 @@ class _Job:
         options = [spec.format, dict(spec.format_options), self.settings.on_error, self.limit, self.kind, asdict(self.encode)]
         key = _hash(digest, tokenizer_digest(self.tokenizer), options, code_digest())
         folder, meta, cached = fetch(self.root, key, lambda work: self._build(spec, work))
-        losses = tuple((str(where), str(reason)) for where, reason in meta["losses"])
-        facts: dict[str, Any] = {name: value for name, value in meta.items() if name not in ("losses", "files")}
+        # the key is by contents: files may have had other names when they were tokenized
+        renamed = {old: new for old, new in zip(meta["names"], row_files(spec), strict=True) if old != new}
+        losses = tuple((under_new_name(where, renamed), str(reason)) for where, reason in meta["losses"])
+        facts: dict[str, Any] = {name: value for name, value in meta.items() if name not in ("losses", "files", "names")}
         facts |= {"name": spec.name, "origin": origin_of(spec), "part": role, "digest": digest}
         report = SourceReport(**facts, losses=losses, cached=cached, folder=str(folder))
         _log_losses(report)
-        return Part(folder / EXAMPLES), report
+        return Part(folder / EXAMPLES, renamed), report
 
     def _build(self, spec: SourceSpec, work: Path) -> dict[str, Any]:
         rows = read_rows(spec, self.limit)
         form, rows = self._format(spec, rows)
         check_format(self.kind, form, origin_of(spec))
         encoder = RowEncoder(self.tokenizer, form.name, self.kind, self.encode, options_of(form, spec.format_options))
-        return {"format": form.name} | self._write(spec, encode_rows(rows, encoder, self.settings.workers), work / EXAMPLES)
+        known = {"format": form.name, "names": row_files(spec)}
+        return known | self._write(spec, encode_rows(rows, encoder, self.settings.workers), work / EXAMPLES)
 
     def _format(self, spec: SourceSpec, rows: Iterator[Row | BadRow]) -> tuple[Format, Iterator[Row | BadRow]]:
         """The forced or detected format, and the rows from the first on."""

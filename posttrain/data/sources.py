@@ -40,6 +40,13 @@ def origin_of(spec: SourceSpec) -> str:
     return ", ".join(spec.path) or str((spec.generator or {}).get("_target_", spec.name))
 
 
+def row_files(spec: SourceSpec) -> list[str]:
+    """What the rows of a source are said to come from (`Row.file`), in order: files, hub data sets, the name of a generator."""
+    if spec.generator is not None:
+        return [spec.name]
+    return [name for place in spec.path for name in ([place] if is_hub_id(place) else map(str, find_files(place)))]
+
+
 def _all_rows(spec: SourceSpec) -> Iterator[Row | BadRow]:
     if spec.generator is not None:
         yield from numbered(generated(spec.generator, spec.split), spec.name)

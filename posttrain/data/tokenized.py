@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,19 +48,28 @@ def runs_of(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(np.append(starts, len(weights))).astype(np.int32), weights[starts]
 
 
-class Part:
-    """The examples of one source: an Arrow stream file, memory-mapped. Pickles as its path."""
+def under_new_name(where: str, renamed: Mapping[str, str]) -> str:
+    """`file:row` with the new name of a file that was renamed."""
+    file, mark, row = where.rpartition(":")
+    return f"{renamed.get(file, file)}{mark}{row}"
 
-    def __init__(self, path: Path):
-        self.path = path
+
+class Part:
+    """The examples of one source: an Arrow stream file, memory-mapped. Pickles as its path.
+
+    renamed: of files that had other names when they were tokenized, the new ones by the old.
+    """
+
+    def __init__(self, path: Path, renamed: Mapping[str, str] | None = None):
+        self.path, self.renamed = path, renamed or {}
         with pa.memory_map(str(path)) as source:
             self._table = pa.ipc.open_stream(source).read_all()
         sizes = [len(chunk) for chunk in self._table.column("ids").chunks]
         self._views: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._ends = np.cumsum(sizes) if sizes else np.zeros(0, np.int64)
 
-    def __reduce__(self) -> tuple[type[Part], tuple[Path]]:
-        return Part, (self.path,)
+    def __reduce__(self) -> tuple[type[Part], tuple[Path, Mapping[str, str]]]:
+        return Part, (self.path, self.renamed)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -71,7 +80,8 @@ class Part:
 
     def value(self, column: str, index: int) -> Any:
         """One value of a column."""
-        return self._table.column(column)[index].as_py()
+        found = self._table.column(column)[index].as_py()
+        return under_new_name(found, self.renamed) if column == "origin" else found
 
     def values(self, rows: np.ndarray) -> np.ndarray:
         """float32: the values at the marks of some examples, joined."""

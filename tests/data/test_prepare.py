@@ -304,6 +304,20 @@ def test_the_cache_is_hit_and_follows_everything_that_matters(tmp_path: Path, no
     assert changed_rows.report.fingerprint != again.report.fingerprint
 
 
+def test_a_renamed_file_is_told_by_its_new_name(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    write(old, *qa(2), {"question": "x", "answer": ""})
+    write(tmp_path / "b.jsonl", *qa(1, 9))
+    for path in (old, new):
+        if path == new:
+            old.rename(new)
+        data = node(train=[str(path), str(tmp_path / "b.jsonl")], on_error="skip", val_fraction=0)
+        prepared = pickle.loads(pickle.dumps(run(data, chatml)))
+        assert [prepared.train.value("origin", i) for i in range(3)] == [f"{path}:1", f"{path}:2", f"{tmp_path / 'b.jsonl'}:1"]
+        assert [where for where, _ in prepared.report.sources[0].losses] == [f"{path}:3"]
+        assert (prepared.report.sources[0].origin, prepared.report.cache_hit) == (", ".join(data["train"]), path == new)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty meta", "no meta", "no examples"])
 def test_a_damaged_cache_is_built_again(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast, damage: str):
     data = node(train=write(tmp_path / "t.jsonl", *qa(6)), val_fraction=0)
