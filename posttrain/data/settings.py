@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from posttrain.data.readers import DOCUMENTS, is_hub_id
+from posttrain.data.readers import DOCUMENTS, is_hub_id, kind_of
 from posttrain.errors import ConfigError, Problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -79,7 +80,13 @@ def read_settings(data: Mapping[str, Any]) -> DataSettings:
     if problems:
         raise ConfigError(problems)
     own = {key: data[key] for key in _OWN_KEYS if key not in ("train", "val") and data.get(key) is not None}
-    return DataSettings(train=_train_sources(data), val=_val_sources(data), **own)
+    settings = DataSettings(train=_train_sources(data), val=_val_sources(data), **own)
+    unread = _unread("data", data, (*settings.train, *settings.val))
+    for number, entry in enumerate(data.get("sources") or ()):
+        unread += _unread(f"data.sources[{number}]", entry, settings.train[number : number + 1])
+    if unread:
+        raise ConfigError(unread)
+    return settings
 
 
 def _train_sources(data: Mapping[str, Any]) -> tuple[SourceSpec, ...]:
@@ -112,6 +119,35 @@ def _source(entry: Mapping[str, Any], number: int) -> SourceSpec:
     name = entry.get("name") or (paths[0] if paths else f"source{number}")
     kept = {key: value for key, value in entry.items() if key not in ("name", "path") and value is not None}
     return SourceSpec(name, paths, **kept)
+
+
+def _unread(where: str, values: Mapping[str, Any], sources: Sequence[SourceSpec]) -> list[Problem]:
+    """Keys that are set, and that none of the sources they are meant for reads."""
+    defaults = SourceSpec("")
+    problems = []
+    for key, (reads, whose) in _READ_BY.items():
+        default = getattr(defaults, key)
+        if values.get(key) not in (None, default) and not any(reads(source) for source in sources):
+            hint = f"leave it out, or {where}.{key}={'null' if default is None else str(default).lower()}"
+            problems.append(Problem(f"{where}.{key}", f"is read of {whose} only, and there is none", hint))
+    return problems
+
+
+def _is_hub(source: SourceSpec) -> bool:
+    return any(map(is_hub_id, source.path))
+
+
+def _may_hold_text(source: SourceSpec) -> bool:
+    """Whether .txt files may be among the source's: folders and globs are not looked into."""
+    return any(kind_of(Path(place)) in (None, ".txt") and not is_hub_id(place) for place in source.path)
+
+
+_HUB = (_is_hub, "data sets of the hub")
+_READ_BY: dict[str, tuple[Callable[[SourceSpec], bool], str]] = {
+    **dict.fromkeys(("subset", "revision", "streaming"), _HUB),
+    "split": (lambda source: source.generator is not None or _is_hub(source), "data sets of the hub and generators"),
+    "documents": (_may_hold_text, ".txt files"),
+}
 
 
 def _bad_sources(data: Mapping[str, Any]) -> list[Problem]:

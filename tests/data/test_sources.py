@@ -385,6 +385,44 @@ def test_keys_of_a_source_are_of_their_types(wrong: dict[str, object], words: st
         assert f"{where}.{key}: {words}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("node", "key"),
+    [
+        ({"train": "a.jsonl", "split": "test"}, "data.split"),
+        ({"train": "a.jsonl", "subset": "main"}, "data.subset"),
+        ({"train": ["a.jsonl", "b/"], "revision": "v1"}, "data.revision"),
+        ({"train": "a.jsonl", "streaming": True}, "data.streaming"),
+        ({"train": "a.jsonl.gz", "documents": "line"}, "data.documents"),
+        ({"train": "owner/name", "documents": "line"}, "data.documents"),
+        ({"sources": [{"path": "owner/name"}, {"path": "a.jsonl", "split": "test"}]}, "data.sources[1].split"),
+        ({"generator": {"_target_": "posttrain.data.arithmetic.problems"}, "subset": "main"}, "data.subset"),
+    ],
+)
+def test_keys_that_no_source_reads_are_problems(node: dict[str, object], key: str):
+    with pytest.raises(ConfigError) as caught:
+        read_settings({"name": "x", **node})
+    (problem,) = caught.value.problems
+    assert problem.where == key
+    assert "and there is none" in problem.message
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"train": "owner/name", "split": "test", "subset": "main", "revision": "v1", "streaming": True},
+        {"train": "owner/name", "val": "v.jsonl", "split": "test"},
+        {"train": "a.jsonl", "split": "train", "streaming": False, "documents": "file", "subset": None},
+        {"train": "texts/", "documents": "line"},
+        {"train": "texts/*", "documents": "line"},
+        {"train": ["a.jsonl", "b.txt.gz"], "documents": "paragraph"},
+        {"sources": [{"path": "owner/name"}, {"path": "a.jsonl"}], "split": "test"},
+        {"generator": {"_target_": "posttrain.data.arithmetic.problems"}, "split": "val"},
+    ],
+)
+def test_keys_that_a_source_reads_are_fine(node: dict[str, object]):
+    assert read_settings({"name": "x", **node}).train
+
+
 def test_a_column_is_named_by_a_text():
     with pytest.raises(ConfigError) as caught:
         read_settings({"name": "x", "train": "a.jsonl", "columns": {"prompt": 5}})
