@@ -8,12 +8,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.rewards.base import Isolated
+from posttrain.rewards.modules import folders, source_of
 from posttrain.types import Sample
 
 INPUTS = ("prompt", "completion", "answer", "meta")
@@ -83,26 +83,10 @@ def names_in(tree: ast.Module) -> set[str]:
     return found
 
 
-def source_of(module: str) -> Path | None:
-    """The file of a module or of `file.py`, without importing anything; None if there is none."""
-    if module.endswith(".py"):
-        file = Path(os.path.expanduser(module))
-        return file if file.is_file() else None
-    folders: Sequence[str] | None = _folders()
-    spec: ModuleSpec | None = None
-    parts = module.split(".")
-    for end in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:end]), folders)
-        if spec is None:
-            return None
-        folders = spec.submodule_search_locations
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
-
-
 def load(path: str) -> Callable[..., float]:
     """The function itself: runs its module."""
     module, _, name = path.rpartition(":")
-    sys.path[:] = _folders()
+    sys.path[:] = folders()
     if not module.endswith(".py"):
         return getattr(importlib.import_module(module), name)
     file = Path(os.path.expanduser(module)).resolve()
@@ -114,9 +98,3 @@ def load(path: str) -> Callable[..., float]:
     sys.modules.setdefault(file.stem, loaded)
     spec.loader.exec_module(loaded)
     return getattr(loaded, name)
-
-
-def _folders() -> list[str]:
-    """Where modules are looked for: as always, then in the current folder."""
-    here = os.getcwd()
-    return [*sys.path, *([] if here in sys.path or "" in sys.path else [here])]

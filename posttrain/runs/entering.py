@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from posttrain.runs.compose import Composed
 
 FOLDER = "entering"
 
@@ -17,16 +20,12 @@ def config_of(overrides: Sequence[str], config: Mapping[str, Any], *, allow_targ
     Raises ConfigError with the problems of the overrides.
     """
     from posttrain.runs.check import check
-    from posttrain.runs.compose import compose_partly
     from posttrain.runs.rules import ELSEWHERE
 
-    named = {line.split("=", 1)[0].lstrip("+") for line in overrides}
-    shared = {"seed": config["seed"], "hardware": config["hardware"]["name"]}
-    lines = [*overrides, *(f"{key}={value}" for key, value in shared.items() if key not in named)]
-    composed = compose_partly(lines)
-    found = composed.config
+    first = composed(overrides, config)
+    found = first.config
     rules = [rule for rule in ELSEWHERE if "hardware" not in rule.reads]  # what is wrong there is wrong with `config` too
-    problems = [*composed.problems, *check(found, allow_targets=allow_targets, rules=rules)]
+    problems = [*first.problems, *check(found, allow_targets=allow_targets, rules=rules)]
     problems = [problem for problem in problems if not problem.where.startswith("hardware")]
     if problems:
         raise ConfigError([Problem(f"entering: {problem.where}", problem.message, problem.hint) for problem in problems])
@@ -35,6 +34,15 @@ def config_of(overrides: Sequence[str], config: Mapping[str, Any], *, allow_targ
     if found["entering"]:
         raise ConfigError(Problem("entering", "a run that is made first cannot ask for another one itself", "name one run"))
     return found
+
+
+def composed(overrides: Sequence[str], config: Mapping[str, Any]) -> Composed:
+    """The same, not checked."""
+    from posttrain.runs.compose import compose_partly
+
+    named = {line.split("=", 1)[0].lstrip("+") for line in overrides}
+    shared = {"seed": config["seed"], "hardware": config["hardware"]["name"]}
+    return compose_partly([*overrides, *(f"{key}={value}" for key, value in shared.items() if key not in named)])
 
 
 def make(config: Mapping[str, Any], *, allow_targets: Collection[str] = ()) -> int:

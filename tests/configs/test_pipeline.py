@@ -141,6 +141,71 @@ def test_a_stage_is_known_by_what_it_computes(tmp_path: Path) -> None:
     assert len({first, key(), *other}) == 6
 
 
+def grpo_key(*overrides: str) -> str:
+    return stage_hash(configs(composed("method=staged", *overrides))["grpo"], {"policy": "a"})
+
+
+def test_how_a_source_of_a_mixture_is_read_counts(tmp_path: Path) -> None:
+    rows = '{"prompt": "1+1", "completion": "2"}\n'
+    for name in ("a.jsonl", "b.jsonl", "copy.jsonl"):
+        (tmp_path / name).write_text(rows if name != "b.jsonl" else rows * 2)
+
+    def key(first: str = "", name: str = "a") -> str:
+        sources = f"[{{path: {tmp_path}/{name}.jsonl, weight: 0.5{first}}}, {{path: {tmp_path}/b.jsonl, weight: 0.5}}]"
+        return grpo_key("data=files", "data.train=null", f"data.sources={sources.replace(': ', ':').replace(', ', ',')}")
+
+    plain = key()
+    assert key(name="copy") == plain
+    read = [",format:prompt_completion", ",format_options:{system:x}", ",columns:{prompt:completion}", ",name:other", ",documents:line"]
+    assert len({plain, *map(key, read)}) == 1 + len(read)
+
+
+def test_the_code_of_a_reward_function_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "def score(*, prompt, completion, answer, meta):\n    return {0}\n\n\ndef other(**inputs):\n    return 0\n"
+    (tmp_path / "scoring").mkdir()
+    files = [tmp_path / "score.py", tmp_path / "scoring" / "rules.py"]
+    for file in files:
+        file.write_text(code.format(0))
+    paths = ["score.py:score", "score.py:other", "scoring.rules:score", f"{tmp_path}/score.py:score"]
+
+    def keys() -> list[str]:
+        return [grpo_key("stages.grpo.reward=function", f"stages.grpo.reward.function.path='{path}'") for path in paths]
+
+    before = keys()
+    assert before[0] == before[3] != before[1]
+    for file in files:
+        file.write_text(code.format(1))
+    assert not set(before) & set(keys())
+
+
+def test_files_named_without_a_folder_and_the_run_made_first_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    template, rows = tmp_path / "chat.jinja", tmp_path / "rows.jsonl"
+    template.write_text("{{ messages }}")
+    rows.write_text('{"prompt": "1+1", "completion": "2"}\n')
+
+    def keys() -> list[str]:
+        stages = configs(composed("method=staged", "entering=['data=files','data.train=rows.jsonl']"))
+        return [grpo_key("model.chat_template=chat.jinja"), stage_hash(stages["sft"], {})]
+
+    before = keys()
+    template.write_text("{{ messages[0] }}")
+    rows.write_text('{"prompt": "1+1", "completion": "3"}\n')
+    assert not set(before) & set(keys())
+
+
+def test_a_target_outside_the_package_counts_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = configs(composed("method=staged"))["grpo"]
+    stage["reward"] = {"mine": {"_target_": "own_rewards.Mine"}}
+    file = tmp_path / "own_rewards.py"
+    file.write_text("class Mine: pass\n")
+    before = stage_hash(stage, {})
+    file.write_text("class Mine: value = 1\n")
+    assert stage_hash(stage, {}) != before
+
+
 def test_a_budget_is_shared() -> None:
     budget = {"flops": 100.0, "tokens": None, "gpu_seconds": None}
     shares = [{"name": "a", "share": None}, {"name": "b", "share": 0.5}, {"name": "c", "share": None}]
