@@ -31,7 +31,7 @@ from posttrain.runs.slurm.live import Live, live_in
 from posttrain.runs.study.record import known_parent, write_study
 from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
-from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, planned_of
+from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, folder_is_one, planned_of
 from posttrain.runs.sweep_record import SweepRecord, jobs_so_far, read_record, stages_so_far
 from posttrain.runs.sweep_recording import recorded
 from posttrain.runs.sweep_table import table_of
@@ -54,6 +54,8 @@ def run_sweep(call: Call) -> int:
     folders = options.search_path(call.config_dirs)
     parsed = parse(call.overrides, options.groups(folders))
     task = [line for line in call.overrides if line not in parsed.hydra]
+    if problems := folder_is_one(task):
+        raise ConfigError(problems)
     if _searches(parsed.hydra, folders):
         return _search(call, task, parsed.hydra, folders)
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
+
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs import rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import quoted
+from posttrain.runs.overrides import read
 
-LONGEST_NAME = 100
+LONGEST_NAME = 100  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,22 @@ class Job:
 def planned_of(combinations: Sequence[dict[str, str]]) -> list[Planned]:
     """The runs of a sweep by what is swept; what differs in the seed alone is one arm."""
     swept = [key for key in combinations[0] if len({job[key] for job in combinations}) > 1]
-    planned = []
-    for number, combination in enumerate(combinations):
-        name = job_name([combination[key] for key in swept]) if swept else str(number)
-        arm = job_name([combination[key] for key in swept if key != "seed"]) or "all"
-        planned.append(Planned(name, arm, tuple(line for key, line in combination.items() if key != "output_dir")))
-    return planned
+    names = job_names([tuple(job[key] for key in swept) for job in combinations]) if swept else list(map(str, range(len(combinations))))
+    arms = job_names([tuple(job[key] for key in swept if key != "seed") for job in combinations])
+    return [
+        Planned(name, arm or "all", tuple(line for key, line in job.items() if key != "output_dir"))
+        for name, arm, job in zip(names, arms, combinations, strict=True)
+    ]
+
+
+def folder_is_one(lines: Sequence[str]) -> list[Problem]:
+    """A sweep has one folder, with one of its own for each run in it."""
+    read_lines = [(line, read(line)) for line in lines]
+    return [
+        Problem(line, "a sweep has one folder, in which each run gets its own", "output_dir=DIR")
+        for line, found in read_lines
+        if isinstance(found, Override) and found.key_or_group == "output_dir" and found.is_sweep_override()
+    ]
 
 
 def checked_jobs(
@@ -80,9 +93,25 @@ def checked_job(run: Planned, call: Call, folder: Path, must_hold: Sequence[rule
     return Job(run.name, run.lines, config, run.arm)
 
 
+def job_names(runs: Sequence[tuple[str, ...]]) -> list[str]:
+    """A folder name for each run's swept overrides, another one for other overrides.
+
+    Of several that would have the same name, the first keeps it, so that runs which are there are found by a sweep that has grown.
+    """
+    known: dict[tuple[str, ...], str] = {}
+    for swept in runs:
+        if swept not in known:
+            name = job_name(swept)
+            known[swept] = _with_hash(name, ",".join(swept)) if name in known.values() else name
+    return [known[swept] for swept in runs]
+
+
 def job_name(swept: Sequence[str]) -> str:
-    """A folder name from the swept overrides: readable, without separators, short."""
+    """A folder name from the swept overrides: readable, without separators, at most LONGEST_NAME bytes."""
     name = re.sub(r"[^\w.=,+-]+", ".", ",".join(swept))
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if len(name.encode()) <= LONGEST_NAME else _with_hash(name, name)
+
+
+def _with_hash(name: str, hashed: str) -> str:
+    start = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(hashed.encode()).hexdigest()[:8]}"

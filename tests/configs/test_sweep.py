@@ -11,7 +11,7 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.overrides import expand
-from posttrain.runs.sweep_jobs import LONGEST_NAME, job_name
+from posttrain.runs.sweep_jobs import LONGEST_NAME, job_name, job_names, planned_of
 
 
 def options_of(group: str) -> list[str]:
@@ -44,6 +44,33 @@ def test_job_names_are_folder_names() -> None:
     assert len(long) <= LONGEST_NAME
     assert "/" not in long
     assert long != job_name([f"data.train=[{'a/b ' * 101}]"])
+
+
+def test_other_overrides_are_another_name() -> None:
+    jobs = expand(["data.system='Be A?','Be A!'", "seed=1,2"], options_of)
+    runs = planned_of(jobs)
+    assert len({run.name for run in runs}) == 4
+    assert len({run.arm for run in runs}) == 2
+    assert (runs[0].name, runs[0].arm) == ("data.system=.Be.A.,seed=1", "data.system=.Be.A."), "as before, when there is no other"
+    grown = planned_of(expand(["data.system='Be A?','Be A!','Be_A.'", "seed=1,2,3"], options_of))
+    names = {run.lines: run.name for run in grown}
+    assert all(names[run.lines] == run.name for run in runs), "a sweep that has grown finds its runs"
+
+
+def test_names_are_cut_by_bytes() -> None:
+    name = job_name([f"data.system={'trả lời ' * 20}"])
+    assert len(name.encode()) <= LONGEST_NAME
+    assert name.startswith("data.system=trả.lời.")
+    pair = [(f"data.system={'a/b ' * 100}{end}",) for end in ("?", "!")]
+    assert len(set(job_names(pair))) == 2
+    assert max(len(name.encode()) for name in job_names(pair)) <= LONGEST_NAME
+
+
+@pytest.mark.parametrize("more", [["seed=1,2"], ["optimizer.lr=interval(1e-5,1e-3)", "hydra/sweeper=optuna"]])
+def test_the_folder_of_a_sweep_is_one(posttrain: Callable[..., Any], more: list[str]) -> None:
+    outcome = posttrain("-m", "model=nano", "output_dir=a,b", *more)
+    assert outcome.code == 2, outcome
+    assert "output_dir=a,b: a sweep has one folder" in outcome.err
 
 
 def test_a_sweep_goes_on_when_a_job_fails(posttrain: Callable[..., Any], tmp_path: Path) -> None:
