@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem, UserError
 from posttrain.runs import entering, report, suites
+from posttrain.runs.data_record import finished_data_problems, keep_data
 from posttrain.runs.files import prepare_folder
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
@@ -71,7 +72,7 @@ def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str])
     """The run's folder, locked, with its config.yaml and the run it starts from; yields an exit code where nothing is left to train.
 
     Raises:
-        ConfigError: another process trains there, or the folder's run had another configuration.
+        ConfigError: another process trains there, or the folder's run had another configuration or, finished, other data.
     """
     prepare_folder(folder)
     lock = FileLock(folder / ".lock")
@@ -82,6 +83,8 @@ def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str])
     with lock:
         start = open_folder(config, folder)
         if start.finished:
+            if problems := finished_data_problems(config):
+                raise ConfigError(problems)
             print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
             suites.measure_later(config, allow=allow_targets)
             yield DONE
@@ -98,7 +101,9 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
     from posttrain.runs.processes import run_ranks
 
     applied = entering.applied(config)
-    check_context(applied, load_inputs(applied)[1])
+    prepared = load_inputs(applied)[1]
+    check_context(applied, prepared)
+    keep_data(folder, prepared)
     allowed = [f"--allow-target={name}" for name in allow_targets]
     return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
 

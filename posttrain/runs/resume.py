@@ -49,7 +49,7 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
         set_aside(folder)
     elif old.is_file():
         there = _config_of(folder)
-        if (_has_begun(folder) or not config.keys() <= there.keys()) and (problems := list(differences(there, config))):
+        if (has_begun(folder) or not config.keys() <= there.keys()) and (problems := list(differences(there, config))):
             raise ConfigError(problems)
     start = find_start(config, folder)
     if not start.finished:
@@ -57,7 +57,7 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     return start
 
 
-def _has_begun(folder: Path) -> bool:
+def has_begun(folder: Path) -> bool:
     """Whether a run in the folder came as far as a line of metrics or a checkpoint."""
     metrics = folder / "metrics.jsonl"
     return (metrics.is_file() and metrics.stat().st_size > 0) or checkpoint.latest(folder / "checkpoints") is not None

@@ -20,6 +20,7 @@ from posttrain.runs.budget.watch import BudgetWatch, Meter
 from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.context import check_context
+from posttrain.runs.data_record import keep_data
 from posttrain.runs.handover import save_run_artifact
 from posttrain.runs.inputs import load_inputs
 from posttrain.runs.kept_scores import keep_scores
@@ -65,6 +66,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         check_context(config, prepared)
         check_suites(config, allow_targets)
         start = find_start(config, folder)
+        keep_data(folder, prepared, leads=ranks.leads)
         plan = plan_of(config, prepared, ranks)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options

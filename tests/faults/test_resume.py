@@ -12,6 +12,10 @@ import time
 import preloaded
 import pytest
 
+from posttrain.errors import ConfigError
+from posttrain.runs.base_config import load_config
+from posttrain.runs.study.reuse import is_finished
+
 STEPS = 16
 LINE = [
     "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=300", "global_batch=8",
@@ -115,6 +119,42 @@ def test_another_configuration_in_the_same_folder_is_refused(undisturbed):
     assert code == 2
     assert "optimizer.lr" in output
     assert "resume=never" in output
+
+
+def test_other_data_in_the_same_file_is_refused(tmp_path):
+    data, folder = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows = [[json.dumps({"prompt": f"{n} + {more} =", "completion": str(n + more)}) for n in range(16)] for more in (1, 2)]
+    line = [
+        "method=sft", "model=nano", "data=files", f"data.train={data}", "evaluation=none", "tracking=none", "hardware=cpu", "global_batch=4",
+        f"output_dir={folder}",
+    ]  # fmt: skip
+
+    def attempt(steps, *extra):
+        process = preloaded.posttrain(*line, f"max_steps={steps}", *extra)
+        return "".join(process.communicate(timeout=300)), process.returncode
+
+    data.write_text("\n".join(rows[0]))
+    assert attempt(2)[1] == 0
+    data.write_text("\n".join(rows[1]))
+    before = outcome(folder)
+    for steps in (2, 4):
+        output, code = attempt(steps)
+        assert code == 2, output
+        assert f"data.train: {data} has other contents" in output
+        assert "resume=never" in output
+    assert outcome(folder) == before
+    config = load_config(folder)
+    with pytest.raises(ConfigError, match="has other contents"):
+        is_finished(config)  # as a sweep or a study asks
+    data.write_text("\n".join(rows[0]))
+    assert is_finished(config)
+    assert attempt(2)[1] == 0
+    assert attempt(4)[1] == 0
+    data.write_text("\n".join(rows[1]))
+    (folder / "data.json").unlink()  # as a run that was made before there was one
+    assert attempt(5)[1] == 0
+    data.write_text("\n".join(rows[0]))
+    assert attempt(3, "resume=never")[1] == 0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
+from posttrain.runs.data_record import finished_data_problems
 from posttrain.runs.resume import CONFIG, differences, find_start
 from posttrain.runs.suites import lacking
 
@@ -17,12 +18,14 @@ def is_finished(config: Mapping[str, Any]) -> bool:
 
     A pipeline finds out itself what its stages lack.
 
-    Raises ConfigError where the folder holds a run of another configuration.
+    Raises ConfigError where the folder holds a run of another configuration or, finished, of other data.
     """
     folder = Path(config["output_dir"])
     if config["resume"] == "never" or config.get("stages") or not (folder / CONFIG).is_file():
         return False
     start = find_start(config, folder)
-    if start.state is not None and (problems := list(differences(load_config(folder / CONFIG), config))):
+    problems = list(differences(load_config(folder / CONFIG), config)) if start.state is not None else []
+    problems += finished_data_problems(config) if start.finished else []
+    if problems:
         raise ConfigError([Problem(f"{folder.parent.name}/{folder.name}: {p.where}", p.message, p.hint) for p in problems])
     return start.finished and not lacking(config)
