@@ -133,13 +133,12 @@ def run_isolated(config: dict[str, Any], *, allow_targets: Collection[str] = ())
     """Train in a process of its own, as a sweep does; returns the exit code. config.output_dir must be set."""
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    import yaml
-
+    from posttrain.runs.config_yaml import as_yaml
     from posttrain.runs.files import write_atomic
     from posttrain.runs.processes import run_child
 
     wanted = folder / "job.yaml"
-    write_atomic(wanted, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomic(wanted, as_yaml(config))
     allowed = [f"--allow-target={name}" for name in allow_targets]
     return run_child([sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed])
 

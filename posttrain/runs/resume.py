@@ -14,6 +14,7 @@ import yaml
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs import checkpoint
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 
 CONFIG = "config.yaml"
@@ -53,7 +54,7 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
             raise ConfigError(problems)
     start = find_start(config, folder)
     if not start.finished:
-        write_atomic(old, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomic(old, as_yaml(config))
     return start
 
 

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 from posttrain.runs.slurm.live import Live
 from posttrain.runs.sweep_jobs import Job
@@ -31,5 +30,5 @@ def recorded(jobs: Sequence[Job], folder: Path, parent: str | None, live: Live, 
 def _written(job: Job, file: Path) -> JobRecord:
     file.parent.mkdir(parents=True, exist_ok=True)
     Outcome(file).clear()
-    write_atomic(file, yaml.safe_dump(job.config, sort_keys=False, allow_unicode=True))
+    write_atomic(file, as_yaml(job.config))
     return JobRecord(job.name, Path(job.config["output_dir"]), file)

@@ -11,11 +11,16 @@ import yaml
 from posttrain.data.settings import KEYS
 from posttrain.errors import ConfigError
 from posttrain.runs import machine, options
+from posttrain.runs.base_config import load_config
 from posttrain.runs.check import check, compose_and_check
 from posttrain.runs.compose import compose
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.rules import PLAN
 from posttrain.runs.schema import Data
 from posttrain.runs.signatures import read_signature
+from posttrain.runs.slurm.live import Live
+from posttrain.runs.sweep_jobs import Job
+from posttrain.runs.sweep_recording import recorded
 
 BUILTIN = options.search_path()
 EXPERIMENTS = [option.name for option in options.options(BUILTIN, "experiment")]
@@ -273,3 +278,21 @@ def test_user_can_allow_a_package() -> None:
     assert where(trusted) == {"optimizer._target_"}
     assert compose_and_check(trusted, allow_targets=["fractions"])["optimizer"]["_target_"] == "fractions.Fraction"
     assert where(trusted, allow_targets=["fraction"]) == {"optimizer._target_"}
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "2E-5", "+1e3", "1_0e3", "1000", "1.5", "yes", "null", "2026-01-02", "12:30", "~", "=", "", "a: b"]
+)
+def test_a_text_comes_back_as_text_from_its_config_file(tmp_path: Path, text: str) -> None:
+    config = compose_and_check([f'data.system="{text}"', f"output_dir={tmp_path}"])
+    assert config["data"]["system"] == text
+    file = tmp_path / "config.yaml"
+    file.write_text(as_yaml(config))
+    assert yaml.safe_load(file.read_text()) == config == load_config(file)
+    assert compose_and_check([], base=file)["data"]["system"] == text
+
+
+def test_sweeps_write_texts_that_look_like_numbers_as_texts(tmp_path: Path) -> None:
+    jobs = [Job(text, (), {"data": {"system": text}, "output_dir": str(tmp_path / text), "tracking": {}}, text) for text in ("1e3", "2e3")]
+    record = recorded(jobs, tmp_path, None, Live())
+    assert [load_config(job.file)["data"]["system"] for job in record.jobs] == ["1e3", "2e3"]

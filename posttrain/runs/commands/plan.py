@@ -21,7 +21,8 @@ from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 
 if TYPE_CHECKING:
-    from posttrain.runs.planning.workload import Workload
+    from posttrain.runs.config_yaml import as_yaml
+from posttrain.runs.planning.workload import Workload
 
 Rows = list[tuple[str, str]]
 
@@ -50,7 +51,7 @@ def described(node: Mapping[str, Any]) -> str:
 
 def show_run(console: Console, config: dict[str, Any], allow_targets: Collection[str]) -> None:
     """Prints the plan of one run."""
-    console.print(Syntax(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml", background_color="default"))
+    console.print(Syntax(as_yaml(config), "yaml", background_color="default"))
     from posttrain.runs.planning import show
     from posttrain.runs.planning.estimate import estimate
     from posttrain.runs.planning.larger import larger_shapes

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs import report
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import prepare_folder, shown, write_atomic
 from posttrain.runs.pipeline import store
 from posttrain.runs.pipeline.mirror import mirror
@@ -93,7 +94,7 @@ def open_pipeline(config: dict[str, Any], folder: Path) -> None:
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
         if problems := _differences(there, config):
             raise ConfigError(problems)
-    write_atomic(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomic(file, as_yaml(config))
 
 
 def _differences(there: Any, config: Mapping[str, Any]) -> list[Problem]:

@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from posttrain.errors import ConfigError
 from posttrain.runs import options
 from posttrain.runs.compose import choice_lines, compose, register_resolver
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 from posttrain.runs.overrides import Choice, Value, parse
 
@@ -29,7 +30,7 @@ def write_best(lines: Sequence[str], folder: Path, config_dirs: Sequence[str], *
     file.parent.mkdir(parents=True, exist_ok=True)
     folders = options.search_path(config_dirs)
     parsed = parse([line for line in lines if not line.lstrip("+").startswith("output_dir=")], options.groups(folders))
-    text = yaml.safe_dump(_content(parsed.choices, parsed.values, folders), sort_keys=False, allow_unicode=True)
+    text = as_yaml(_content(parsed.choices, parsed.values, folders))
     write_atomic(file, f"# @package _global_\n# {comment}\n{text}")
     if _same(lines, home, config_dirs):
         return file
