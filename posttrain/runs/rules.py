@@ -26,6 +26,7 @@ from posttrain.runs import (
 )
 from posttrain.runs.budget.amount import budget_is_one, budget_of
 from posttrain.runs.ranges import numbers_are_in_range
+from posttrain.runs.reward_ranges import rewards_are_in_range
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
 
@@ -247,6 +248,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs", "budget")),
     Rule(budget_is_one, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
+    Rule(rewards_are_in_range, ("reward",)),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_rules.strategy_fits, ("hardware",)),

@@ -57,6 +57,36 @@ def test_mistakes(name: str) -> None:
     assert (problem.where, words in problem.message) == (where, True)
 
 
+@pytest.mark.parametrize(
+    ("reward", "setting"),
+    [
+        ("math", "math.workers=0"),
+        ("math", "math.timeout=0"),
+        ("math", "math.memory_gb=0"),
+        ("exact_match", "exact_match.clip=-1"),
+        ("pair_judge", "pair_judge.opponents=0"),
+        ("code", "code.workers=0"),
+        ("heuristic", "heuristic.toxic_ratio=2"),
+        ("overlong", "overlong.cache=0"),
+        ("trajectory", "trajectory.step_weight=1.5"),
+        ("numeric", "numeric.absolute=-1"),
+        ("length", "length.target=0"),
+    ],
+)
+def test_numbers_of_rewards_that_are_out_of_range(reward: str, setting: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        compose_and_check([*BASE, f"reward={reward}", f"reward.{setting}"])
+    (problem,) = found.value.problems
+    assert (problem.where, problem.message[:8]) == (f"reward.{setting.partition('=')[0]}", "expected")
+
+
+def test_numbers_of_judges_that_are_out_of_range() -> None:
+    judge = ["reward=judge", "reward/backend=openai", "reward.judge.backend.url=http://x/v1", "reward.judge.backend.model=m"]
+    with pytest.raises(ConfigError) as found:
+        compose_and_check([*BASE, *judge, "reward.judge.backend.concurrency=0", "reward.judge.backend.timeout=0"])
+    assert {problem.where for problem in found.value.problems} == {"reward.judge.backend.concurrency", "reward.judge.backend.timeout"}
+
+
 @pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
 def test_single_answers_are_enough_where_none_are_compared(method: list[str]) -> None:
     assert compose_and_check([*BASE, *method, "rollout.group_size=1"])["rollout"]["group_size"] == 1
