@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data.tree import to_device
-from posttrain.errors import Problem
+from posttrain.errors import ConfigError, Problem
 from posttrain.functional.supervised import likelihood_metrics, likelihood_rows, likelihood_scores
 from posttrain.methods.parts.recipe import NamedParameters, Recipe, Stateful, Steps, nothing_spent
 from posttrain.models.artifact import ArtifactRecord, save_artifact
@@ -252,11 +252,24 @@ class Method(LightningModule, ABC):
             checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in saved}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        missing = self.saved_names() - set(checkpoint["state_dict"])
-        if missing:
-            raise RuntimeError(f"the checkpoint lacks {len(missing)} of the method's weights, such as {sorted(missing)[0]}")
+        """Raises ConfigError where the checkpoint is one of another model or method."""
         kept = checkpoint.get(KEPT, {})
-        if lacking := self.kept.keys() - kept.keys():
-            raise RuntimeError(f"the checkpoint lacks what the method keeps beside its weights: {', '.join(sorted(lacking))}")
+        if wrong := self._unfit(checkpoint["state_dict"], kept):
+            hint = "resume from a run with the same model, adapter and method, or start from its artifact: model=hf model.path=RUN/artifact"
+            raise ConfigError(Problem("resume", f"the checkpoint does not fit this run: {wrong}", hint))
         for name, part in self.kept.items():
             part.load_state_dict(kept[name])
+
+    def _unfit(self, weights: Mapping[str, Tensor], kept: Mapping[str, Any]) -> str:
+        """Why a checkpoint cannot be loaded, in words; empty where it can."""
+        own = self.state_dict()
+        if missing := self.saved_names() - weights.keys():
+            return f"it lacks {len(missing)} of the method's weights, such as {sorted(missing)[0]}"
+        if foreign := {name for name in weights if name.startswith("policy.")} - own.keys():
+            return f"it has {len(foreign)} weights that this model has not, such as {sorted(foreign)[0]}"
+        for name, tensor in weights.items():
+            if name in own and own[name].numel() and own[name].shape != tensor.shape:  # those that lie on other ranks have no numbers here
+                return f"its {name} has the shape {list(tensor.shape)}, this model's {list(own[name].shape)}"
+        if lacking := self.kept.keys() - kept.keys():
+            return f"it lacks what the method keeps beside its weights: {', '.join(sorted(lacking))}"
+        return ""

@@ -18,12 +18,18 @@ from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 
 CONFIG = "config.yaml"
+ELSEWHERE = "choose another output_dir, or resume=never to set aside what is there"
 
 # What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
 FREE = (
     "hardware", "precision", "max_tokens", "max_steps", "epochs", "budget", "checkpoint", "log", "validate", "evaluation", "tracking",
     "resume", "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile",
     "data.workers", "data.cache_dir",
+)  # fmt: skip
+# What a checkpoint's weights and optimizer states depend on.
+FITTING = (
+    "method._target_", "optimizer._target_", "model.architecture", "model.peft.kind", "model.peft.r", "model.peft.targets",
+    "model.peft.target_parameters", "model.peft.modules_to_save",
 )  # fmt: skip
 
 
@@ -42,8 +48,8 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     """Decide how a run starts in `folder` and write its config.yaml. For the process that leads, before ranks exist.
 
     resume=auto continues the folder's own run from its newest checkpoint, or from the start if it has none. resume=never moves what
-    the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration; one that was refused before it
-    measured anything does not count.
+    the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration, or none that is still there (one
+    that was refused before it measured anything does not count), or if `resume` names a run whose state does not fit into this one.
     """
     old = folder / CONFIG
     if config["resume"] == "never":
@@ -52,7 +58,11 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
         there = _config_of(folder)
         if (has_begun(folder) or not config.keys() <= there.keys()) and (problems := list(differences(there, config))):
             raise ConfigError(problems)
+    elif has_begun(folder):
+        raise ConfigError(Problem("output_dir", f"{folder} holds a run without its {CONFIG}: is it this one?", f"put it back, {ELSEWHERE}"))
     start = find_start(config, folder)
+    if start.state is not None and (problems := list(_strangers(start.state, config))):
+        raise ConfigError(problems)
     if not start.finished:
         write_atomic(old, as_yaml(config))
     return start
@@ -72,8 +82,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         content = None
     if isinstance(content, dict):
         return content
-    hint = "choose another output_dir, or resume=never to set aside what is there"
-    raise ConfigError(Problem("output_dir", f"{folder / CONFIG} is not the configuration of a run", hint))
+    raise ConfigError(Problem("output_dir", f"{folder / CONFIG} is not the configuration of a run", ELSEWHERE))
 
 
 def find_start(config: Mapping[str, Any], folder: Path) -> Start:
@@ -85,6 +94,21 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Start:
         return Start()
     found = _given(Path(os.path.expanduser(config["resume"])))
     return Start(_sound(found), found.step)
+
+
+def _strangers(state: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """The keys in which the run of a checkpoint had another model or optimizer, as far as its config.yaml is beside it."""
+    run = state.absolute().parents[2]
+    if not (run / CONFIG).is_file():
+        return
+    there = _config_of(run)
+    old, new = dict(_flat(there)), dict(_flat(config))
+    random = all(one.get("model.weights") == "random" and not one.get("entering") for one in (old, new))
+    keys = (key for key in sorted(old.keys() | new.keys()) if any(key == part or key.startswith(f"{part}.") for part in FITTING))
+    for key in keys:
+        if old.get(key) != new.get(key) and (random or not key.startswith("model.architecture")):
+            message = f"the run that resume names has {old.get(key)!r}, this command {new.get(key)!r}"
+            yield Problem(key, message, "give the same value, or start from its artifact: model=hf model.path=RUN/artifact resume=auto")
 
 
 def _sound(found: checkpoint.Checkpoint) -> Path:
@@ -136,9 +160,10 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def set_aside(folder: Path) -> None:
     """Move everything a run left in `folder` to its `previous-N`, so that starting over loses nothing."""
     left = [path for path in folder.iterdir() if not path.name.startswith("previous-") and path.name != ".lock"]
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() and not has_begun(folder):
         return
-    number = 1 + len(list(folder.glob("previous-*")))
+    numbers = [int(path.name.removeprefix("previous-")) for path in folder.glob("previous-*") if path.name[9:].isdecimal()]
+    number = 1 + max(numbers, default=0)  # earlier ones may have been removed
     target = folder / f"previous-{number}"
     target.mkdir()
     for path in left:

@@ -1,6 +1,7 @@
 """Runs continued with another number of micro-batches a step, which max_tokens and the devices decide, go on where they were."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
+from posttrain.runs.resume import set_aside
 
 BASE = [
     "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "max_steps=6",
@@ -64,3 +66,46 @@ def test_a_run_on_two_processes_goes_on_alone(tmp_path):
     for row, other in zip(rows, [row for row in whole if row["step"] > 3], strict=True):
         assert (row["step"], row["tokens"]) == (other["step"], other["tokens"])
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, capsys):
+    train(tmp_path / "whole", *SFT, "max_steps=2")
+    there = tmp_path / "whole"
+    alone = tmp_path / "alone" / "step-00000002"
+    shutil.copytree(checkpoint(there, 2), alone)
+
+    def refused(name, *overrides):
+        assert run_job(compose([*BASE, *SFT, *overrides, f"output_dir={tmp_path / name}"])) == 2
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        return told
+
+    assert "model.architecture.hidden_size: the run that resume names has" in refused(
+        "a", f"resume={there}", "+model.architecture.hidden_size=32"
+    )
+    assert "model.peft.kind: the run that resume names has None, this command 'lora'" in refused("b", f"resume={there}", "model/peft=lora")
+    assert not (tmp_path / "b" / "log.txt").exists(), "before anything is loaded"
+    assert "resume: the checkpoint does not fit this run: it lacks" in refused("c", f"resume={alone}", "model/peft=lora")
+    assert "has the shape" in refused("d", f"resume={alone}", "+model.architecture.intermediate_size=32")
+    assert "weights that this model has not" in refused("e", f"resume={alone}", "+model.architecture.num_hidden_layers=1")
+
+
+def test_a_run_without_its_config_is_refused_and_can_be_set_aside(tmp_path, capsys):
+    line = [*SFT, "max_steps=2", "checkpoint.every_steps=2"]
+    train(tmp_path / "run", *line)
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert run_job(compose([*BASE, *line, f"output_dir={tmp_path / 'run'}"])) == 2
+    told = capsys.readouterr().err
+    assert "holds a run without its config.yaml" in told
+    assert "Traceback" not in told
+    assert train(tmp_path / "run", *line, "resume=never")[0] == 0
+    assert (tmp_path / "run" / "previous-1" / "result.json").is_file()
+
+
+def test_setting_aside_goes_on_counting_where_earlier_ones_were_removed(tmp_path):
+    (tmp_path / "previous-2").mkdir()
+    (tmp_path / "previous-mine").mkdir()
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    set_aside(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["previous-2", "previous-3", "previous-mine"]
+    assert (tmp_path / "previous-3" / "config.yaml").is_file()

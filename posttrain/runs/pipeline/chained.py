@@ -77,7 +77,7 @@ def is_made(config: Mapping[str, Any], number: int, key: str) -> bool:
         return False
     folder = Path(config["stages_dir"]) / key
     result = store.result_of(folder)
-    if result is None or result["status"] != "finished":
+    if result is None or result["status"] != "finished" or not (folder / CONFIG).is_file():
         return False
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     stage = {**config["stages"][number]["config"], "budget": there["budget"], "output_dir": str(folder)}

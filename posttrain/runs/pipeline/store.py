@@ -68,6 +68,8 @@ def distrust(folder: Path, config: Mapping[str, Any]) -> str | None:
         verify(folder / ARTIFACT)
     except ConfigError as error:
         return str(error.problems[0])
+    if not (folder / CONFIG).is_file():
+        return f"its {CONFIG} is gone"
     there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     free = [key for key in FREE if "." not in key and key not in WITHOUT_EFFECT]
     changed = [key for key in free if _effect(key, there) != _effect(key, config)]
