@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.errors import Problem
+from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
 
 Config = dict[str, Any]
@@ -92,11 +93,45 @@ def _compares(advantage: Config) -> bool:
     return package == "posttrain.functional.advantages" and (name in COMPARING or bool(advantage.get("baseline")))
 
 
+def comparisons_have_groups(config: Config) -> Iterator[Problem]:
+    """A reward that compares the answers to a prompt can score none of them alone."""
+    if (config["rollout"] or {}).get("group_size") != 1:
+        return
+    for name, node in (config["reward"] or {}).items():
+        if isinstance(node, dict) and class_constant(str(node.get("_target_")), "compares") is True:
+            message = "compares the answers to a prompt, and rollout.group_size=1 leaves each without another"
+            yield Problem(f"reward.{name}", message, "rollout.group_size=8, or another reward")
+
+
+def options_have_effect(config: Config) -> Iterator[Problem]:
+    """Options that another one leaves without effect, where they are not at their default."""
+    method = config["method"]
+    kl = method.get("kl") or {}
+    if kl.get("unbiased") and kl.get("place") == "reward":
+        message = "weighs the estimate in the loss, and with method.kl.place=reward it is taken off the reward"
+        yield Problem("method.kl.unbiased", message, "method.kl.place=loss, or leave it out")
+    if _is_set(method, "kl_rate") and method.get("kl_target") is None:
+        message = "is of no use: without method.kl_target the pull stays as it is"
+        yield Problem("method.kl_rate", message, "set method.kl_target=NATS, or leave it out")
+    if _is_set(method, "selection_tries") and method.get("selection") != "resample":
+        message = f"is of no use: with method.selection={method.get('selection')} no other prompts are asked"
+        yield Problem("method.selection_tries", message, "method.selection=resample, or leave it out")
+
+
+def _is_set(method: Config, key: str) -> bool:
+    """Whether a key of the method has another value than its class gives it."""
+    signature = read_signature(str(method.get("_target_")))
+    known = None if signature is None else signature.parameters.get(key)
+    return known is not None and key in method and method[key] != known.default
+
+
 RULES: dict[Callable[[Config], Iterator[Problem]], tuple[str, ...]] = {  # with the keys that each relies on
     sampling_fits_method: ("method", "rollout", "reward"),
     rollout_is_known: ("method", "rollout"),
     answers_fit: ("rollout", "evaluation", "model"),
     references_are_asked: ("method",),
     advantages_have_groups: ("method", "rollout"),
+    comparisons_have_groups: ("rollout", "reward"),
+    options_have_effect: ("method",),
     judges_have_backends: ("reward",),
 }

@@ -25,6 +25,19 @@ MISTAKES = {
     "a reference that nothing asks": (["method.reference_update_every=2"], "method.reference_update_every", "no pull"),
     "a temperature of its own": (["method.temperature=0.5"], "method.temperature", "rollout.temperature=1.0"),
     "a length of its own": (["method.longest=64"], "method.longest", "rollout.max_new_tokens=256"),
+    "a comparison without others": (
+        ["method=ppo", "reward=pair_judge", "rollout.group_size=1"],
+        "reward.pair_judge",
+        "leaves each without another",
+    ),
+    "a ratio off the loss": (["method.kl.unbiased=true", "method.kl.place=reward", "method.kl.coef=0.1"], "method.kl.unbiased", "reward"),
+    "a rate without a target": (["method=ppo", "method.kl_rate=0.5"], "method.kl_rate", "without method.kl_target"),
+    "tries without asking": (["method.selection_tries=9"], "method.selection_tries", "selection=keep"),
+    "tries where groups are dropped": (
+        ["method=online_dpo", "method.selection=drop", "method.selection_tries=9"],
+        "method.selection_tries",
+        "drop",
+    ),
     "no group": (["rollout.group_size=1"], "rollout.group_size", "one answer"),
     "no group for a baseline": (
         ["method=reinforce", "method.advantage.baseline=true", "rollout.group_size=1"],
@@ -85,6 +98,20 @@ def test_numbers_of_judges_that_are_out_of_range() -> None:
     with pytest.raises(ConfigError) as found:
         compose_and_check([*BASE, *judge, "reward.judge.backend.concurrency=0", "reward.judge.backend.timeout=0"])
     assert {problem.where for problem in found.value.problems} == {"reward.judge.backend.concurrency", "reward.judge.backend.timeout"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method.selection=resample", "method.selection_tries=9"],
+        ["method.selection_tries=4"],
+        ["method=ppo", "method.kl_target=3", "method.kl_rate=0.5"],
+        ["method.kl.unbiased=true", "method.kl.coef=0.1"],
+        ["method.kl.estimator=k1", "method.reference=copy"],
+    ],
+)
+def test_options_that_act_or_do_no_harm(options: list[str]) -> None:
+    compose_and_check([*BASE, *options])
 
 
 @pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
