@@ -19,6 +19,7 @@ from posttrain.rewards.isolation import Pool
 from posttrain.types import Sample
 
 log = logging.getLogger(__name__)
+LARGEST = torch.finfo(torch.float32).max  # losses are float32
 __all__ = ["Failures", "Measured", "RewardSet", "combine", "guarded"]
 
 
@@ -177,11 +178,13 @@ def _attempt(component: Reward, samples: Sequence[Sample]) -> list[float] | Unsc
 
 
 def checked(value: float) -> float:
-    """A finite number as it is, anything else as Unscored. Raises TypeError or ValueError for what is no number."""
+    """A number that float32 holds as it is, anything else as Unscored. Raises TypeError or ValueError for what is no number."""
     if isinstance(value, Unscored):
         return value
     number = float(value)
-    return number if math.isfinite(number) else Unscored(f"not finite: returned {number}")
+    if not math.isfinite(number):
+        return Unscored(f"not finite: returned {number}")
+    return number if abs(number) <= LARGEST else Unscored(f"too large: returned {number}")
 
 
 def _failures(lost: Sequence[float]) -> Failures:

@@ -98,6 +98,23 @@ def test_a_bad_answer_costs_itself(reward_set: Any, caplog: pytest.LogCaptureFix
     assert rewards.measure([]).raw.shape == (2, 0)
 
 
+def test_a_value_that_float32_cannot_hold_costs_its_answer(reward_set: Any, user_file: Any) -> None:
+    file = user_file("def reward(completion, **_): return float(completion)\n")
+    texts = ["1e308", "-1e39", "3e38", "1", "inf"]
+    measured = reward_set(mine=built("function", path=f"{file}:reward"), here=Float()).measure([sample(text) for text in texts])
+    assert measured.raw.isnan().tolist() == [[True, True, False, False, True]] * 2
+    for name in ("mine", "here"):
+        assert dict(measured.failures[name].kinds) == {"too large": 2, "not finite": 1}
+        assert "too large: returned 1e+308" in measured.failures[name].examples
+
+
+class Float(Reward):
+    """The number that an answer is; in this process."""
+
+    def measure(self, samples: Sequence[Sample]) -> list[float]:
+        return [float(item.completion) for item in samples]
+
+
 def test_an_interrupt_passes(reward_set: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         reward_set(broken=Broken()).measure([sample("interrupt")])
