@@ -87,10 +87,17 @@ def outcome(world: World, studies: int, *, wanted: float = 0.8) -> Outcome:
     )
 
 
-def family(world: World, studies: int) -> float:
-    """Share of studies of three equal arms that call any two different: Holm's smallest p-value, which is three times the smallest."""
-    arms = [crossed(scores) for scores in world.arms(studies, number=2, count=3)]
-    return float((3 * np.min([difference(one, other).p() for one, other in combinations(arms, 2)], axis=0) < 0.05).mean())
+def family(world: World, studies: int, count: int = 3) -> float:
+    """Share of studies of `count` equal arms that call any two different, by Holm's smallest p-value: the smallest times the pairs."""
+    arms = [crossed(scores) for scores in world.arms(studies, number=2, count=count)]
+    found = [difference(one, other).p() for one, other in combinations(arms, 2)]
+    return float((len(found) * np.min(found, axis=0) < 0.05).mean())
+
+
+def below(world: World, studies: int, levels: tuple[float, ...]) -> list[float]:
+    """How often two equal arms' p-value is below each level, over that level: 1 is right, less is careful."""
+    p = difference(*map(crossed, world.arms(studies, number=3))).p()
+    return [float((p < level).mean()) / level for level in levels]
 
 
 def _findable(one: Crossed, other: Crossed, wanted: float) -> float:
@@ -120,6 +127,8 @@ WORLDS = [
 ]
 UNLIKE = [World(seeds, 200, spread, calm=0.2) for seeds, spread in product((2, 3, 4, 5), (0.05, 0.3))]
 NEARLY = [World(seeds, 200, spread, True, easy=easy) for seeds, spread, easy in product((2, 3, 5), (0.0, 0.1, 0.3), (1.5, 2.0))]
+MANY = [World(seeds, examples, spread) for seeds, examples, spread in product((2, 3, 5), (200, 500), (0.0, 0.02, 0.05, 0.1))]
+ARMS, LEVELS = (3, 6, 10), (0.05, 0.01, 0.005, 0.001)
 COLUMNS = ("mean", "difference", "false", "holm")
 
 
@@ -139,6 +148,11 @@ def main(studies: int) -> None:
             print(f"{seeds} seeds, {name}: {values.min():.3f} to {values.max():.3f}, mean {values.mean():.3f} {inside}")
         apart = np.array([found.stated - found.found for found in some])
         print(f"{seeds} seeds, power: stated less found {apart.min():+.2f} to {apart.max():+.2f}, mean {apart.mean():+.2f}")
+    print(f"seeds examples spread | any two of {ARMS} equal arms called different | P(p < a) / a for a of {LEVELS}")
+    for world in MANY:
+        families = " ".join(f"{family(world, studies, count):.3f}" for count in ARMS)
+        small = " ".join(f"{found:.2f}" for found in below(world, 30 * studies, LEVELS))
+        print(world.seeds, world.examples, world.spread, f"| {families} | {small}", flush=True)
 
 
 if __name__ == "__main__":

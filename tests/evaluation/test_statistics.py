@@ -8,7 +8,7 @@ from scipy import stats
 
 from posttrain.evaluation.statistics.bootstrap import bootstrap_difference, bootstrap_mean
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
-from posttrain.evaluation.statistics.estimate import Array, Estimate, of_two, satterthwaite, unbiased
+from posttrain.evaluation.statistics.estimate import Array, Estimate, beyond, quantile, satterthwaite, share_of, unbiased
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
 from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import cohen_d, hedges_g, paired, student, welch
@@ -56,7 +56,7 @@ def test_crossed_is_the_analysis_of_variance() -> None:
     found = mean(crossed(scores))
     assert float(found.variance) == pytest.approx(seeds + examples)
     assert float(found.value) == pytest.approx(scores.mean())
-    assert float(found.df) == pytest.approx(float(of_two((np.array(seeds), 2), (np.array(examples), 3))))
+    assert (float(found.df), float(found.most), float(found.share)) == (2, 3, pytest.approx(seeds / (seeds + examples)))
 
 
 def test_seeds_that_agree_by_luck_are_not_believed() -> None:
@@ -71,7 +71,8 @@ def test_the_limits_are_students() -> None:
     found, by_seed = mean(crossed(seeds)), student(seeds[:, 0])
     assert tuple(map(float, found.interval())) == pytest.approx(tuple(map(float, by_seed.interval())), rel=1e-4)
     examples = np.repeat(DRAWS.normal(size=(1, 50)), 3, 0)
-    assert float(mean(crossed(examples)).df) == pytest.approx(49, rel=1e-3)
+    theirs = student(examples[0])
+    assert tuple(map(float, mean(crossed(examples)).interval())) == pytest.approx(tuple(map(float, theirs.interval())))
     single, other = DRAWS.normal(size=(2, 1, 50))
     assert float(difference(crossed(single), crossed(other)).p()) == pytest.approx(stats.ttest_rel(single[0], other[0]).pvalue)
 
@@ -87,29 +88,53 @@ def test_weights_make_a_mean_over_tokens() -> None:
         crossed(scores[:, :1])
 
 
-def test_degrees_of_freedom_of_two_variances() -> None:
-    few, many = np.array([1.0, 0.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0])
-    found = of_two((few, 2), (many, 99))
-    assert found[[0, 1, 3]] == pytest.approx([2, 99, 2], rel=5e-3)
-    low, high = stats.t.ppf(0.975, [99, 2])
-    assert stats.t.ppf(0.975, found[2]) == pytest.approx(low + (high - low) * 0.25 * 2 / 1.25, rel=1e-3)
-    assert float(of_two((np.array(1.0), 40), (np.array(1.0), np.inf))) == pytest.approx(160, rel=0.05), "Welch's, where there are many"
+def test_quantiles_of_two_variances() -> None:
+    assert [float(quantile(0.05, share, 2, 99)) for share in (1.0, 0.0)] == pytest.approx(stats.t.isf(0.025, [2, 99]))
+    low, high = stats.t.isf(0.025, [99, 2])
+    assert float(quantile(0.05, 0.5, 2, 99)) == pytest.approx(low + (high - low) * 0.25 * 2 / 1.25)
+    assert float(quantile(0.05, 0.5, 40)) == pytest.approx(stats.t.isf(0.025, 160), rel=1e-3), "Welch's, where there are many"
+    assert share_of(np.array([1.0, 0.0]), np.array([3.0, 0.0])) == pytest.approx([0.25, 1.0])
     assert float(satterthwaite(np.array(2.0), [(np.array(1.0), 1), (np.array(1.0), 1)])) == 2
     assert [float(unbiased([(np.array(1.0), 1), (np.array(part), 1)])) for part in (1.0, 0.0)] == [2, 1]
+
+
+@pytest.mark.parametrize("df", [1.0, 1.6, 4.0])
+def test_a_p_value_is_the_level_whose_interval_just_reaches(df: float) -> None:
+    tails = np.geomspace(1e-12, 0.999, 60)
+    assert (np.diff(quantile(tails, 0.4, df)) < 0).all(), "a smaller tail is farther out"
+    assert beyond(quantile(tails, 0.4, df, 99), 0.4, df, 99) == pytest.approx(tails, rel=1e-9)
+    found = Estimate(np.array(0.3), np.array(0.01), np.array(df), 0.4, 99)
+    low, _ = found.interval(1 - float(found.p()))
+    assert float(low) == pytest.approx(0, abs=1e-9)
+    assert beyond(np.array([0.0, np.inf, np.nan]), 0.4, df) == pytest.approx([1, 0, np.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize(
     ("df", "least", "most"), [(1, 0.936, 0.969), (1.5, 0.944, 0.963), (2, 0.945, 0.959), (3, 0.946, 0.955), (8, 0.948, 0.952)]
 )
 def test_whatever_the_variances_are_the_interval_covers(df: float, least: float, most: float) -> None:
-    """Integrated, not simulated: over what an estimate with few degrees of freedom may be, beside a variance that is known."""
-    edges = np.concatenate([np.geomspace(1e-6, 0.01, 60), np.linspace(0.01, 0.99, 300)[1:], 1 - np.geomspace(0.01, 1e-6, 60)[1:]])
-    drawn = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, df) / df
-    truth = np.geomspace(0.01, 1000, 40)[:, None]
-    seen: Array = truth * drawn
-    reach = stats.t.ppf(0.975, of_two((seen, df), (np.ones_like(seen), np.inf))) * np.sqrt(seen + 1)
-    covered = (2 * stats.norm.cdf(reach / np.sqrt(truth + 1)) - 1) @ np.diff(edges) / (edges[-1] - edges[0])
+    covered = 1 - missed(df, 0.05)
     assert least <= covered.min() <= covered.max() <= most
+
+
+@pytest.mark.parametrize("df", [1, 1.5, 2, 3, 8])
+@pytest.mark.parametrize("tail", [0.3, 0.1, 0.01, 0.005, 0.001, 1e-4])
+def test_whatever_the_variances_are_small_p_values_are_seldom(df: float, tail: float) -> None:
+    assert missed(df, tail).max() <= 1.18 * tail
+
+
+def missed(df: float, tail: float) -> Array:
+    """How often the quantile is exceeded, by how large the variance of few degrees of freedom is beside one that is known.
+
+    Integrated, not simulated: over what the estimate may come out as.
+    """
+    edges = np.concatenate([np.geomspace(1e-10, 0.01, 200), np.linspace(0.01, 0.99, 300)[1:], 1 - np.geomspace(0.01, 1e-6, 60)[1:]])
+    drawn = stats.chi2.ppf((edges[1:] + edges[:-1]) / 2, df) / df
+    truth = np.geomspace(0.01, 1e6, 60)[:, None]
+    seen: Array = truth * drawn
+    reach = quantile(tail, share_of(seen, np.ones_like(seen)), df) * np.sqrt(seen + 1)
+    found: Array = 2 * stats.norm.sf(reach / np.sqrt(truth + 1)) @ np.diff(edges) / (edges[-1] - edges[0])
+    return found
 
 
 def test_effect_sizes_by_hand() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated_studies import World, covered, family, outcome
+from simulated_studies import World, below, covered, family, outcome
 
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
 from posttrain.evaluation.statistics.power import Noise, seeds_needed
@@ -39,6 +39,16 @@ def test_equal_arms_are_seldom_called_different() -> None:
     ):
         assert rates.mean() <= 0.05
         assert rates.max() <= 0.05 + 2 * CHANCE, "what chance does to a thousand studies"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [World(2, 200, 0.0), World(2, 500, 0.02), World(2, 200, 0.1), World(3, 500, 0.02), World(5, 200, 0.05)])
+def test_small_p_values_are_as_seldom_as_they_say(world: World) -> None:
+    """What Holm relies on: any two of ten equal arms are compared at 5 % over 45."""
+    levels, studies = (0.05, 0.01, 0.005, 0.001), 8000
+    for level, found in zip(levels, below(world, studies, levels), strict=True):
+        assert found <= 1 + 3 / np.sqrt(studies * level), level
+    assert family(world, STUDIES // 2, 10) <= 0.05 + 2 * 2**0.5 * CHANCE
 
 
 def test_a_percentile_bootstrap_would_not_cover() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
@@ -37,11 +39,11 @@ def bootstrap_mean(scores: Array, *, weights: Array | None = None, rounds: int =
     Its variance has that of the rest in it twice more than the mean has, so that intervals are rather too wide than too narrow.
     """
     usual = mean(crossed(scores, weights))
-    return Estimate(usual.value, replicates((scores,), weights=weights, rounds=rounds, seed=seed)[0].var(ddof=1), usual.df)
+    return replace(usual, variance=replicates((scores,), weights=weights, rounds=rounds, seed=seed)[0].var(ddof=1))
 
 
 def bootstrap_difference(one: Array, other: Array, *, weights: Array | None = None, rounds: int = 2000, seed: int = 0) -> Estimate:
     """one - other, [S, N] and [S', N] on the same examples."""
     usual = difference(crossed(one, weights), crossed(other, weights))
     found = replicates((one, other), weights=weights, rounds=rounds, seed=seed)
-    return Estimate(usual.value, (found[0] - found[1]).var(ddof=1), usual.df)
+    return replace(usual, variance=(found[0] - found[1]).var(ddof=1))

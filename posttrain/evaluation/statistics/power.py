@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from posttrain.evaluation.statistics.crossed import Crossed, example_term
-from posttrain.evaluation.statistics.estimate import Array, of_two, unbiased
+from posttrain.evaluation.statistics.estimate import Array, quantile, share_of, unbiased
 
 LEVELS = (np.arange(16) + 0.5) / 16  # of what the seeds' variances may come out as
 
@@ -41,8 +41,8 @@ def power_with(noise: Noise, difference: float, seeds: int, *, alpha: float = 0.
     drawn = stats.chi2.ppf(LEVELS, df) / df / seeds
     parts = np.broadcast_arrays(noise.one * drawn[:, None], noise.other * drawn)
     by_seeds = parts[0] + parts[1]
-    known = of_two((by_seeds, unbiased([(part, df) for part in parts])), (np.full_like(by_seeds, noise.examples), noise.example_df))
-    limit = stats.t.ppf(1 - alpha / 2, known) * np.sqrt(by_seeds + noise.examples)
+    known = unbiased([(part, df) for part in parts])
+    limit = quantile(alpha, share_of(by_seeds, np.asarray(noise.examples)), known, noise.example_df) * np.sqrt(by_seeds + noise.examples)
     spread = np.sqrt((noise.one + noise.other) / seeds + noise.examples)
     return float(_outside(limit, abs(difference), spread).mean())
 
