@@ -18,7 +18,7 @@ def check(config: dict[str, Any], *, allow_targets: Collection[str] = (), rules:
     allow_targets: packages the user lets configs name in `_target_` besides the built-in list.
     rules: what must hold besides; `rules.PLAN` for a plan, `rules.HERE` for a run that starts now.
     """
-    if config.get("stages"):
+    if config.get("stages") is not None:
         from posttrain.runs.pipeline.check import pipeline_problems
 
         return pipeline_problems(config, allow_targets=allow_targets, rules=rules)

@@ -111,6 +111,30 @@ def test_what_is_refused(override: str, where: str, word: str) -> None:
     assert word in problems("method=staged", override)[where]
 
 
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ("stages=[sft,dpo", "cannot be read"),
+        ("stages=[{name: a, overrides: [method=sft]}]", "cannot be read"),
+        ("stages=sft,dpo", "a sweep"),
+        ("stages=[]", "expected a list of stages"),
+        ("stages=5", "expected a list of stages"),
+        ("stages={a:1}", "expected a list of stages"),
+        ("~stages", "expected a list of stages"),
+        ("stages=[[sft]]", "expected a stage"),
+        ("stages=[sft,{name:b,inputs:[a]}]", "expected stages by input"),
+    ],
+)
+def test_stages_that_cannot_be_read_are_refused(given: str, word: str) -> None:
+    (message,) = problems("method=staged", given).values()
+    assert word in message
+
+
+def test_inputs_of_a_stage_that_are_no_mapping_are_refused() -> None:
+    found = problems("method=staged", "stages.grpo.inputs=5", "stages.grpo.inputs.policy=sft", "stages.sft.inputs=[a]")
+    assert "expected stages by input" in found["stage sft: inputs"]
+
+
 def test_a_run_has_no_stages() -> None:
     assert "no pipeline" in problems("method=sft", "stages.sft.max_steps=3")["stages.sft.max_steps=3"]
 

@@ -13,7 +13,7 @@ from posttrain.runs.compose import Composed, compose_partly, compose_stage_again
 from posttrain.runs.overrides import parse, read
 from posttrain.runs.pipeline.inputs import INPUTS, entered, hands_on, placeholders
 from posttrain.runs.pipeline.lines import effective, key_of, sorted_lines
-from posttrain.runs.pipeline.recipe import Stage, read_recipe
+from posttrain.runs.pipeline.recipe import IN_FULL, LIST, Stage, read_recipe
 
 STORE = "outputs/stages"
 
@@ -64,9 +64,8 @@ def compose_pipeline(
     recipe: the `stages` of the method's option, or those of an earlier pipeline's config. outer: the method's name and what the groups say.
     """
     lines = sorted_lines(overrides)
-    given = [read(line) for line in lines.own if key_of(line) == "stages"]
-    recipe = given[-1].value() if given and not isinstance(given[-1], Problem) else recipe
-    stages, problems = read_recipe(recipe, lines.of_stage)
+    recipe, unread = _given_stages([line for line in lines.own if key_of(line) == "stages"], recipe)
+    stages, problems = ([], unread) if unread else read_recipe(recipe, lines.of_stage)
     composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)))
     attempts = [_attempt(stage, lines.general, composer) for stage in stages]
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
@@ -74,6 +73,20 @@ def compose_pipeline(
     result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes)])]
     result.config = _outer(nodes, outer, lines.own, result)
     return result
+
+
+def _given_stages(lines: Sequence[str], recipe: Any) -> tuple[Any, list[Problem]]:
+    """What the command line says the stages are, else the recipe's; and what of it cannot be read."""
+    problems = []
+    for line in lines:
+        override = read(line)
+        if isinstance(override, Problem):
+            problems.append(Problem(line, "cannot be read as a list of stages", f"{LIST}, or with each override in quotes {IN_FULL}"))
+        elif override.is_sweep_override():
+            problems.append(Problem(line, "several values are a sweep", f"stages in a row are a list: {LIST}"))
+        else:
+            recipe = None if override.is_delete() else override.value()
+    return recipe, problems
 
 
 def _attempt(stage: Stage, general: Sequence[str], composer: Composer) -> Attempt:

@@ -13,6 +13,7 @@ from posttrain.runs.overrides import read
 
 KEYS = ("name", "overrides", "inputs", "share", "repeat")
 COMPOSED = (*KEYS, "config")  # of a stage that an earlier command line composed
+LIST, IN_FULL = "stages=[sft,dpo]", """'stages=[{name: a, overrides: ["method=sft"]}]'"""  # what to write
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -37,7 +38,7 @@ class Stage:
 def read_recipe(nodes: Any, lines: Mapping[str, Sequence[str]]) -> tuple[list[Stage], list[Problem]]:
     """The stages in order, and everything that is wrong with their names, inputs and shares. lines: of the command line, by stage."""
     if not isinstance(nodes, list) or not nodes:
-        return [], [Problem("stages", f"expected a list of stages, got {nodes!r}", "posttrain list method shows recipes")]
+        return [], [Problem("stages", f"expected a list of stages, got {nodes!r}", f"{LIST}; posttrain list method shows recipes")]
     problems: list[Problem] = []
     stages: list[Stage] = []
     rest = {name: list(given) for name, given in lines.items()}
@@ -69,7 +70,7 @@ def _malformed(node: Any, number: int) -> list[Problem]:
     """What keeps a stage from being read at all."""
     where = f"stages.{number - 1}"
     if not isinstance(node, dict):
-        return [Problem(where, f"expected a stage, got {node!r}", "{name: sft, overrides: [method=sft]}")]
+        return [Problem(where, f"expected a stage, got {node!r}", '{name: sft, overrides: ["method=sft"]}')]
     name = node.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return [Problem(f"{where}.name", f"expected letters, digits, - and _, got {name!r}", "name: sft")]
@@ -78,8 +79,13 @@ def _malformed(node: Any, number: int) -> list[Problem]:
     ]
     overrides = node.get("overrides") or []
     if not isinstance(overrides, list) or not all(isinstance(line, str) for line in overrides):
-        unknown.append(Problem(f"stage {name}: overrides", f"expected a list of overrides, got {overrides!r}", "overrides: [method=sft]"))
-    return unknown
+        unknown.append(Problem(f"stage {name}: overrides", f"expected a list of overrides, got {overrides!r}", 'overrides: ["method=sft"]'))
+    inputs = node.get("inputs") or {}
+    return [*unknown, *([] if isinstance(inputs, dict) else [_no_inputs(name, inputs)])]
+
+
+def _no_inputs(name: str, inputs: Any) -> Problem:
+    return Problem(f"stage {name}: inputs", f"expected stages by input, got {inputs!r}", "inputs: {policy: sft}")
 
 
 def _is_setting(line: str) -> bool:
@@ -98,7 +104,7 @@ def _with_settings(node: dict[str, Any], lines: Sequence[str]) -> tuple[dict[str
         key, _, name = override.key_or_group.partition(".")
         value = None if override.is_delete() else override.value()
         if key == "inputs" and name:
-            node["inputs"][name] = value
+            node["inputs"] = {**(node["inputs"] if isinstance(node["inputs"], dict) else {}), name: value}
         else:
             node[key] = value
     return node, problems
@@ -115,7 +121,7 @@ def _bad_values(node: Mapping[str, Any]) -> list[Problem]:
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         problems.append(Problem(f"stage {name}: repeat", f"expected a number of rounds, got {repeat!r}", "repeat: 3"))
     if not isinstance(inputs, dict):
-        return [*problems, Problem(f"stage {name}: inputs", f"expected stages by input, got {inputs!r}", "inputs: {policy: sft}")]
+        return [*problems, _no_inputs(name, inputs)]
     wrong = {key: value for key, value in inputs.items() if value is not None and not isinstance(value, str)}
     return problems + [
         Problem(f"stage {name}: inputs.{key}", f"expected the name of a stage, got {value!r}") for key, value in wrong.items()
