@@ -88,7 +88,7 @@ class Prepared:
     val_checkable: Sequence[CheckableExample]
 
 
-def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: int, seed: int, limit: int | None = None) -> Prepared:
+def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: int, limit: int | None = None) -> Prepared:
     """Tokenized data of a `data` node.
 
     kind: what the method trains on (conversation, text). max_length: tokens of a sequence. limit: most rows read of each source.
@@ -101,14 +101,14 @@ def prepare(data: Mapping[str, Any], tokenizer: Any, *, kind: str, max_length: i
     job = _Job(tokenizer, kind, settings, EncodeSettings(max_length, *_encoding(settings)), cache_root(settings.cache_dir), limit)
     trained = [job.source(spec, "train") for spec in settings.train]
     checked = [job.source(spec, "val") for spec in settings.val]
-    train, val, notes = _sets(settings, trained, checked, seed)
+    train, val, notes = _sets(settings, trained, checked)
     if data.get("val_split") and not settings.val:
         notes.append(f"data.val_split={data['val_split']} is not used: it names a split of a hub data set")
     reports = tuple(report for _, report in (*trained, *checked))
     indices = np.zeros(0, np.int64) if val is None else val.with_value("answer")
     checkable: Sequence[CheckableExample] = () if val is None else Checkables(val, tokenizer, indices)
     folders, weights = [Path(report.folder).name for report in reports], [spec.weight for spec in settings.train]
-    fingerprint = _hash(folders, weights, settings.exhaustion, seed, settings.val_fraction)
+    fingerprint = _hash(folders, weights, settings.exhaustion, settings.split_seed, settings.val_fraction)
     report = DataReport(reports, fingerprint, tuple(notes), len(train), 0 if val is None else len(val))
     return Prepared(train, val, report, checkable)
 
@@ -121,7 +121,7 @@ Source = tuple[Part, SourceReport]
 
 
 def _sets(
-    settings: DataSettings, trained: Sequence[Source], checked: Sequence[Source], seed: int
+    settings: DataSettings, trained: Sequence[Source], checked: Sequence[Source]
 ) -> tuple[TokenizedSet, TokenizedSet | None, list[str]]:
     names, weights = tuple(spec.name for spec in settings.train), tuple(spec.weight for spec in settings.train)
     parts = [part for part, _ in trained]
@@ -129,7 +129,7 @@ def _sets(
         train = whole(parts, names, weights, settings.exhaustion)
         val = whole([part for part, _ in checked], tuple(report.name for _, report in checked), (1.0,) * len(checked), "stop")
         return train, val, _mixture_notes(train)
-    splits = [split(part.scalars("document"), settings.val_fraction, seed) for part in parts]
+    splits = [split(part.scalars("document"), settings.val_fraction, settings.split_seed) for part in parts]
     train = chosen(parts, [rows for rows, _, _ in splits], names, weights, settings.exhaustion)
     val = chosen(parts, [rows for _, rows, _ in splits], names, weights, settings.exhaustion)
     said = [note if len(parts) == 1 else f"{name}: {note}" for name, (_, _, note) in zip(names, splits, strict=True)]

@@ -50,6 +50,7 @@ class DataSettings:
     train: tuple[SourceSpec, ...]
     val: tuple[SourceSpec, ...] = ()
     val_fraction: float = 0.05
+    split_seed: int = 0
     truncation: str = "auto"
     train_on: str = "assistant"
     on_error: str = "raise"
@@ -200,6 +201,9 @@ def _bad_values(data: Mapping[str, Any]) -> list[Problem]:
     fraction, workers = data.get("val_fraction"), data.get("workers")
     if fraction is not None and (not _is_number(fraction) or not 0 <= fraction < 1):
         problems.append(Problem("data.val_fraction", f"expected a number from 0 to below 1, got {fraction!r}"))
+    seed = data.get("split_seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+        problems.append(Problem("data.split_seed", f"expected a whole number from 0, got {seed!r}"))
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         problems.append(Problem("data.workers", f"expected a whole number from 1, or null, got {workers!r}"))
     return problems + _bad_types("data", data)

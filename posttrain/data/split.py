@@ -23,7 +23,7 @@ def split(documents: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
     held = np.zeros(len(names), bool)
     held[np.random.default_rng(np.random.SeedSequence([seed, 0x5711])).permutation(len(names))[:count]] = True
     mine = held[place_of]
-    return everything[~mine], everything[mine], f"validation set: {count} of {len(names)} rows, chosen with seed {seed}"
+    return everything[~mine], everything[mine], f"validation set: {count} of {len(names)} rows, chosen with data.split_seed={seed}"
 
 
 def _held_out(count: int, fraction: float) -> int:

@@ -25,7 +25,5 @@ def load_inputs(config: Mapping[str, Any], *, kind: str | None = None) -> tuple[
     own = source.class_constant(config["method"]["_target_"], "data_kind")
     assert isinstance(own, str)
     longest = config["max_length"] + (config["rollout"]["max_new_tokens"] if kind not in (None, own) and config["rollout"] else 0)
-    prepared = prepare(
-        config["data"], tokenizer, kind=kind or own, max_length=longest, seed=config["seed"], limit=config["limit"]
-    )  # fmt: skip
+    prepared = prepare(config["data"], tokenizer, kind=kind or own, max_length=longest, limit=config["limit"])
     return tokenizer, prepared

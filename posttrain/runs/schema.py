@@ -91,6 +91,7 @@ class Data(Group):
     val: str | list[str] | None = None
     val_split: str | None = Field(None, description="split of a hub data set used for validation")
     val_fraction: Fraction = Field(0.05, description="share of the examples held out where there is no validation set")
+    split_seed: Seed = Field(0, description="draws the examples that val_fraction holds out, whatever the run's seed is")
     sources: list[dict[str, Any]] | None = Field(None, description="a mixture: [{path: A, weight: 0.7}, ...]")
     generator: Target | None = None
     format: str = Field("auto", description="name of a data format; auto = detected from the rows")

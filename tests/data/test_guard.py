@@ -138,7 +138,7 @@ def test_rows_are_counted_and_prompts_stay_readable(tmp_path: Path, node, caplog
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row | {"id": number}) + "\n" for number, row in enumerate(rows)))
     with caplog.at_level(logging.WARNING, "posttrain"):
-        prepared = prepare(node(train=str(path), val=str(path)), byte_level(CHATML), kind="conversation", max_length=512, seed=0)
+        prepared = prepare(node(train=str(path), val=str(path)), byte_level(CHATML), kind="conversation", max_length=512)
     assert [source.guarded for source in prepared.report.sources] == [3, 3]
     assert "3 rows write special tokens" in caplog.text
     first = prepared.val_checkable[0]
@@ -150,7 +150,7 @@ def test_a_row_that_holds_the_guard_itself_is_refused(tmp_path: Path, node):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [user(f"a{GUARD}b"), assistant("x")]}) + "\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*no characters"):
-        prepare(node(train=str(path)), byte_level(CHATML), kind="conversation", max_length=512, seed=0)
+        prepare(node(train=str(path)), byte_level(CHATML), kind="conversation", max_length=512)
 
 
 def test_what_is_no_message_stays(node):

@@ -248,7 +248,7 @@ def write(path: Path, *rows: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_files_of_both_kinds_train_it(tmp_path: Path, rows: list[dict[str, Any]], values: list[float]):
-    prepared = prepare(write(tmp_path / "t.jsonl", *rows), byte_level(CHATML), kind="feedback", max_length=64, seed=0)
+    prepared = prepare(write(tmp_path / "t.jsonl", *rows), byte_level(CHATML), kind="feedback", max_length=64)
     got = [prepared.train[place] for place in range(len(prepared.train))]
     assert [example.values.tolist() for example in got] == [[value] for value in values]
     assert [byte_level(CHATML).decode(example.ids[example.weights > 0]) for example in got] == ["Yes<|im_end|>", "No<|im_end|>"]
@@ -257,7 +257,7 @@ def test_files_of_both_kinds_train_it(tmp_path: Path, rows: list[dict[str, Any]]
 def test_a_pair_is_not_parted_between_training_and_validation(tmp_path: Path):
     rows = [{"prompt": f"{place}?", "chosen": "Yes", "rejected": "No"} for place in range(6)]
     data = {**write(tmp_path / "t.jsonl", *rows), "val_fraction": 0.5}
-    prepared = prepare(data, byte_level(CHATML), kind="feedback", max_length=64, seed=0)
+    prepared = prepare(data, byte_level(CHATML), kind="feedback", max_length=64)
     for part in (prepared.train, prepared.val):
         assert part is not None
         assert [part[place].values.item() for place in range(len(part))] == [1.0, 0.0] * 3
@@ -267,7 +267,7 @@ def test_bad_rows_name_their_line(tmp_path: Path):
     good = {"prompt": "Hi", "completion": "Yes", "label": True}
     data = write(tmp_path / "t.jsonl", good, {**good, "label": "maybe"})
     with pytest.raises(DataError, match=r"t\.jsonl:2.*'label' must be true or false, got 'maybe'"):
-        prepare(data, byte_level(CHATML), kind="feedback", max_length=64, seed=0)
+        prepare(data, byte_level(CHATML), kind="feedback", max_length=64)
 
 
 @pytest.mark.parametrize(
@@ -280,4 +280,4 @@ def test_bad_rows_name_their_line(tmp_path: Path):
 )
 def test_data_of_another_kind_is_refused(tmp_path: Path, kind: str, row: dict[str, Any], held: str):
     with pytest.raises(DataError, match=f"holds data of kind {held}; the method trains on {kind}"):
-        prepare(write(tmp_path / "t.jsonl", row), byte_level(CHATML), kind=kind, max_length=64, seed=0)
+        prepare(write(tmp_path / "t.jsonl", row), byte_level(CHATML), kind=kind, max_length=64)

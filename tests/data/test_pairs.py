@@ -124,19 +124,19 @@ def test_conversations_are_refused_with_their_row(tmp_path: Path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"messages": [PROMPT[0], {"role": "assistant", "content": "Hello"}]}))
     with pytest.raises(DataError, match="holds data of kind conversation; the method trains on preference"):
-        prepare({"name": "t", "train": str(path)}, byte_level(CHATML), kind="preference", max_length=64, seed=0)
+        prepare({"name": "t", "train": str(path)}, byte_level(CHATML), kind="preference", max_length=64)
 
 
 def test_pairs_are_refused_as_conversations(tmp_path: Path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"prompt": "Hi", "chosen": "Yes", "rejected": "No"}))
     with pytest.raises(DataError, match="holds data of kind preference; the method trains on conversation"):
-        prepare({"name": "t", "train": str(path)}, byte_level(CHATML), kind="conversation", max_length=64, seed=0)
+        prepare({"name": "t", "train": str(path)}, byte_level(CHATML), kind="conversation", max_length=64)
 
 
 def test_real_transcripts_are_counted():
     data = {"name": "hh", "train": str(real("hh_harmless.jsonl.gz")), "on_error": "skip"}
-    prepared = prepare(data, byte_level(CHATML), kind="preference", max_length=256, seed=0)
+    prepared = prepare(data, byte_level(CHATML), kind="preference", max_length=256)
     (source,) = [source for source in prepared.report.sources if source.part == "train"]
     assert (source.format, source.rows, source.bad) == ("hh", 2312, 9)
     assert sum("different prompts" in reason for _, reason in source.losses) == 5
@@ -166,11 +166,11 @@ def test_all_pairs_of_a_rated_row(tmp_path: Path):
     path = tmp_path / "rated.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (rated_row("5", "N/A", "3", "1", "3"), rated_row("2", "2"))))
     node = {"train": str(path), "cache_dir": str(tmp_path), "val_fraction": 0.0}
-    found = prepare({**node, "format_options": {"pairs": "all"}}, byte_level(CHATML), kind="preference", max_length=512, seed=0)
+    found = prepare({**node, "format_options": {"pairs": "all"}}, byte_level(CHATML), kind="preference", max_length=512)
     (source,) = found.report.sources
     assert (source.rows, source.kept, source.examples, source.lost) == (2, 1, 5, 1)
     assert sorted(tuple(found.train[i].values.tolist()) for i in range(5)) == [(3.0, 1.0), (3.0, 1.0), (5.0, 1.0), (5.0, 3.0), (5.0, 3.0)]
-    one = prepare(node, byte_level(CHATML), kind="preference", max_length=512, seed=0)
+    one = prepare(node, byte_level(CHATML), kind="preference", max_length=512)
     assert [one.train[i].values.tolist() for i in range(len(one.train))] == [[5.0, 1.0]]
 
 

@@ -46,7 +46,7 @@ def qa(count: int, start: int = 0) -> list[dict[str, str]]:
 def run(
     data: dict[str, Any], tokenizer: PreTrainedTokenizerFast, kind: str = "conversation", max_length: int = 512, **more: Any
 ) -> Prepared:
-    return prepare(data, tokenizer, kind=kind, max_length=max_length, seed=more.pop("seed", 0), **more)
+    return prepare(data, tokenizer, kind=kind, max_length=max_length, **more)
 
 
 def texts(prepared: Prepared, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -255,7 +255,7 @@ def test_the_split_is_seeded_disjoint_and_by_row(tmp_path: Path, node: Node, cha
     train = write(tmp_path / "t.jsonl", *qa(40))
     halves = []
     for seed in (0, 0, 1):
-        prepared = run(node(train=train, val_fraction=0.25), chatml, seed=seed)
+        prepared = run(node(train=train, val_fraction=0.25, split_seed=seed), chatml)
         assert prepared.val is not None
         val = {prepared.val.value("origin", i) for i in range(len(prepared.val))}
         assert len(val) == 10
@@ -359,7 +359,7 @@ BUILDER = """
     module._Job._build = lambda *args: built.append(1) or whole(*args)
     print("ready", flush=True)
     sys.stdin.readline()
-    prepared = module.prepare(json.loads({data!r}), byte_level(CHATML), kind="conversation", max_length=512, seed=0)
+    prepared = module.prepare(json.loads({data!r}), byte_level(CHATML), kind="conversation", max_length=512)
     print(len(built), len(prepared.train), prepared.train[5].ids.tolist())
 """
 
@@ -506,7 +506,7 @@ def test_tokenizing_does_not_load_torch(tmp_path: Path, node: Node):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from data_helpers import CHATML, byte_level
         from posttrain.data.prepare import prepare
-        prepare({data!r}, byte_level(CHATML), kind="conversation", max_length=99, seed=0)
+        prepare({data!r}, byte_level(CHATML), kind="conversation", max_length=99)
         print("torch" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120)
@@ -529,7 +529,7 @@ PEAK = """
 
     peaks = []
     threading.Thread(target=watch, daemon=True).start()
-    prepare(json.loads({data!r}), byte_level(None), kind="text", max_length=512, seed=0)
+    prepare(json.loads({data!r}), byte_level(None), kind="text", max_length=512)
     print(max(peaks) / 1024)
 """
 
@@ -550,8 +550,8 @@ def test_half_a_surrogate_pair_is_a_bad_row_and_an_emoji_is_not(tmp_path: Path, 
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a", "answer": "\\ud83d\\ude00"}\n{"question": "a", "answer": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"x\.jsonl:2: a text holds half a surrogate pair"):
-        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64, seed=0)
-    kept = prepare(node(train=str(path), on_error="skip"), chatml, kind="conversation", max_length=64, seed=0)
+        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64)
+    kept = prepare(node(train=str(path), on_error="skip"), chatml, kind="conversation", max_length=64)
     assert len(kept.train) == 1
 
 
@@ -559,7 +559,7 @@ def test_a_template_that_is_no_jinja_is_one_config_error_and_not_one_a_row(tmp_p
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n' * 3)
     with pytest.raises(ConfigError, match=r"model\.chat_template: line 1 is no Jinja") as caught:
-        prepare(node(train=str(path)), byte_level("{% for m in messages %}{{ m.content"), kind="conversation", max_length=64, seed=0)
+        prepare(node(train=str(path)), byte_level("{% for m in messages %}{{ m.content"), kind="conversation", max_length=64)
     assert len(caught.value.problems) == 1
 
 
@@ -567,7 +567,7 @@ def test_a_file_without_a_readable_row_says_what_to_do(tmp_path: Path, node: Nod
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xe4\n" * 100)
     with pytest.raises(DataError) as caught:
-        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64, seed=0)
+        prepare(node(train=str(path)), chatml, kind="conversation", max_length=64)
     assert len(caught.value.problems) <= 20
     assert "none of the first 64 rows can be read" in str(caught.value.problems[-1])
     assert "UTF-8" in caught.value.problems[-1].hint
@@ -577,7 +577,7 @@ def test_dropping_every_example_says_how_to_keep_them(tmp_path: Path, node: Node
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n')
     with pytest.raises(DataError, match=r"raise max_length, or set data\.truncation=right"):
-        prepare(node(train=str(path), truncation="drop"), chatml, kind="conversation", max_length=2, seed=0)
+        prepare(node(train=str(path), truncation="drop"), chatml, kind="conversation", max_length=2)
 
 
 def test_prompts_that_are_all_too_long_may_lose_their_beginning(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):

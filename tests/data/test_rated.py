@@ -142,7 +142,7 @@ def test_a_row_without_a_prompt_does_not_end_the_data(tmp_path: Path):
     path = tmp_path / "rated.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     node = {"train": str(path), "cache_dir": str(tmp_path), "on_error": "skip"}
-    (source,) = prepare(node, byte_level(CHATML), kind="rated", max_length=512, seed=0).report.sources
+    (source,) = prepare(node, byte_level(CHATML), kind="rated", max_length=512).report.sources
     assert (source.rows, source.kept, source.bad) == (600, 599, 1)
 
 

@@ -46,6 +46,19 @@ def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+def test_seeds_are_measured_on_the_same_part_of_ones_own_data(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{n} + 1 = ", "completion": str(n + 1)}) + "\n" for n in range(60)))
+    own = ["data=files", f"data.train={rows}", "budget.tokens=200", "study.seeds=[1,2]", f"output_dir={tmp_path}/study"]
+    line = [word for word in LINE if not word.startswith(("data.generator", "budget", "limit"))]
+    assert main([*line, *own, "study.metric=kl"]) == 2
+    told = capsys.readouterr().err
+    assert "has no such metric" in told
+    assert "nothing was started" not in told
+    assert main([*line, *own]) == 0
+    assert json.loads((tmp_path / "study" / "compare" / "compare.json").read_text())["metric"] == "val/loss"
+
+
 def test_so_is_the_part_of_a_pipelines_first_stage(tmp_path, capsys):
     small = [f"stages.base.{key}" for key in ("limit=40", "data.generator.held_out=8")]
     assert main(["study=quickstart", *small, "budget.flops=1000", f"output_dir={tmp_path}/study"]) == 2

@@ -135,7 +135,7 @@ def prepared_of(
     if isinstance(data, Prepared):
         return data
     node = {"name": "evaluation", "train": data, "val": data, "format": format, "system": system}
-    return prepare(node, tokenizer, kind=kind, max_length=max_length, seed=0, limit=limit)
+    return prepare(node, tokenizer, kind=kind, max_length=max_length, limit=limit)
 
 
 def _kind_of(data: str) -> str:

@@ -120,9 +120,7 @@ def held_out(folder: Path) -> list[Question]:
     tokenizer, own = load_inputs(config)
     if own.val is None:
         raise DataError(Problem(f"runs: {folder}", "the run held no examples out", "train with data.val=FILE or data.val_fraction"))
-    asked = prepare(
-        config["data"], tokenizer, kind="prompt", max_length=config["max_length"], seed=config["seed"], limit=config["limit"]
-    )  # fmt: skip
+    asked = prepare(config["data"], tokenizer, kind="prompt", max_length=config["max_length"], limit=config["limit"])
     apart = any(report.part == "val" for report in own.report.sources)
     mine = {own.val.value("origin", index) for index in range(len(own.val))}
     sets = [asked.val] if apart else [asked.train, asked.val]
