@@ -41,9 +41,15 @@ def test_what_is_wrong_with_its_arms_is_told_together(tmp_path):
     assert set(found) == {"study.arms.c: optimizr.lr=1", "study.arms.b"}
     assert found["study.arms.b"] == "differs from the arm a only in its name"
     assert set(problems_of(tmp_path, "validate.at_end=false", metric="val/loss")) == {"study.metric"}
-    assert set(problems_of(tmp_path, metric="val_loss")) == {"study.metric"}
+    assert problems_of(tmp_path, metric="val_loss") == {"study.metric": "no arm will have val_loss"}
     assert set(problems_of(tmp_path, "budget.tokens=5", "budget.flops=3")) == {"budget"}
     assert set(problems_of(tmp_path, "study.seeds=[3,3]")) == {"study.seeds"}
+
+
+@pytest.mark.parametrize(("metric", "lacking"), [("val/reward", "sft"), ("val/loss", "rl"), ("reward/mean", "sft")])
+def test_a_metric_that_only_some_arms_will_have_is_refused(tmp_path, metric, lacking):
+    found = problems_of(tmp_path, arms={"sft": ["method=sft"], "rl": ["method=grpo"]}, metric=metric)
+    assert found == {"study.metric": f"{lacking} will not have {metric}, so nothing can be compared"}
 
 
 def test_the_command_line_wins_over_the_arm_and_the_arm_over_what_is_common():

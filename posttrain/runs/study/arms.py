@@ -13,6 +13,7 @@ from posttrain.runs.suites import suites_of
 
 Config = Mapping[str, Any]
 OF_TRAINING = ("loss", "reward/mean", "kl", "rewards/accuracy", "rewards/margin", "accuracy")
+OF_ANSWERS = ("val/reward/", "val/win_rate/", "reward/mean")  # that are sampled; so is val/reward
 OWN = ("output_dir", "tracking", "seed")  # keys in which arms may differ without being different
 
 
@@ -33,11 +34,17 @@ def _without_folders(config: Config) -> dict[str, Any]:
 
 
 def unmeasured(study: Study, arms: Mapping[str, Config]) -> Iterator[Problem]:
-    """A metric that no arm will have when it has finished."""
-    if study.metric is None or any(is_measured(study.metric, _last(config)) for config in arms.values()):
+    """A metric that some arm will not have when it has finished."""
+    if study.metric is None:
         return
-    there = sorted({name for config in arms.values() for name in [*_exact(_last(config)), *_beginnings(_last(config))]})
-    yield Problem("study.metric", f"no arm will have {study.metric}", suggest.hint(study.metric, there))
+    lasts = {name: _last(config) for name, config in arms.items()}
+    lacking = [name for name, last in lasts.items() if not is_measured(study.metric, last)]
+    if not lacking:
+        return
+    names = sorted({name for last in lasts.values() for name in [*_exact(last), *_beginnings(last)]})
+    there = [name for name in names if all(is_measured(name, last) for last in lasts.values())]
+    none, some = f"no arm will have {study.metric}", f"{', '.join(lacking)} will not have {study.metric}, so nothing can be compared"
+    yield Problem("study.metric", none if len(lacking) == len(arms) else some, suggest.hint(study.metric, there))
 
 
 def _last(config: Config) -> Config:
@@ -48,18 +55,23 @@ def _last(config: Config) -> Config:
 
 def is_measured(metric: str, config: Config) -> bool:
     """Whether a run will have the metric when it has finished, as far as that can be known."""
-    return metric in _exact(config) or any(metric.startswith(name) for name in _beginnings(config))
+    if metric in _exact(config):
+        return True
+    unsampled = config["rollout"] is None and (metric == "val/reward" or metric.startswith(OF_ANSWERS))
+    return not unsampled and any(metric.startswith(name) for name in _beginnings(config))
 
 
 def _exact(config: Config) -> list[str]:
     """Names of what is measured at a run's end."""
     answered = ["eval/exact_match"] if config["evaluation"]["exact_match"] is not None else []
+    answered += ["val/reward"] if config["rollout"] is not None and config["validate"]["at_end"] else []
     named = [(suite, about(suite.target).metrics) for suite in suites_of(config)]
     return [*answered, *(f"eval/{suite.name}/{name}" for suite, metrics in named if metrics for name in metrics(suite.settings))]
 
 
 def _beginnings(config: Config) -> list[str]:
     """How the names begin of what is measured, where only training or the suite knows them whole."""
-    held_out = ["val/"] if config["validate"]["at_end"] else []
+    of_kind = ["val/"] if config["rollout"] is None else ["val/reward/", "val/win_rate/"]
+    held_out = of_kind if config["validate"]["at_end"] else []
     open_suites = [f"eval/{suite.name}/" for suite in suites_of(config) if about(suite.target).metrics is None]
     return [*held_out, *open_suites, *OF_TRAINING]
