@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         from posttrain.runs import report
 
-        report.show(error.problems)
+        report.show(error.problems, started=error.started)
         return USER_ERROR
     except KeyboardInterrupt:
         print("posttrain: interrupted", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,12 @@ class Problem:
 
 
 class UserError(Exception):
-    """The config or the data is wrong. Carries every problem that was found, not only the first."""
+    """The config or the data is wrong. Carries every problem that was found, not only the first.
+
+    started: whether something had been computed before it was found.
+    """
+
+    started = False
 
     def __init__(self, problems: Sequence[Problem] | Problem):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
@@ -33,13 +39,24 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by its problems: errors travel from worker processes."""
-        return _rebuilt, (type(self), self.problems)
+        return _rebuilt, (type(self), self.problems, self.started)
 
 
-def _rebuilt(kind: type[UserError], problems: tuple[Problem, ...]) -> UserError:
+def _rebuilt(kind: type[UserError], problems: tuple[Problem, ...], started: bool) -> UserError:
     error = kind.__new__(kind)
     UserError.__init__(error, problems)
+    error.started = started
     return error
+
+
+@contextmanager
+def after_start() -> Iterator[None]:
+    """Around what comes when something was computed already: a user's error that leaves the block says so."""
+    try:
+        yield
+    except UserError as error:
+        error.started = True
+        raise
 
 
 class ConfigError(UserError):

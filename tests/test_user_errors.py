@@ -2,7 +2,8 @@ import pickle
 
 import pytest
 
-from posttrain.errors import ConfigError, DataError, MissingExtra, Problem, UserError
+from posttrain.errors import ConfigError, DataError, MissingExtra, Problem, UserError, after_start
+from posttrain.runs import report
 
 PROBLEMS = [Problem("optimizer.lr", "expected a number, got 'fast'"), Problem("data.train", "no such file", "did you mean x.jsonl?")]
 
@@ -22,3 +23,13 @@ def test_every_problem_is_a_line():
         "optimizer.lr: expected a number, got 'fast'",
         "data.train: no such file (did you mean x.jsonl?)",
     ]
+
+
+def test_that_nothing_was_started_is_said_only_where_it_is_true(capsys):
+    with pytest.raises(ConfigError) as found, after_start():
+        raise ConfigError(PROBLEMS)
+    late = pickle.loads(pickle.dumps(found.value))
+    for error in (ConfigError(PROBLEMS), late):
+        report.show(error.problems, started=error.started)
+    told = capsys.readouterr().err.splitlines()
+    assert [told[0], told[3]] == ["posttrain: 2 problems, nothing was started", "posttrain: 2 problems"]

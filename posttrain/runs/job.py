@@ -38,7 +38,7 @@ def exit_code(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        report.show(error.problems)
+        report.show(error.problems, started=error.started)
         return WRONG
     except KeyboardInterrupt:
         print("interrupted; the same command starts or continues the run", file=sys.stderr)

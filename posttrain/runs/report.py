@@ -28,9 +28,9 @@ def lines(problems: Sequence[Problem], *, screen: int = SCREEN) -> list[str]:
     return [*shown[: screen - 1], f"... and {len(rest)} more"]
 
 
-def show(problems: Sequence[Problem], stream: TextIO | None = None) -> None:
-    """Writes the problems to `stream` (default: stderr) under a line that says how many there are."""
+def show(problems: Sequence[Problem], stream: TextIO | None = None, *, started: bool = False) -> None:
+    """Writes the problems to `stream` (default: stderr) under a line that says how many there are, and whether something was started."""
     text = lines(problems)
     count = len(set(map(str, problems)))
-    head = "posttrain: " + ("1 problem" if count == 1 else f"{count} problems") + ", nothing was started"
+    head = "posttrain: " + ("1 problem" if count == 1 else f"{count} problems") + ("" if started else ", nothing was started")
     print("\n".join([head, *(f"  {line}" for line in text)]), file=stream or sys.stderr)

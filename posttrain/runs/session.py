@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
+from posttrain.errors import after_start
 from posttrain.evaluation.suites.registry import Suite
 from posttrain.methods.base import Method
 from posttrain.runs import plots, preflight, reports, targets
@@ -117,7 +118,8 @@ class Session:
         if self.stop.agreed:
             self._close(trainer, "stopped", None)
         else:
-            self._finish(trainer)
+            with after_start():
+                self._finish(trainer)
 
     def _finish(self, trainer: Trainer) -> None:
         """Final evaluation and artifact; the strategy has let go of the model, so it is put back on the device."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, after_start
 from posttrain.methods.base import Method
 from posttrain.runs.budget.amount import Budget, too_small
 from posttrain.runs.callbacks.base import StepCallback
@@ -70,7 +70,8 @@ class BudgetWatch(StepCallback):
         self.meter.measure(module)
         spent = self.meter.spent
         if trainer.global_step == 1 and spent > self.meter.budget.amount:
-            raise ConfigError(too_small(self.meter.budget, spent))
+            with after_start():
+                raise ConfigError(too_small(self.meter.budget, spent))
         self.costs.append(spent - self._before)
         self._before = spent
         module.set_rates()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -13,7 +13,7 @@ from typing import Any, cast
 import yaml
 from filelock import FileLock, Timeout
 
-from posttrain.errors import ConfigError, Problem
+from posttrain.errors import ConfigError, Problem, after_start
 from posttrain.runs import report
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import prepare_folder, shown, write_atomic
@@ -140,7 +140,8 @@ class Pipeline:
 
     def stage(self) -> int:
         """Makes or finds the next stage; returns its exit code."""
-        stage = wanted(self.config, self.folder, self.ended)
+        with after_start() if self.ended else nullcontext():
+            stage = wanted(self.config, self.folder, self.ended)
         with store.holding(self.store, stage.key, lambda: say(f"{stage.title}: another process is making it; waiting")) as folder:
             store.link(stage.place, folder)
             config = self._complete(stage, folder)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.errors import ConfigError, Problem
+from posttrain.errors import ConfigError, Problem, after_start
 from posttrain.runs import report, suggest
 from posttrain.runs.search.best import write_best
 from posttrain.runs.search.settings import goal, settings_of
@@ -109,14 +109,15 @@ def _run(batch: Sequence[FrozenTrial], store: Store, sweep: Sweep, metric: str, 
             job = sweep.check(name_of(trial, store.space), store.space.job(trial.params))
             jobs.append((trial.number, sweep.child(job, parent)))
         except ConfigError as error:  # at its ends each key was right by itself
-            report.show(error.problems)
+            report.show(error.problems, started=True)
             store.tell(trial.number, None)
     ended = [job for _, job in jobs if _result(job)]  # just before an earlier process was killed
     left = [job for _, job in jobs if job not in ended]
     if left:
         sweep.launch(left)
-    for number, job in jobs:
-        store.tell(number, _value(job, metric))
+    with after_start():
+        for number, job in jobs:
+            store.tell(number, _value(job, metric))
 
 
 def name_of(trial: FrozenTrial, space: Space) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from posttrain.errors import ConfigError, Problem
+from posttrain.errors import ConfigError, Problem, after_start
 from posttrain.runs import options, suggest
 from posttrain.runs.budget.amount import UNITS
 from posttrain.runs.commands.table import Call
@@ -55,7 +55,8 @@ def run_study(call: Call) -> int:
 def _compare(folder: Path) -> None:
     from posttrain.runs.comparison.command import report_on_study  # reads arrays and tests: heavy
 
-    report_on_study(folder)
+    with after_start():
+        report_on_study(folder)
 
 
 def _nodes(call: Call, parsed: Parsed, folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
