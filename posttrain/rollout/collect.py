@@ -102,11 +102,11 @@ class Collector:
         return measured.raw.numpy().reshape(len(self.rewards.components), len(groups), self.generator.group_size)
 
     def samples(self, group: Group, number: int) -> Iterator[Sample]:
-        """The answers of a group as rewards see them."""
-        facts = json.loads(self.prompts.value("facts", group.example))
+        """The answers of a group as rewards see them, each with facts of its own, which a reward may change."""
+        known = self.prompts.value("facts", group.example)
         answer = self.prompts.value("answer", group.example)
         for completion in group.completions:
-            text = self.text(completion)
+            text, facts = self.text(completion), json.loads(known)
             yield Sample(tuple(facts["prompt"]), text, len(completion.tokens), completion.finish, answer, facts["meta"], number)
 
     def text(self, completion: Completion) -> str:

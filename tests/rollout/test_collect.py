@@ -1,5 +1,7 @@
 """Sampling and judging: what is reported, which texts rewards see, and data without answers."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,21 @@ def test_the_stop_string_is_not_part_of_what_was_said():
     assert judged.text(completion("42## no")) == "42"
     assert judged.text(completion("42END")) == "42"
     assert judged.text(completion("4END2", "length")) == "4END2"
+
+
+class Popping(Reward):
+    """Takes what it needs out of an answer's facts."""
+
+    def measure(self, samples):
+        return [float(sample.meta.pop("target")) + float(sample.prompt[0].pop("content")) for sample in samples]
+
+
+@pytest.mark.parametrize("handed_over", [list, lambda samples: pickle.loads(pickle.dumps(list(samples)))])
+def test_what_a_reward_changes_of_an_answer_is_no_others(handed_over, monkeypatch):
+    monkeypatch.setattr(Prompts, "value", lambda *_: '{"prompt": [{"role": "user", "content": "1"}], "meta": {"target": 2}}')
+    judged = collector(Popping())
+    group = Group(0, np.zeros(2, np.int32), (completion("a"), completion("b"), completion("c")))
+    assert Popping().measure(handed_over(judged.samples(group, 0))) == [3.0, 3.0, 3.0]
 
 
 def test_what_is_reported_is_the_reward_before_it_is_normalised():
