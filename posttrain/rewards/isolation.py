@@ -34,6 +34,7 @@ class Worker:
     def __init__(self, component: bytes) -> None:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
+        os.set_blocking(self._out, False)
         command = [sys.executable, "-P", "-m", "posttrain.rewards.worker", str(theirs_in), str(theirs_out), str(os.getpid())]
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -49,15 +50,17 @@ class Worker:
             raise
 
     def _begin(self, component: bytes) -> None:
-        self.send(component)
+        self.send(component, START_SECONDS)
         said = self.receive(START_SECONDS)
         if said != READY:
             raise Died(str(said))
 
-    def send(self, message: object) -> None:
-        """Write a message; Died where nobody reads it."""
+    def send(self, message: object, seconds: float) -> None:
+        """Write a message; Died where it is not read within `seconds`, or the process ended."""
         try:
-            pipes.write(self._out, message)
+            pipes.write(self._out, message, seconds)
+        except pipes.Slow as error:
+            raise Died("took too long") from error
         except OSError as error:
             raise Died(self._why()) from error
 
@@ -162,7 +165,7 @@ class Pool:
         """Score from where `values` ends until the end or a failure, which costs one answer; the worker to go on with."""
         self._working.add(worker)
         try:
-            worker.send(samples[len(values) :])
+            worker.send(samples[len(values) :], self._timeout)
             while len(values) < len(samples):
                 values.append(self._value(worker))
         except Died as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -13,15 +14,23 @@ _LENGTH = struct.Struct("!Q")
 
 
 class Slow(Exception):
-    """No message came in time."""
+    """No message came, or none was taken, in time."""
 
 
-def write(descriptor: int, message: Any) -> None:
-    """Write a message to a pipe. Raises OSError where nobody reads it."""
+def write(descriptor: int, message: Any, seconds: float | None = None) -> None:
+    """Write a message to a pipe. Raises OSError where nobody reads it, Slow where it is not taken after `seconds`; None waits as long as
+    it takes.
+
+    With a limit the pipe must be one that does not block (`os.set_blocking`): others hold up a write that is larger than their room.
+    """
     content = pickle.dumps(message)
     data = memoryview(_LENGTH.pack(len(content)) + content)
+    deadline = None if seconds is None else time.monotonic() + seconds
     while data:
-        data = data[os.write(descriptor, data) :]
+        if not select.select([], [descriptor], [], _left(deadline))[1]:
+            raise Slow
+        with contextlib.suppress(BlockingIOError):
+            data = data[os.write(descriptor, data) :]
 
 
 def read(descriptor: int, seconds: float | None = None) -> Any:

@@ -200,6 +200,26 @@ except KeyboardInterrupt:
     assert not psutil.wait_procs(workers, timeout=5)[1]
 
 
+def test_a_worker_that_stops_reading_costs_one_answer(reward_set: Any, user_file: Any) -> None:
+    file = user_file("def reward(completion, **_): return 1.0\n")
+    rewards = reward_set(mine=built("function", path=f"{file}:reward", timeout=2.0, workers=1))
+    assert rewards.measure([sample("x")] * 8).raw.sum() == 8
+    (stopped,) = (worker for worker in psutil.Process().children() if "posttrain.rewards.worker" in worker.cmdline())
+    stopped.suspend()
+    began = time.monotonic()
+    measured = rewards.measure([sample(f"{number:05d}" * 4000) for number in range(64)])  # more than a pipe holds
+    assert time.monotonic() - began < 60
+    assert measured.raw.nansum() == 63
+    assert dict(measured.failures["mine"].kinds) == {"took too long": 1}
+    assert not stopped.is_running()
+
+
+def test_large_answers_arrive_whole(reward_set: Any, user_file: Any) -> None:
+    file = user_file("def reward(completion, **_): return float(len(completion))\n")
+    measured = reward_set(mine=built("function", path=f"{file}:reward")).measure([sample("x" * size) for size in (10, 300_000, 5_000_000)])
+    assert measured.raw.tolist() == [[10.0, 300_000.0, 5_000_000.0]]
+
+
 def test_a_worker_that_died_idle_costs_nothing(reward_set: Any, user_file: Any) -> None:
     file = user_file("def reward(**_): return 1.0\n")
     rewards = reward_set(mine=built("function", path=f"{file}:reward"))
