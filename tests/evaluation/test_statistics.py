@@ -48,6 +48,20 @@ def test_without_any_error() -> None:
     assert float(difference(same, same).equivalence_p(0.01)) == 0
 
 
+def test_rounding_is_no_spread() -> None:
+    """Three times 0.1 has a variance of 1e-34 in floating point."""
+    one, other = np.full((3, 40), 0.1), np.full((3, 40), 0.3)
+    uneven = DRAWS.normal(size=(3, 40))
+    for found in (
+        student(one[:, 0]), welch(one[:, 0], other[:, 0]), paired(uneven[0], uneven[0] + 0.1), mean(crossed(one)),
+        difference(crossed(one), crossed(other)), difference(crossed(uneven[:1]), crossed(uneven[:1] + 1e-3)),
+    ):  # fmt: skip
+        assert float(found.variance) == 0
+    assert float(difference(crossed(one), crossed(one * 3 / 3)).value) == 0
+    assert np.isinf(hedges_g(one[:, 0], other[:, 0]))
+    assert float(mean(crossed(uneven * 1e-9)).variance) > 0, "small numbers may differ"
+
+
 def test_crossed_is_the_analysis_of_variance() -> None:
     scores = DRAWS.normal(size=(3, 4)) + 5 * DRAWS.normal(size=4)
     by_seed, by_example = scores.mean(1), scores.mean(0)

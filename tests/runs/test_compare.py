@@ -30,7 +30,7 @@ from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.metric import Measured
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.comparison.report import as_json
-from posttrain.runs.comparison.verdict import between
+from posttrain.runs.comparison.verdict import between, verdicts
 from posttrain.runs.kept_scores import keep_scores
 
 
@@ -94,6 +94,19 @@ def test_arms_without_any_spread_are_not_certain(tmp_path: Path) -> None:
             for folder in group:
                 shutil.rmtree(folder / "eval")
         assert compared(home, *wrong)["verdict"][0].startswith("No verdict:")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_values_that_are_equal_but_for_rounding_have_no_spread(kept: bool) -> None:
+    arms = tuple(np.full((3, 40), value) for value in (0.1, 0.3))
+    scores = {"scores": arms, "examples": tuple(map(str, range(40)))} if kept else {}
+    data = Measured("val/reward", tuple(arm.mean(-1) for arm in arms), **scores)
+    found = analyse(["one", "other"], [(1, 2, 3)] * 2, data, lower=False, smallest=0.01, baseline=None)
+    assert verdicts(found)[0].startswith("No verdict: other and one differ by 0.2")
+    (pair,) = found.pairs
+    assert math.isinf(pair.effect)
+    assert all(map(math.isnan, (pair.low, pair.high, pair.p, pair.holm, *(end for arm in found.arms for end in (arm.low, arm.high)))))
+    assert set(pair.tests) <= {"sign flip of examples", "exchange of seeds"}
 
 
 def test_one_seed_speaks_of_these_models_only(tmp_path: Path) -> None:

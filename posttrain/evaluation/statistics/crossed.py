@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from posttrain.evaluation.statistics.estimate import Array, Estimate, Term, share_of, unbiased
+from posttrain.evaluation.statistics.estimate import Array, Estimate, Term, rounded, share_of, unbiased
 
 LUCK = 0.05  # how seldom seeds agree so well by chance that they are not believed
 
@@ -57,13 +57,18 @@ class Crossed:
         """
         count = self.seeds.shape[-1]
         least = stats.chi2.ppf(LUCK, count - 1) / (count - 1) * self.rest_term[0]
-        return np.maximum(self.seeds.var(-1, ddof=1) / count, least), count - 1
+        return np.maximum(rounded(self.seeds.std(-1, ddof=1), self.scale) ** 2 / count, least), count - 1
 
     @property
     def rest_term(self) -> Term:
         """Mean square of the rest over SN."""
         seeds, examples = self.seeds.shape[-1], self.examples.shape[-1]
         return self.rest / (seeds * examples), (seeds - 1) * (examples - 1)
+
+    @property
+    def scale(self) -> Array:
+        """How large the scores are, for what is their rounding."""
+        return np.maximum(np.abs(self.mean), np.abs(self.examples).max(-1))
 
     @property
     def several(self) -> bool:
@@ -85,13 +90,14 @@ def crossed(scores: Array, weights: Array | None = None) -> Crossed:
     mean = by_seed.mean(-1)
     by_example = scores.mean(-2)
     rest = share * (scores - by_seed[..., None] - by_example[..., None, :] + mean[..., None, None])
+    rest = rounded(rest, np.abs(scores).max((-1, -2), keepdims=True))
     square = np.square(rest).sum((-1, -2)) / ((seeds - 1) * (examples - 1)) if seeds > 1 else np.full(mean.shape, np.nan)
     return Crossed(mean, by_seed, share * (by_example - mean[..., None]), square)
 
 
 def mean(arm: Crossed) -> Estimate:
     """The mean over seeds and examples. With one seed: over examples, of this one model."""
-    example = _of_examples(arm.examples)
+    example = _of_examples(arm.examples, arm.scale)
     if not arm.several:
         return Estimate(arm.mean, *map(np.asarray, example))
     return _estimate(arm.mean, arm.seed_term, (np.maximum(example[0] - arm.rest_term[0], 0.0), example[1]))
@@ -99,10 +105,12 @@ def mean(arm: Crossed) -> Estimate:
 
 def difference(one: Crossed, other: Crossed) -> Estimate:
     """one - other on the same examples. Where either has one seed: of these models, examples being the only chance."""
+    scale = np.maximum(one.scale, other.scale)
+    apart = rounded(one.mean - other.mean, scale)
     if not (one.several and other.several):
-        return Estimate(one.mean - other.mean, *map(np.asarray, _of_examples(one.examples - other.examples)))
+        return Estimate(apart, *map(np.asarray, _of_examples(one.examples - other.examples, scale)))
     seeds = [one.seed_term, other.seed_term]
-    return _estimate(one.mean - other.mean, (seeds[0][0] + seeds[1][0], unbiased(seeds)), example_term(one, other))
+    return _estimate(apart, (seeds[0][0] + seeds[1][0], unbiased(seeds)), example_term(one, other))
 
 
 def _estimate(value: Array, seeds: Term, example: Term) -> Estimate:
@@ -111,11 +119,11 @@ def _estimate(value: Array, seeds: Term, example: Term) -> Estimate:
 
 def example_term(one: Crossed, other: Crossed) -> Term:
     """The part of a difference's variance that no number of seeds removes: of the examples, without the rest that they average."""
-    found, df = _of_examples(one.examples - other.examples)
+    found, df = _of_examples(one.examples - other.examples, np.maximum(one.scale, other.scale))
     return np.maximum(found - one.rest_term[0] - other.rest_term[0], 0.0), df
 
 
-def _of_examples(deviations: Array) -> Term:
-    """Variance of a mean over N examples, with N - 1 degrees of freedom."""
+def _of_examples(deviations: Array, scale: Array) -> Term:
+    """Variance of a mean over N examples, of scores as large as `scale`, with N - 1 degrees of freedom."""
     count = deviations.shape[-1]
-    return np.square(deviations).sum(-1) / (count * (count - 1)), count - 1
+    return np.square(rounded(deviations, scale[..., None])).sum(-1) / (count * (count - 1)), count - 1

@@ -53,6 +53,14 @@ class Estimate:
         return np.where(distance < 0, 1 - half, half)
 
 
+ROUNDING = 1e-12  # relative: sums of equal numbers differ by less, and no spread that was measured is as small
+
+
+def rounded(spread: Array, scale: Array) -> Array:
+    """A spread [...] of values that are as large as `scale`, or their difference: 0 where it is of their rounding alone."""
+    return np.where(np.abs(spread) <= ROUNDING * scale, 0.0, spread)
+
+
 def _ratio(distance: Array, se: Array) -> Array:
     """distance / se, where 0 / 0 is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,15 +5,24 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import gammaln
 
-from posttrain.evaluation.statistics.estimate import Array, Estimate, satterthwaite
+from posttrain.evaluation.statistics.estimate import Array, Estimate, rounded, satterthwaite
 
 
-def student(values: Array) -> Estimate:
-    """The mean of [..., S] with S - 1 degrees of freedom. A single value has no error that is known."""
+def student(values: Array, scale: Array | None = None) -> Estimate:
+    """The mean of [..., S] with S - 1 degrees of freedom. A single value has no error that is known.
+
+    scale [...]: how large the numbers were that the values were computed from; None = as large as they are.
+    """
     count = values.shape[-1]
     if count < 2:
         return Estimate(values.mean(-1), np.full(values.shape[:-1], np.nan), np.ones(values.shape[:-1]))
-    return Estimate(values.mean(-1), values.var(-1, ddof=1) / count, np.full(values.shape[:-1], float(count - 1)))
+    spread = rounded(values.std(-1, ddof=1), _largest(values) if scale is None else scale)
+    return Estimate(values.mean(-1), spread**2 / count, np.full(values.shape[:-1], float(count - 1)))
+
+
+def _largest(*values: Array) -> Array:
+    """How large the numbers are at most, [...]."""
+    return np.asarray(np.max([np.abs(some).max(-1) for some in values], axis=0))
 
 
 def welch(one: Array, other: Array) -> Estimate:
@@ -25,7 +34,7 @@ def welch(one: Array, other: Array) -> Estimate:
 
 def paired(one: Array, other: Array) -> Estimate:
     """Mean of the differences of [..., S] and [..., S], which belong together one by one (Student, Biometrika 6 (1908) 1-25)."""
-    return student(one - other)
+    return student(one - other, _largest(one, other))
 
 
 def cohen_d(one: Array, other: Array) -> Array:
@@ -38,8 +47,9 @@ def cohen_d(one: Array, other: Array) -> Array:
     if df < 1:
         return np.full_like(apart, np.nan)
     squares = sum(np.square(values - values.mean(-1, keepdims=True)).sum(-1) for values in (one, other))
+    scale = _largest(one, other)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return apart / np.sqrt(squares / df)
+        return rounded(apart, scale) / rounded(np.sqrt(squares / df), scale)
 
 
 def hedges_g(one: Array, other: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from posttrain.evaluation.statistics.alike import reach, unseen
 from posttrain.evaluation.statistics.bootstrap import bootstrap_difference
 from posttrain.evaluation.statistics.crossed import Crossed, crossed, difference, mean
-from posttrain.evaluation.statistics.estimate import Estimate
+from posttrain.evaluation.statistics.estimate import Estimate, rounded
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
 from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import hedges_g, paired, student, welch
@@ -20,6 +20,7 @@ from posttrain.runs.comparison.bounds import SHARE, Bounds, bounds_of, cut, of_d
 from posttrain.runs.comparison.metric import Measured
 
 ALPHA, POWER, MOST_SEEDS = 0.05, 0.8, 200
+SIGN_FLIP, EXCHANGE = "sign flip of examples", "exchange of seeds"
 # What a difference is about: methods (seeds are a sample of what might be), these very models, or nothing that can be said.
 Scope = Literal["methods", "models", "none"]
 
@@ -156,7 +157,7 @@ def _pair(
         high=float(high),
         close_low=float(close_low),
         close_high=float(close_high),
-        p=tests["sign flip of examples"] if scope == "models" else float(found.p()),
+        p=tests[SIGN_FLIP] if scope == "models" else float(found.p()),
         equivalence_p=float(found.equivalence_p(smallest)),
         effect=_effect(data.values[one], data.values[other], None if parts is None else parts[one].examples - parts[other].examples, found),
         power=float("nan")
@@ -171,12 +172,13 @@ def _pair(
 def _without_spread(pair: Pair, data: Measured, smallest: float, bounds: Bounds) -> Pair:
     """A pair that differs by the same on every example and seed: what shares of right answers can still hide; else nothing is known."""
     nothing = float("nan")
-    bare = replace(pair, power=nothing, seeds_needed=None)
+    exact = {name: p for name, p in pair.tests.items() if name in (SIGN_FLIP, EXCHANGE)}  # the others divide by what varies
+    bare = replace(pair, power=nothing, seeds_needed=None, tests=exact)
     if data.scores is None or bounds != SHARE:
         return replace(bare, low=nothing, high=nothing, close_low=nothing, close_high=nothing, p=nothing, equivalence_p=nothing)
     count, apart = len(data.examples), pair.difference
     far, close = reach(count), reach(count, 1 - 2 * ALPHA)
-    p, alike = (1.0, unseen(count, smallest)) if apart == 0 else (pair.tests["sign flip of examples"], 1.0)
+    p, alike = (1.0, unseen(count, smallest)) if apart == 0 else (pair.tests[SIGN_FLIP], 1.0)
     return replace(
         bare, low=apart - far, high=apart + far, close_low=apart - close, close_high=apart + close, p=p, equivalence_p=alike
     )  # fmt: skip
@@ -203,11 +205,11 @@ def _tests(one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measure
     tests = {}
     if min(len(first), len(second)) > 1:
         tests["Welch's t over seeds"] = float(welch(first, second).p())
-        tests["exchange of seeds"] = exchange(first, second)
+        tests[EXCHANGE] = exchange(first, second)
         if seeds[one] == seeds[other]:
             tests["paired t over seeds"] = float(paired(first, second).p())
     if parts is not None and data.scores is not None:
         apart = parts[one].examples - parts[other].examples + (parts[one].mean - parts[other].mean)
-        tests["sign flip of examples"] = sign_flip(apart)
+        tests[SIGN_FLIP] = sign_flip(rounded(apart, np.maximum(parts[one].scale, parts[other].scale)))
         tests["hierarchical bootstrap"] = float(bootstrap_difference(data.scores[one], data.scores[other], weights=data.weights).p())
     return tests
