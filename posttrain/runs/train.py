@@ -37,6 +37,7 @@ from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.callbacks.replan import Replanner
 from posttrain.runs.callbacks.save import CheckpointWriter
 from posttrain.runs.checkpoint_io import StreamingCheckpointIO
+from posttrain.runs.kept_scores import keep_scores_at
 from posttrain.runs.measure import Measures
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
@@ -200,11 +201,17 @@ def callbacks_of(
         share = job.prepared.report.truncated_share
         return {**loss, **measures.answers(method, "before"), **({"data/truncated": share} if share else {})}
 
+    def keep(step: int) -> None:
+        if job.ranks.leads and measures.scores:
+            keep_scores_at(job.folder, measures.scores, step)
+        measures.scores.clear()
+
     budget, watch = budget_of(config), list[Callback]()
     if budget is not None and not is_known_before(config):
         often = job.plan.steps_per_rollout if isinstance(job.plan, ExperiencePlan) else 1
         watch = [BudgetWatch(Meter(budget, recorder, job.ranks), per_rollout=often)]
-    evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=config["validate"]["every_steps"])
+    every_steps = config["validate"]["every_steps"]
+    evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=every_steps, keep=keep)
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
     sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
     return [Replanner(), *sampled, recorder, *watch, evaluator, writer]

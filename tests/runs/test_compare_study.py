@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pytest
 from comparison_runs import METRIC, make_arm, make_pipeline, make_run, make_study, rewrite
 
 from posttrain.errors import ConfigError
+from posttrain.evaluation.scores import Scores, names_of
 from posttrain.runs.commands.compare import run as command
 from posttrain.runs.commands.table import Call
 from posttrain.runs.comparison import publish
 from posttrain.runs.comparison.command import report_on_study
 from posttrain.runs.comparison.costs import pareto
-from posttrain.runs.comparison.drift import drift_of, told
+from posttrain.runs.comparison.drift import Drift, chance, drift_of, told
 from posttrain.runs.comparison.read import read_run
+from posttrain.runs.kept_scores import keep_scores, keep_scores_at
 from posttrain.runs.records import MetricsFile
 
 
@@ -96,17 +99,32 @@ def test_the_report_goes_to_the_parent(tmp_path: Path, monkeypatch: pytest.Monke
     assert {Path(file).name for file in request["files"]} >= {"compare.html", "compare.json", "pareto.svg"}
 
 
-def test_over_optimisation_is_told(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", seed=3, scores=np.array([1.0, 0.0, 0.0, 0.0]))
+HELD = {0: 0.3, 10: 0.6, 20: 0.5, 30: 0.25}
+
+
+def right(share: float, examples: int = 200) -> np.ndarray:
+    """Answers of which the first are right."""
+    return (np.arange(examples) < share * examples).astype(float)
+
+
+def course(folder: Path, held: dict[int, float], metric: str = METRIC, examples: int = 200) -> Path:
+    """A run whose reward and divergence rise, and whose metric on what is held out goes this way."""
+    make_run(folder, seed=3, scores=right(held[max(held)], examples))
+    if metric != METRIC:
+        keep_scores(folder, {metric: Scores(names_of(map(str, range(examples))), right(held[max(held)], examples))})
     (folder / "metrics.jsonl").unlink()
     lines = MetricsFile(folder / "metrics.jsonl")
-    held = {0: 0.3, 10: 0.6, 20: 0.5, 30: 0.25}
     for step in range(31):
         if step:
             lines.append(step, {"loss": 1.0, "kl": 0.01 * step, "reward/mean": 0.02 * step, "tokens": 10 * step, "generated": 7 * step})
         if step in held:
-            lines.append(step, {METRIC: held[step]})
+            lines.append(step, {metric: held[step]})
     lines.close()
+    return folder
+
+
+def test_over_optimisation_is_told(tmp_path: Path) -> None:
+    folder = course(tmp_path / "run", HELD)
     drift = drift_of(read_run(folder), METRIC, lower=False)
     assert drift is not None
     assert (drift.metric, drift.best, drift.lost) == (METRIC, 1, pytest.approx(0.35))
@@ -117,6 +135,45 @@ def test_over_optimisation_is_told(tmp_path: Path) -> None:
     arm = type("Arm", (), {"name": "grpo"})
     (line,) = told([arm], [[drift]], 0.05)  # type: ignore[list-item]
     assert line.startswith("grpo, seed 3: over-optimised. From a divergence of 0.11 nats a token on")
+    assert "(p <0.0001)" in line
+
+
+def test_a_fall_is_tested_on_the_same_examples(tmp_path: Path) -> None:
+    """A loss of 6 % is within the noise of 200 other examples, and not of the same ones; nor may the best be chosen for nothing."""
+    held = {0: 0.3, 10: 0.6, 20: 0.5, 30: 0.54}
+    folder = course(tmp_path / "run", held)
+    unpaired = drift_of(read_run(folder), METRIC, lower=False)
+    assert unpaired is not None
+    assert not unpaired.over_optimised(0.01)
+    keep_scores_at(folder, {METRIC: Scores(names_of(f"question {k}" for k in range(200)), right(0.6))}, 10)
+    paired = drift_of(read_run(folder), METRIC, lower=False)
+    assert paired is not None
+    assert paired.over_optimised(0.01)
+    assert paired.p == pytest.approx(3 * 2 * 2**-12), "twelve answers that all got worse, and three measurements to choose the best from"
+    keep_scores_at(folder, {METRIC: Scores(names_of(f"question {k}" for k in range(200)), right(0.55))}, 10)
+    assert drift_of(read_run(folder), METRIC, lower=False) == unpaired, "scores that do not make the value that was logged"
+
+
+def test_what_decides_between_arms_is_no_measure_of_another_metric(tmp_path: Path) -> None:
+    folder = course(tmp_path / "run", HELD, "val/reward")
+    drift = drift_of(read_run(folder), METRIC, lower=False)
+    assert drift is not None
+    assert (drift.metric, drift.decides) == ("val/reward", False)
+    assert drift.over_optimised(0.5), "0.5 is of the metric that decides"
+
+
+def test_runs_that_never_get_worse_are_seldom_called_over_optimised() -> None:
+    """The best of eleven noisy measurements is above the last one in most runs."""
+    draws, names, found = np.random.default_rng(0), names_of(map(str, range(200))), 0
+    for _ in range(300):
+        answers = (draws.random((11, 200)) < 0.7).astype(float)
+        held = answers.mean(1)
+        best = int(held.argmax())
+        drift = Drift(1, (), (), (), tuple(held), METRIC, True, best, float(held[best] - held[-1]), float("nan"), 1.0)
+        first, last = (Scores(names, answers[place]) for place in (best, -1))
+        paired, unpaired = (replace(drift, p=chance(drift, some, last)).over_optimised(0.01) for some in (first, None))
+        found += paired or unpaired
+    assert found <= 0.05 * 300
 
 
 def test_the_same_study_elsewhere_and_slower_says_the_same(tmp_path: Path) -> None:

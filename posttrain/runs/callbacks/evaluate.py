@@ -16,16 +16,27 @@ Measure = Callable[[Method], Mapping[str, float]]
 
 
 class Evaluator(StepCallback):
-    """before: measured once, at step 0. during: measured every `every_steps` steps. None: not measured."""
+    """before: measured once, at step 0. during: measured every `every_steps` steps. None: not measured.
+
+    keep: told the step after each measurement, to keep the scores of single examples.
+    """
 
     def __init__(
-        self, reporter: Reporter, recorder: StepRecorder, *, before: Measure | None, during: Measure | None, every_steps: int | None
+        self,
+        reporter: Reporter,
+        recorder: StepRecorder,
+        *,
+        before: Measure | None,
+        during: Measure | None,
+        every_steps: int | None,
+        keep: Callable[[int], None],
     ) -> None:
         self.reporter = reporter
         self.recorder = recorder
         self.before = before
         self.during = during
         self.every_steps = every_steps
+        self.keep = keep
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0 and self.before is not None:
@@ -42,5 +53,6 @@ class Evaluator(StepCallback):
         training = module.training
         module.eval()
         self.reporter.values(step, measure(module))
+        self.keep(step)
         module.train(training)
         self.recorder.resume_clock()
