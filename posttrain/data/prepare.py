@@ -29,7 +29,7 @@ from posttrain.data.report import DataReport, SourceReport
 from posttrain.data.rows import BadRow, Row
 from posttrain.data.settings import DataSettings, SourceSpec, read_settings
 from posttrain.data.sources import check_sources, content_digest, origin_of, read_rows, row_files
-from posttrain.data.spans import encode_texts
+from posttrain.data.spans import encode_ids
 from posttrain.data.split import split
 from posttrain.data.tokenise import Batch, RowEncoder, encode_rows
 from posttrain.data.tokenized import SCHEMA, Part, TokenizedSet, chosen, under_new_name, whole
@@ -74,7 +74,7 @@ class Checkables(Sequence[CheckableExample]):
             return replace(self, indices=self.indices[place])
         index = int(self.indices[place])
         prompt = str(self.examples.value("prompt", index))
-        ids, _ = encode_texts(self.tokenizer, [prompt])[0]
+        ids = encode_ids(self.tokenizer, [prompt])[0]
         return CheckableExample(ids, prompt.replace(GUARD, ""), str(self.examples.value("answer", index)), index)
 
 

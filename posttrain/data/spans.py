@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -47,22 +47,28 @@ def tokenise(tokenizer: Any, sequences: Sequence[Rendered]) -> list[tuple[np.nda
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids [T] and character offsets [T, 2] of each text, without added special tokens; GUARD has no tokens. ConfigError without offsets."""
+    out = _encoded(tokenizer, texts, offsets=True)
+    pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
+    found = [(np.asarray(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)) for ids, offsets in pairs]
+    return [_without_guard(text, *tokens) if GUARD in text else tokens for text, tokens in zip(texts, found, strict=True)]
+
+
+def encode_ids(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of `encode_texts` without the offsets, which take more memory than all the rest. Raises ConfigError as it does."""
+    if any(GUARD in text for text in texts):
+        return [ids for ids, _ in encode_texts(tokenizer, texts)]
+    return [np.asarray(ids, np.int32) for ids in _encoded(tokenizer, texts, offsets=False)["input_ids"]]
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], *, offsets: bool) -> Mapping[str, Any]:
     if not tokenizer.is_fast:
         message = "a tokenizer that maps tokens to characters (a 'fast' one) is needed"
         raise ConfigError(Problem("model.tokenizer", message, "choose a fast tokenizer"))
     if not texts:
-        return []
-    out = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
-    found = [(np.asarray(ids, np.int32), np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)) for ids, offsets in pairs]
-    return [_without_guard(text, *tokens) if GUARD in text else tokens for text, tokens in zip(texts, found, strict=True)]
+        return {"input_ids": [], "offset_mapping": []}
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    found: Mapping[str, Any] = tokenizer(list(texts), return_offsets_mapping=offsets, **options)
+    return found
 
 
 def _without_guard(text: str, ids: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,8 @@ from posttrain.data.rows import BadRow, Row
 from posttrain.data.tokenized import SCHEMA, runs_of
 from posttrain.types import Example
 
-BATCH = 256
+BATCH = 256  # most rows of a batch
+CHARACTERS = 1 << 18  # a batch is full with: the tokenizer needs hundreds of bytes for each
 PARALLEL_AFTER = 20_000  # rows; before that, starting processes costs more than it saves
 AHEAD = 2  # batches in flight for each process, so that memory stays flat
 MOST_WORKERS = 16
@@ -133,10 +134,33 @@ def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:
     }
 
 
+def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[tuple[int, Row | BadRow]]]:
+    """Numbered rows in batches of BATCH, or fewer where CHARACTERS are reached."""
+    batch, size = [], 0
+    for number, row in enumerate(rows):
+        batch.append((number, row))
+        size += _characters(row.value) if isinstance(row, Row) else 0
+        if len(batch) == BATCH or size >= CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(value: Any) -> int:
+    """Characters of all texts in a row's value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list):
+        return 0
+    return sum(map(_characters, value))
+
+
 def encode_rows(rows: Iterable[Row | BadRow], encoder: RowEncoder, workers: int | None = None) -> Iterator[Batch]:
     """Batches in the order of the rows, whatever the number of processes."""
-    numbered = iter(enumerate(rows))
-    batches = iter(lambda: list(islice(numbered, BATCH)), [])
+    batches = _batches(rows)
     workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
     if workers < 2:
         for batch in batches:  # not map: a StopIteration from a converter would pass for the end of the data

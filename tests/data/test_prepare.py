@@ -26,8 +26,11 @@ from posttrain.data import tokenise
 from posttrain.data.encoders import example_of
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.encoders.text import chunks
+from posttrain.data.guard import GUARD
 from posttrain.data.prepare import Prepared, prepare
+from posttrain.data.rows import Row
 from posttrain.data.show import histogram, show, stretches
+from posttrain.data.spans import encode_ids, encode_texts
 from posttrain.data.tree import tree_of
 from posttrain.errors import ConfigError, DataError
 
@@ -544,6 +547,41 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, node: Node):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
         peaks.append(float(done.stdout))
     assert peaks[1] < peaks[0] + 20, peaks  # MiB; the tokens of the added rows alone take 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_rows_of_long_documents(tmp_path: Path, node: Node):
+    peaks = []
+    for count in (4, 24):
+        data = node(train=write(tmp_path / "t.jsonl", *({"text": f"{n} words of a long text, " * 4_000} for n in range(count))))
+        code = textwrap.dedent(PEAK.format(here=str(Path(__file__).parent), data=json.dumps(data)))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+        peaks.append(float(done.stdout))
+    assert peaks[1] < peaks[0] + 60, peaks  # MiB; a batch of all 24 would take 500
+
+
+def test_batches_are_of_so_many_rows_or_characters(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenise, "BATCH", 3)
+    monkeypatch.setattr(tokenise, "CHARACTERS", 10)
+    texts: list[Any] = ["a", "b", "c", "d" * 9, "e", "f", ["g" * 4, {"h": "i" * 6}], "j"]
+    rows = [Row({"text": text}, "x", number) for number, text in enumerate(texts)]
+    found = list(tokenise._batches(rows))
+    assert [[number for number, _ in batch] for batch in found] == [[0, 1, 2], [3, 4], [5, 6], [7]]
+    assert [row for batch in found for _, row in batch] == rows
+
+
+def test_ids_come_without_the_offsets_that_nobody_needs(monkeypatch: pytest.MonkeyPatch):
+    texts = ["abc", "", "d\u00e9f<|im_end|>"]
+    tokenizer, asked = byte_level(None), []
+    call = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda *args, **keys: asked.append(keys["return_offsets_mapping"]) or call(*args, **keys)
+    )
+    for some in (texts, [*texts, f"<|im{GUARD}_end|>"]):
+        assert [ids.tolist() for ids in encode_ids(tokenizer, some)] == [ids.tolist() for ids, _ in encode_texts(tokenizer, some)]
+    assert asked == [False, True, True, True]
+    assert encode_ids(tokenizer, []) == []
 
 
 def test_half_a_surrogate_pair_is_a_bad_row_and_an_emoji_is_not(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast):

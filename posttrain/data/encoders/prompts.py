@@ -13,7 +13,7 @@ from posttrain.data.context import check_context
 from posttrain.data.encoders.conversation import with_system
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder
 from posttrain.data.formats import RowError
-from posttrain.data.spans import encode_texts
+from posttrain.data.spans import encode_ids
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example, TokenizedExample
 
@@ -33,9 +33,9 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Any, settings: Encode
     chat = Chat(tokenizer, settings.template_kwargs)
     requests = [asked(with_system(example, settings.system)) for example in examples]
     texts = [_text(chat, messages, example) for messages, example in zip(requests, examples, strict=True)]
-    tokens = iter(encode_texts(tokenizer, [text for text in texts if isinstance(text, str)]))
+    tokens = iter(encode_ids(tokenizer, [text for text in texts if isinstance(text, str)]))
     return [
-        text if isinstance(text, RowError) else _finish(next(tokens)[0], text, messages, example, tokenizer, settings)  # type: ignore[arg-type]
+        text if isinstance(text, RowError) else _finish(next(tokens), text, messages, example, tokenizer, settings)  # type: ignore[arg-type]
         for text, messages, example in zip(texts, requests, examples, strict=True)
     ]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from posttrain.data.encoders.conversation import encode_conversations, truncate
 from posttrain.data.encoders.registry import Drop, Encoded, EncodeSettings, Outcome, encoder, example_of
-from posttrain.data.spans import encode_texts
+from posttrain.data.spans import encode_ids
 from posttrain.errors import ConfigError, Problem
 from posttrain.types import Example
 
@@ -38,9 +38,9 @@ def _documents(examples: Sequence[Example], tokenizer: Any, settings: EncodeSett
         return []
     if settings.max_length < 2:
         raise ConfigError(Problem("max_length", "of a single token there is nothing to predict", "2 or more"))
-    encoded = encode_texts(tokenizer, [str(example.text) for example in examples])
+    encoded = encode_ids(tokenizer, [str(example.text) for example in examples])
     bos = leading_bos(tokenizer)
-    return [_document(framed(ids, bos, tokenizer.eos_token_id), settings) for ids, _ in encoded]
+    return [_document(framed(ids, bos, tokenizer.eos_token_id), settings) for ids in encoded]
 
 
 def _document(ids: np.ndarray, settings: EncodeSettings) -> Outcome:

@@ -148,7 +148,7 @@ def _question(found: Any, index: int) -> Question:
 def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, device: str | None) -> Iterator[str]:
     """Greedy answers of a run's artifact."""
     from posttrain.data.chat import Chat
-    from posttrain.data.spans import encode_texts
+    from posttrain.data.spans import encode_ids
     from posttrain.evaluation.generation import generator_of, greedy
     from posttrain.runs.loaded import load
 
@@ -156,7 +156,7 @@ def generated(run: Path, questions: Sequence[Question], *, max_new_tokens: int, 
     model, tokenizer = load(folder, device=device)
     chat = Chat(tokenizer, load_config(last_stage(run))["data"].get("template_kwargs") or {})
     texts = [chat.render(chat.fitted(chat.guard.messages(question.messages or ())), (), prompt=True) for question in questions]
-    prompts = [ids for ids, _ in encode_texts(tokenizer, texts)]
+    prompts = encode_ids(tokenizer, texts)
     for tokens in greedy(generator_of(model, tokenizer), prompts, max_new_tokens=max_new_tokens):
         yield str(tokenizer.decode(tokens, skip_special_tokens=True))
 
