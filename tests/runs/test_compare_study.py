@@ -176,6 +176,39 @@ def test_runs_that_never_get_worse_are_seldom_called_over_optimised() -> None:
     assert found <= 0.05 * 300
 
 
+def with_start(runs: list[Path], start: np.ndarray, *, kept: bool) -> list[Path]:
+    """The runs as if the model that they started from had scored so."""
+    for folder in runs:
+        result = json.loads((folder / "result.json").read_text())
+        rewrite(folder, "result.json", metrics={**result["metrics"], f"{METRIC}/before": float(start.mean())})
+        if kept:
+            keep_scores_at(folder, {METRIC: Scores(names_of(f"question {k}" for k in range(len(start))), start)}, 0)
+    return runs
+
+
+def test_what_changed_is_tested(tmp_path: Path) -> None:
+    """Once by examples, once by seeds alone, once by nothing; a change that is no more than noise is not called one."""
+    start = read_run(make_arm(tmp_path / "start", "start", gain=0.0, seeds=1)[0]).scores[METRIC].values
+    arms = {
+        "sft": with_start(make_arm(tmp_path, "sft", gain=0.0), start, kept=True),
+        "grpo": with_start(make_arm(tmp_path, "grpo", gain=0.2), start, kept=True),
+        "dpo": with_start(make_arm(tmp_path, "dpo", gain=0.2), start, kept=False),
+        "kto": with_start(make_arm(tmp_path, "kto", gain=0.2, seeds=1), start, kept=False),
+    }
+    found = reported(make_study(tmp_path, arms))
+    verdicts = {change["arm"]: change["verdict"] for change in found["changes"]}
+    assert verdicts == {"sft": "not shown to differ", "grpo": "better", "dpo": "better", "kto": "not tested"}
+    by_arm = {change["arm"]: change for change in found["changes"]}
+    for name in ("sft", "grpo", "dpo"):
+        change = by_arm[name]
+        assert change["low"] < change["gain"] < change["high"]
+        assert change["holm"] >= change["p"]
+    assert by_arm["kto"]["p"] is None
+    page = (tmp_path / "compare" / "compare.html").read_text()
+    assert page.count("<td>not shown to differ</td>") == 1
+    assert "<td>not tested</td>" in page
+
+
 def test_the_same_study_elsewhere_and_slower_says_the_same(tmp_path: Path) -> None:
     arms = {name: make_arm(tmp_path / "one", name, gain=gain, seeds=2, examples=40) for name, gain in (("sft", 0.0), ("dpo", 0.1))}
     make_study(tmp_path / "one", arms)

@@ -39,6 +39,10 @@ def test_trained_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["pairs"][0]["verdict"] == "different"
     assert "optimizer.lr=0.003 is better than optimizer.lr=1e-06 by" in capsys.readouterr().out
     assert learnt["cost"]["flops"] > 0
+    kept = sorted(file.name for file in (tmp_path / "optimizer.lr=3e-3,seed=1" / "eval" / "steps").iterdir())
+    assert kept == ["0.parquet", "2.parquet"], "the end's are in examples.parquet"
+    changes = {change["arm"]: change for change in found["changes"] if change["metric"] == "val/loss"}
+    assert changes["optimizer.lr=0.003"]["low"] < changes["optimizer.lr=0.003"]["high"] < 0
     assert command(Call(arguments=(f"runs={tmp_path}", f"to={tmp_path / 'again'}"))) == 0
     exact = json.loads((tmp_path / "again" / "compare.json").read_text())
     assert (exact["metric"], exact["examples"]) == ("eval/exact_match", 16)

@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from posttrain.evaluation.statistics.crossed import crossed, mean
+from posttrain.evaluation.statistics.estimate import Estimate
+from posttrain.evaluation.statistics.permutation import holm
+from posttrain.evaluation.statistics.scalars import paired
+from posttrain.runs.comparison.analyse import ALPHA
+from posttrain.runs.comparison.apart import apart, scores_at
 from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.metric import NO_QUALITY
 from posttrain.runs.comparison.read import Run
 
-BEFORE = "/before"
+BEFORE, NAN = "/before", float("nan")
 MEASURED = re.compile(r"^(val|eval)/")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A metric of an arm's runs [S], before and after. lower: whether less of it is better. arm: its place."""
+    """A metric of an arm's runs [S], before and after. lower: whether less of it is better. arm: its place.
+
+    low, high: 95 % interval of after - before, over seeds and examples where the scores of both were kept, else over seeds. p: of no
+    change; holm: the same, adjusted for all changes. NaN where there is nothing to test by.
+    """
 
     metric: str
     arm: int
     before: tuple[float, ...]
     after: tuple[float, ...]
     lower: bool
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    holm: float = NAN
+
+    @property
+    def difference(self) -> float:
+        """Mean of after - before."""
+        return sum(after - before for before, after in zip(self.before, self.after, strict=True)) / len(self.after)
 
     @property
     def gain(self) -> float:
         """Mean change, positive where it got better."""
-        apart = sum(after - before for before, after in zip(self.before, self.after, strict=True)) / len(self.after)
-        return -apart if self.lower else apart
+        return -self.difference if self.lower else self.difference
+
+    @property
+    def verdict(self) -> str:
+        """better or worse where that is shown."""
+        if not self.gain:
+            return "the same"
+        if math.isnan(self.holm):
+            return "not tested"
+        return "not shown to differ" if self.holm >= ALPHA else "better" if self.gain > 0 else "worse"
 
 
 def changes_of(arms: Sequence[Arm]) -> list[Change]:
     """By metric, then by arm: those that all runs of an arm measured before and after."""
     found = [change for place, arm in enumerate(arms) for change in _of_arm(place, arm)]
     order = list(dict.fromkeys(change.metric for change in found))
-    return sorted(found, key=lambda change: (order.index(change.metric), change.arm))
+    adjusted = holm(np.array([change.p for change in found]))
+    tested = [replace(change, holm=float(p)) for change, p in zip(found, adjusted, strict=True)]
+    return sorted(tested, key=lambda change: (order.index(change.metric), change.arm))
 
 
 def _of_arm(place: int, arm: Arm) -> list[Change]:
     each = [_pairs(run) for run in arm.runs]
     names = [name for name in each[0] if all(name in pairs for pairs in each)]
-    return [
-        Change(name, place, tuple(pairs[name][0] for pairs in each), tuple(pairs[name][1] for pairs in each), lower_is_better(name))
-        for name in names
+    return [_change(name, place, arm.runs, [pairs[name] for pairs in each]) for name in names]
+
+
+def _change(metric: str, place: int, runs: Sequence[Run], pairs: Sequence[tuple[float, float]]) -> Change:
+    before, after = (tuple(side) for side in zip(*pairs, strict=True))
+    change = Change(metric, place, before, after, lower_is_better(metric))
+    found = _estimate(runs, change)
+    if found is None or not found.variance > 0:
+        return change
+    low, high = found.interval()
+    return replace(change, low=float(low), high=float(high), p=float(found.p()))
+
+
+def _estimate(runs: Sequence[Run], change: Change) -> Estimate | None:
+    """Of after - before: over seeds and the same examples, else over seeds; None where there is one alone."""
+    each = [
+        apart(run.scores.get(change.metric), scores_at(run.parts[0].folder, 0, change.metric, value))
+        for run, value in zip(runs, change.before, strict=True)
     ]
+    known = [found for found in each if found is not None]
+    if len(known) == len(runs) and len({names for names, _ in known}) == 1:
+        return mean(crossed(np.stack([values for _, values in known])))
+    return paired(np.array(change.after), np.array(change.before)) if len(runs) > 1 else None
 
 
 def _pairs(run: Run) -> dict[str, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -10,9 +11,14 @@ from posttrain.runs.comparison.forgetting import Change
 from posttrain.runs.comparison.ink import key, labels
 from posttrain.runs.comparison.report import COSTS, QUALITY, TIMES, Report, cost_rows, folder_of, quality_rows, time_rows
 from posttrain.runs.comparison.sheet import STYLE
-from posttrain.runs.comparison.verdict import number, p_value
+from posttrain.runs.comparison.verdict import between, number, p_value
 
 COST, TIME, DRIFT, CHANGE = ("pareto", "quality_over_flops"), ("quality_over_hours",), "reward_over_kl", "change_"
+
+CHANGES = (
+    "Intervals are over seeds and examples where the scores of both models were kept, else over seeds; with one seed an arm they are "
+    "about this one model. p-values are adjusted by Holm for all rows."
+)
 
 
 def page(report: Report, drawn: Mapping[str, tuple[str, str]]) -> str:
@@ -98,14 +104,15 @@ def _changes(report: Report, keys: Sequence[str], grid: str) -> list[str]:
     if not report.changes:
         return []
     rows = [_change_row(report.arms[change.arm].name, change) for change in report.changes]
-    head = ("arm", "metric", "starting model", "trained", "change")
-    return ["<h2>Against the starting model</h2>", table(head, rows, lead=[keys[change.arm] for change in report.changes]), grid]
+    head = ("arm", "metric", "starting model", "trained", "change", "its 95 % interval", "p (Holm)", "verdict")
+    made = table(head, rows, lead=[keys[change.arm] for change in report.changes])
+    return ["<h2>Against the starting model</h2>", f"<p>{escape(CHANGES)}</p>", made, grid]
 
 
 def _change_row(arm: str, change: Change) -> tuple[str, ...]:
     means = [number(sum(values) / len(values)) for values in (change.before, change.after)]
-    words = f"{abs(change.gain):.3g} {'better' if change.gain > 0 else 'worse'}" if change.gain else "the same"
-    return arm, change.metric, *means, words
+    apart = "-" if math.isnan(change.low) else between(change.low, change.high)
+    return arm, change.metric, *means, f"{change.difference + 0.0:+.3g}", apart, p_value(change.holm), change.verdict
 
 
 def _details(report: Report) -> list[str]:

@@ -168,7 +168,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "reference": analysis.arms[analysis.reference].name,
         "is_baseline": analysis.is_baseline, "bounds": list(analysis.bounds), "arms": arms, "pairs": pairs, "notes": list(report.notes),
         "pareto": [analysis.arms[place].name for place in report.front], "over_optimised": report.warnings,
-        "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain} for change in report.changes],
+        "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain, "verdict": change.verdict}
+            for change in report.changes],
         "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},
         "measured": {"folder": str(report.home), "arms": times},
     }  # fmt: skip
