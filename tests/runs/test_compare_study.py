@@ -99,6 +99,18 @@ def test_the_report_goes_to_the_parent(tmp_path: Path, monkeypatch: pytest.Monke
     assert {Path(file).name for file in request["files"]} >= {"compare.html", "compare.json", "pareto.svg"}
 
 
+def test_arms_that_are_not_shown_to_be_worse_are_not_off_the_front(tmp_path: Path) -> None:
+    """Of equal cost: two that differ by nothing that is shown, and one that is worse. A dearer one must be better."""
+    arms = {name: make_arm(tmp_path, name, gain=gain) for name, gain in (("dpo", 0.2), ("kto", 0.199), ("sft", 0.0))}
+    arms["orpo"] = make_arm(tmp_path, "orpo", gain=0.195, flops=8e12)
+    found = reported(make_study(tmp_path, arms))
+    (best,) = found["pareto"]
+    assert {best, *found["pareto_not_excluded"]} == {"dpo", "kto"}
+    page = (tmp_path / "compare" / "compare.html").read_text()
+    assert page.count("<td>not shown to be off it</td>") == 1
+    assert "a pale ring" in page
+
+
 HELD = {0: 0.3, 10: 0.6, 20: 0.5, 30: 0.25}
 
 

@@ -88,7 +88,11 @@ class Analysis:
 
     def against(self, arm: int) -> Pair | None:
         """`arm` less the reference, where they were tested (either way round)."""
-        found = next((pair for pair in self.pairs if {pair.one, pair.other} == {arm, self.reference}), None)
+        return self.between(arm, self.reference)
+
+    def between(self, arm: int, other: int) -> Pair | None:
+        """`arm` less another one, where they were tested (either way round)."""
+        found = next((pair for pair in self.pairs if {pair.one, pair.other} == {arm, other}), None)
         return found if found is None or found.one == arm else turned(found)
 
     @property

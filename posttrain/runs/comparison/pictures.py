@@ -110,6 +110,8 @@ def front(report: Report) -> Figure:
     best = [(at[place], analysis.arms[place].mean) for place in report.front]
     axes.step(*zip(*best, strict=True), where="post", color=SOFT, linestyle=":", linewidth=1.6)
     axes.plot(*zip(*best, strict=True), "o", color="none", markeredgecolor=SOFT, markersize=14, markeredgewidth=1.1)
+    for place in report.near_front:
+        axes.plot([at[place]], [analysis.arms[place].mean], "o", color="none", markeredgecolor=BAND, markersize=14, markeredgewidth=1.1)
     for place, arm in enumerate(analysis.arms):
         colour, mark, _ = style(place)
         if math.isfinite(arm.low):
@@ -143,11 +145,12 @@ def _within(costs: Sequence[float]) -> str:
 def front_words(report: Report) -> str:
     """What the picture of the front shows."""
     costs = [cost.flops for cost in report.costs]
+    others = "; a pale ring: not shown to be worse than those" if report.near_front else ""
     if not equal(costs):
-        return "Mean quality over mean operations; the dotted line joins the arms that no other one beats in both"
+        return f"Mean quality over mean operations; the dotted line joins the arms that no other one beats in both{others}"
     return (
         f"Mean quality, with 95 % intervals, over mean operations. All arms cost the same, within {_within(costs)}: in the grey band "
-        "they stand side by side only to be seen. The ring marks the best"
+        f"they stand side by side only to be seen. The ring marks the best{others}"
     )
 
 

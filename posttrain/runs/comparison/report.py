@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.runs.comparison.analyse import Analysis, Pair
 from posttrain.runs.comparison.arms import Arm, mixed
 from posttrain.runs.comparison.bounds import NONE, bounds_note
-from posttrain.runs.comparison.costs import Cost, Curve, pareto
+from posttrain.runs.comparison.costs import EQUAL, Cost, Curve, pareto
 from posttrain.runs.comparison.drift import Drift, told
 from posttrain.runs.comparison.forgetting import Change
 from posttrain.runs.comparison.read import Run
@@ -46,6 +46,18 @@ class Report:
         return pareto([cost.flops for cost in self.costs], [arm.mean for arm in analysis.arms], lower=analysis.lower)
 
     @property
+    def near_front(self) -> list[int]:
+        """Places of the other arms that are not shown to be worse than one on the front, and cost no more, as far as a budget is kept."""
+        front = self.front
+        beside = [place for place in range(len(self.arms)) if place not in front and any(self._matches(place, best) for best in front)]
+        return sorted(beside, key=lambda place: self.costs[place].flops)
+
+    def _matches(self, place: int, best: int) -> bool:
+        pair = self.analysis.between(place, best)
+        unlike = pair is not None and kind(pair) == "different"
+        return not unlike and self.costs[place].flops <= (1 + EQUAL) * self.costs[best].flops
+
+    @property
     def home(self) -> Path:
         """The folder of the study, or the one that all runs lie in: runs are named by where they are in it."""
         folders = [run.folder for arm in self.arms for run in arm.runs]
@@ -73,12 +85,12 @@ def _quality_row(analysis: Analysis, place: int) -> tuple[str, ...]:
 
 def cost_rows(report: Report) -> list[tuple[str, ...]]:
     """A row an arm: means over its runs."""
-    front = report.front
-    return [_cost_row(report.arms[place].name, report.costs[place], place in front) for place in report.analysis.order]
+    words = dict.fromkeys(report.near_front, "not shown to be off it") | dict.fromkeys(report.front, "on it")
+    return [_cost_row(report.arms[place].name, report.costs[place], words.get(place, "")) for place in report.analysis.order]
 
 
-def _cost_row(name: str, cost: Cost, is_best: bool) -> tuple[str, ...]:
-    return name, f"{cost.flops:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}", "on it" if is_best else ""
+def _cost_row(name: str, cost: Cost, front: str) -> tuple[str, ...]:
+    return name, f"{cost.flops:.3g}", f"{cost.tokens:,.0f}", f"{cost.generated:,.0f}", front
 
 
 def time_rows(report: Report) -> list[tuple[str, ...]]:
@@ -167,7 +179,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "smallest": analysis.smallest, "examples": analysis.examples, "examples_at_most": analysis.most,
         "reference": analysis.arms[analysis.reference].name,
         "is_baseline": analysis.is_baseline, "bounds": list(analysis.bounds), "arms": arms, "pairs": pairs, "notes": list(report.notes),
-        "pareto": [analysis.arms[place].name for place in report.front], "over_optimised": report.warnings,
+        "pareto": [analysis.arms[place].name for place in report.front],
+        "pareto_not_excluded": [analysis.arms[place].name for place in report.near_front], "over_optimised": report.warnings,
         "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain, "verdict": change.verdict}
             for change in report.changes],
         "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},
