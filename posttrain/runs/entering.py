@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.runs.base_config import load_config
+
+if TYPE_CHECKING:
+    from posttrain.runs.budget.amount import Budget
 
 if TYPE_CHECKING:
     from posttrain.runs.compose import Composed
@@ -50,18 +55,48 @@ def make(config: Mapping[str, Any], *, allow_targets: Collection[str] = ()) -> i
     from posttrain.runs.job import run_isolated
 
     first = config_of(config["entering"], config, allow_targets=allow_targets)
-    folder = _folder(config)
+    folder = folder_of(config)
     resume = "auto" if config["resume"] not in ("auto", "never") else config["resume"]
     return run_isolated({**first, "output_dir": str(folder), "tracking": config["tracking"], "resume": resume}, allow_targets=allow_targets)
+
+
+def spent(config: Mapping[str, Any], unit: str) -> float:
+    """What the run that was made first is charged, in a budget's unit; 0 without one. Like an earlier stage, however long ago it was made.
+
+    Raises ConfigError where it left no result.
+    """
+    if not config["entering"]:
+        return 0.0
+    from posttrain.runs.pipeline.shares import spent_by
+
+    return spent_by(unit, result_of(config), load_config(folder_of(config)))
+
+
+def result_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """result.json of the run that was made first. Raises ConfigError where there is none."""
+    file = folder_of(config) / "result.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(Problem("entering", f"{file} cannot be read: {error}", "resume=never makes both runs anew")) from error
+    return found
+
+
+def check_left(config: Mapping[str, Any], budget: Budget) -> None:
+    """Raises ConfigError where the run that was made first has spent all of the budget."""
+    if (gone := spent(config, budget.unit)) >= budget.amount:
+        message = f"the run that is made first (entering) has spent {gone:.4g} of {budget.amount:.4g}, so nothing is left for this one"
+        raise ConfigError(Problem(budget.key, message, "raise the budget, or shorten the run in entering"))
 
 
 def applied(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the artifact of the first run as its model."""
     if not config["entering"]:
         return config
-    entered = {"path": str(_folder(config) / "artifact"), "weights": "pretrained", "architecture": None, "revision": None}
+    entered = {"path": str(folder_of(config) / "artifact"), "weights": "pretrained", "architecture": None, "revision": None}
     return {**config, "model": {**config["model"], **entered}}
 
 
-def _folder(config: Mapping[str, Any]) -> Path:
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the run that is made first lies."""
     return Path(config["output_dir"]) / FOLDER

@@ -25,7 +25,7 @@ from posttrain.runs.files import write_atomic, writing
 
 Status = Literal["finished", "stopped", "failed"]
 LIBRARIES = ("posttrain", "torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "omegaconf", "mlflow", "numpy")
-OPTIONAL = ("stages", "budget")  # keys of result.json that most runs do not have
+OPTIONAL = ("stages", "budget", "entering")  # keys of result.json that most runs do not have
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -159,7 +159,8 @@ class Result:
     examples, tokens: real ones (no padding) that were trained on. flops: floating-point operations of training.
     train_seconds: wall time inside training, over all resumes. tokens_per_second: tokens / train_seconds.
     metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder.
-    stages: of a pipeline, what each came to. budget: unit, asked and spent, where there was one.
+    stages: of a pipeline, what each came to. budget: unit, asked and spent, where there was one. entering: what the run cost that this
+    one starts from; `spent` of the budget holds it, the counts above do not.
     """
 
     status: Status
@@ -177,6 +178,7 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=versions)
     stages: Sequence[Mapping[str, Any]] | None = None
     budget: Mapping[str, Any] | None = None
+    entering: Mapping[str, Any] | None = None
 
 
 def write_result(path: Path, result: Result) -> None:

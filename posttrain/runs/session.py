@@ -14,10 +14,10 @@ from transformers.utils.logging import disable_progress_bar
 from posttrain.errors import after_start
 from posttrain.evaluation.suites.registry import Suite
 from posttrain.methods.base import Method
-from posttrain.runs import plots, preflight, reports, targets
+from posttrain.runs import entering, plots, preflight, reports, targets
 from posttrain.runs.budget.amount import budget_of
 from posttrain.runs.budget.plan import within_budget
-from posttrain.runs.budget.watch import BudgetWatch, Meter
+from posttrain.runs.budget.watch import BudgetWatch
 from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.context import check_context
@@ -47,6 +47,7 @@ from posttrain.runs.train import (
     fit,
     loader_of,
     measures_of,
+    meter_of,
     plan_of,
     write_samples,
 )
@@ -72,6 +73,9 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options
         check_used(job, method)
+        if (budget := budget_of(config)) is not None:
+            with after_start():
+                entering.check_left(config, budget)
         job = within_budget(job, method)
         doubts = preflight.run(job, method)
         if config["method"].get("reference") == "cached":
@@ -102,7 +106,7 @@ class Session:
         self.callbacks = callbacks_of(job, self.loader, self.reporter, self.measures, stop)
         self.recorder = next(c for c in self.callbacks if isinstance(c, StepRecorder))
         budget, watch = budget_of(job.config), next((c for c in self.callbacks if isinstance(c, BudgetWatch)), None)
-        self.meter = watch.meter if watch is not None else None if budget is None else Meter(budget, self.recorder, job.ranks)
+        self.meter = watch.meter if watch is not None else None if budget is None else meter_of(job, budget, self.recorder)
         self.method = method
 
     def run(self) -> None:
@@ -208,7 +212,15 @@ class Session:
             artifact=None if artifact is None else str(artifact),
             mlflow_run_id=self.tracker.run_id,
             budget=self._budget(),
+            entering=self._entered(),
         )
+
+    def _entered(self) -> dict[str, Any] | None:
+        """What the run cost that this one starts from."""
+        if not self.job.config["entering"]:
+            return None
+        made = entering.result_of(self.job.config)
+        return {"folder": entering.FOLDER, **{name: made[name] for name in ("flops", "tokens", "train_seconds")}}
 
     def _budget(self) -> dict[str, Any] | None:
         """What was asked for and what was spent."""

@@ -29,8 +29,8 @@ from posttrain.methods.parts.recipe import Recipe
 from posttrain.models.build import build_policy
 from posttrain.rollout.experience import ExperienceLoader
 from posttrain.rollout.plan import ExperiencePlan
-from posttrain.runs import online, targets
-from posttrain.runs.budget.amount import budget_of, is_known_before, length_of
+from posttrain.runs import entering, online, targets
+from posttrain.runs.budget.amount import Budget, budget_of, is_known_before, length_of
 from posttrain.runs.budget.watch import BudgetWatch, Meter
 from posttrain.runs.callbacks.evaluate import Evaluator
 from posttrain.runs.callbacks.record import StepRecorder
@@ -209,12 +209,17 @@ def callbacks_of(
     budget, watch = budget_of(config), list[Callback]()
     if budget is not None and not is_known_before(config):
         often = job.plan.steps_per_rollout if isinstance(job.plan, ExperiencePlan) else 1
-        watch = [BudgetWatch(Meter(budget, recorder, job.ranks), per_rollout=often)]
+        watch = [BudgetWatch(meter_of(job, budget, recorder), per_rollout=often)]
     every_steps = config["validate"]["every_steps"]
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=every_steps, keep=keep)
     writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
     sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
     return [Replanner(), *sampled, recorder, *watch, evaluator, writer]
+
+
+def meter_of(job: Job, budget: Budget, recorder: StepRecorder) -> Meter:
+    """What the run has spent of its budget, the run that it starts from included."""
+    return Meter(budget, recorder, job.ranks, entered=entering.spent(job.config, budget.unit))
 
 
 def fit(job: Job, method: Method, trainer: Trainer, loader: TreeLoader | ExperienceLoader) -> None:

@@ -158,7 +158,7 @@ def test_a_cached_reference_of_another_model_is_refused(tmp_path, monkeypatch):
     ]
     assert run_job(compose([*cached, "max_steps=1", f"output_dir={tmp_path}/one"])) == 0
     told = []
-    monkeypatch.setattr("posttrain.runs.job.report.show", told.extend)
+    monkeypatch.setattr("posttrain.runs.job.report.show", lambda problems, **_: told.extend(problems))
     assert run_job(compose([*cached, "max_steps=1", "seed=1", f"output_dir={tmp_path}/two"])) == 2
     assert [problem.where for problem in told] == ["method.reference_cache"]
     assert "stale" in told[0].message

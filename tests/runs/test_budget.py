@@ -55,7 +55,7 @@ def test_the_nearest_boundary():
 
 def test_budgets_that_cannot_be(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr("posttrain.runs.job.report.show", told.extend)
+    monkeypatch.setattr("posttrain.runs.job.report.show", lambda problems, **_: told.extend(problems))
     assert run_job(compose([*BASE, "budget.tokens=3", f"output_dir={tmp_path}/small"])) == 2
     assert run_job(compose([*BASE, *GRPO, "budget.flops=3", f"output_dir={tmp_path}/online"])) == 2
     assert [problem.where for problem in told] == ["budget.tokens", "budget.flops"]

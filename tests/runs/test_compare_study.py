@@ -58,6 +58,20 @@ def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tokens generated" in capsys.readouterr().out
 
 
+def test_a_run_that_an_arm_starts_from_is_charged_to_it(tmp_path: Path) -> None:
+    plain, warm = make_arm(tmp_path, "sft", gain=0.0), make_arm(tmp_path, "dpo", gain=0.2, config={"entering": ["method=sft"]})
+    for seed, folder in enumerate(warm, 1):
+        make_run(folder / "entering", seed=seed, metrics={METRIC: 0.9}, flops=8e12)
+    found = reported(make_study(tmp_path, {"plain": plain, "warm": warm}))
+    assert [(arm["cost"]["flops"], arm["cost"]["tokens"]) for arm in found["arms"]] == [(4e12, 400), (1.2e13, 800)]
+    assert "Costs of warm hold the run that it starts from (entering): 8e+12 FLOPs." in found["notes"]
+    assert found["pareto"] == ["plain", "warm"]
+    from posttrain.runs.comparison.costs import curve_of
+
+    curve = curve_of(read_run(warm[0]), METRIC)
+    assert curve.flops[0] == 8e12, "what was measured of the run before is not this one's"
+
+
 def test_curves_of_stages_are_joined(tmp_path: Path) -> None:
     staged_study(tmp_path)
     from posttrain.runs.comparison.costs import curve_of

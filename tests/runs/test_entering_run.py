@@ -4,15 +4,19 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import preloaded
 import pytest
 
 from posttrain.errors import ConfigError
+from posttrain.runs.budget.amount import Budget
+from posttrain.runs.budget.watch import Meter
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.compose import compose
 from posttrain.runs.entering import applied, config_of
 from posttrain.runs.job import run_job
+from posttrain.runs.ranks import Ranks
 
 FIRST = '"experiment=quickstart","max_steps=2","limit=40","evaluation=none","validate.at_start=false"'
 LINE = [
@@ -49,6 +53,31 @@ def test_the_first_run_is_made_once_and_its_artifact_is_the_model(tmp_path):
     made = (entered / "model.safetensors").stat().st_mtime_ns
     assert run_job({**config, "max_steps": 2}) == 0  # goes on, with the same beginning
     assert (entered / "model.safetensors").stat().st_mtime_ns == made
+
+
+SHORT = [line for line in LINE if not line.startswith(("method", "rollout", "reward", "max_steps", "limit"))]
+
+
+def test_the_first_run_is_charged_to_the_budget(tmp_path, capsys):
+    line = [*SHORT, "limit=40", f'entering=[{FIRST},"global_batch=8"]', f"output_dir={tmp_path / 'run'}"]
+    assert run_job(compose([*line, "budget.tokens=2000"])) == 0
+    before, result = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "run" / "entering", tmp_path / "run"))
+    spent = before["tokens"] + result["tokens"]
+    assert result["budget"] == {"unit": "tokens", "asked": 2000.0, "spent": spent}
+    assert spent == pytest.approx(2000, rel=0.04)
+    assert result["entering"] == {"folder": "entering", **{name: before[name] for name in ("flops", "tokens", "train_seconds")}}
+    assert run_job(compose([*line, f"budget.tokens={before['tokens'] - 1}", "resume=never"])) == 2
+    told = capsys.readouterr().err
+    assert "so nothing is left for this one" in told
+    assert "1 problem, nothing was started" not in told
+
+
+@pytest.mark.parametrize(("unit", "own"), [("flops", 3.0), ("tokens", 2.0), ("gpu_seconds", 1.5)])
+def test_the_schedule_is_of_what_the_first_run_left(unit, own):
+    recorder = SimpleNamespace(totals={"flops_before": 1.0, "flops": 2.0, "tokens": 2.0})
+    meter = Meter(Budget(unit, 10.0), recorder, Ranks(), entered=4.0)
+    meter.seconds = 1.5
+    assert (meter.spent, meter.share) == (4.0 + own, own / 6.0)
 
 
 def children_of(pid):

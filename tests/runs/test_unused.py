@@ -28,7 +28,7 @@ def outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(row: dict[str, Any], method: str, *more: str) -> tuple[int, list[str]]:
         told: list[Problem] = []
-        monkeypatch.setattr("posttrain.runs.job.report.show", told.extend)
+        monkeypatch.setattr("posttrain.runs.job.report.show", lambda problems, **_: told.extend(problems))
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"id": number}) + "\n" for number in range(12)))
         line = [f"method={method}", "data=files", f"data.train={tmp_path}/rows.jsonl", f"data.cache_dir={tmp_path}/cache", "model=nano"]
         line += ["data.val_fraction=0", "tracking=none", "hardware=cpu", "max_steps=1", "global_batch=4", f"output_dir={tmp_path}/run"]

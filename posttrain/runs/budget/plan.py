@@ -16,6 +16,7 @@ from posttrain.methods.base import Method
 from posttrain.models.flops import flop_model
 from posttrain.models.loading import base_where_adapted
 from posttrain.models.policy import PolicyModel
+from posttrain.runs import entering
 from posttrain.runs.budget.amount import Budget, budget_of, is_known_before, too_small
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.trace import adapted
@@ -31,7 +32,7 @@ def within_budget(job: Job, method: Method) -> Job:
     budget = budget_of(job.config)
     if budget is None or not is_known_before(job.config):
         return job
-    before = job.flops if budget.unit == "flops" else 0.0
+    before = entering.spent(job.config, budget.unit) + (job.flops if budget.unit == "flops" else 0.0)
     plan = bought(job.config, job.prepared, job.ranks, method, before=before)
     method.recipe = replace(method.recipe, max_steps=plan.steps)
     return replace(job, plan=plan)

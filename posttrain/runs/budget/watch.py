@@ -16,10 +16,13 @@ from posttrain.runs.ranks import Ranks, sum_over_ranks
 
 
 class Meter:
-    """What a run has spent, of what its recorder counted; the same on all ranks. seconds: over all devices."""
+    """What a run has spent, of what its recorder counted; the same on all ranks. seconds: over all devices.
 
-    def __init__(self, budget: Budget, recorder: StepRecorder, ranks: Ranks) -> None:
-        self.budget, self.recorder, self.ranks = budget, recorder, ranks
+    entered: what the run that it starts from is charged.
+    """
+
+    def __init__(self, budget: Budget, recorder: StepRecorder, ranks: Ranks, *, entered: float = 0.0) -> None:
+        self.budget, self.recorder, self.ranks, self.entered = budget, recorder, ranks, entered
         self.seconds = 0.0
 
     def measure(self, module: LightningModule) -> None:
@@ -30,16 +33,15 @@ class Meter:
 
     @property
     def spent(self) -> float:
-        """In the budget's unit."""
+        """In the budget's unit, with what the run that it starts from is charged."""
         totals = self.recorder.totals
-        return {"flops": totals["flops_before"] + totals["flops"], "tokens": totals["tokens"], "gpu_seconds": self.seconds}[
-            self.budget.unit
-        ]
+        own = {"flops": totals["flops_before"] + totals["flops"], "tokens": totals["tokens"], "gpu_seconds": self.seconds}
+        return self.entered + own[self.budget.unit]
 
     @property
     def share(self) -> float:
-        """Of the budget, in [0, 1]."""
-        return min(1.0, self.spent / self.budget.amount)
+        """Of what the budget leaves to this run, in [0, 1]: its schedule begins at 0."""
+        return min(1.0, (self.spent - self.entered) / (self.budget.amount - self.entered))
 
 
 class BudgetWatch(StepCallback):

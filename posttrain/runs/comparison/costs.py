@@ -1,4 +1,5 @@
-"""What runs cost, and how their quality grew with it. A pipeline's stages add up, those that were reused included."""
+"""What runs cost, and how their quality grew with it. A pipeline's stages add up, those that were reused included; so
+does a run that one starts from (entering)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def cost_of(arm: Arm) -> Cost:
 
 def _cost(run: Run) -> Cost:
     """Of one run."""
-    parts = run.parts
+    parts = run.paid
     hours = [_number(part, "train_seconds") / 3600 for part in parts]
     return Cost(
         sum(_number(part, "flops") for part in parts),
@@ -78,10 +79,11 @@ class Curve:
 
 def curve_of(run: Run, metric: str) -> Curve:
     """Stages one after the other; those whose metric is another quantity, or that did not measure it, only cost."""
-    last = run.parts[-1]
-    pieces = [_piece(part, metric) if _comparable(part, last, metric) else Curve((), (), ()) for part in run.parts]
-    spent = [0.0, *accumulate(_number(part, "flops") for part in run.parts)]
-    passed = [0.0, *accumulate(_number(part, "train_seconds") / 3600 for part in run.parts)]
+    last, paid = run.parts[-1], run.paid
+    counted = [any(part is own for own in run.parts) and _comparable(part, last, metric) for part in paid]
+    pieces = [_piece(part, metric) if counts else Curve((), (), ()) for part, counts in zip(paid, counted, strict=True)]
+    spent = [0.0, *accumulate(_number(part, "flops") for part in paid)]
+    passed = [0.0, *accumulate(_number(part, "train_seconds") / 3600 for part in paid)]
     counts = [*accumulate(len(piece.values) for piece in pieces)]
     values = [value for piece in pieces for value in piece.values]
     values[-1] = run.metrics[metric]

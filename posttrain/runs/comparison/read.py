@@ -15,6 +15,7 @@ import yaml
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.scores import Scores
+from posttrain.runs.entering import FOLDER as ENTERED
 from posttrain.runs.kept_scores import FOLDER, kept_scores
 from posttrain.runs.records import decode
 
@@ -27,7 +28,8 @@ class Run:
     """A finished run. config: resolved. result: of result.json. metrics: final ones, and eval/SUITE/NAME of later evaluations.
 
     scores: of single examples, where they were kept. data: digests of its data by source. suites: what each later evaluation read.
-    stages: of a pipeline, in order; what is measured of it is measured of the last one's artifact.
+    stages: of a pipeline, in order; what is measured of it is measured of the last one's artifact. entered: the run it starts from, where
+    that was made for it.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Run:
     data: Mapping[str, str]
     suites: Mapping[str, Any]
     stages: tuple[Run, ...] = ()
+    entered: Run | None = None
 
     @property
     def seed(self) -> int:
@@ -47,6 +50,11 @@ class Run:
     def parts(self) -> tuple[Run, ...]:
         """The runs it is made of: its stages, or itself."""
         return self.stages or (self,)
+
+    @property
+    def paid(self) -> tuple[Run, ...]:
+        """All runs that it costs: its parts, each after the run that it starts from."""
+        return tuple(run for part in self.parts for run in ((part.entered, part) if part.entered else (part,)))
 
     @property
     def devices(self) -> int:
@@ -111,6 +119,7 @@ def read_run(folder: Path) -> Run:
             hint = f"run the same command again with output_dir={folder}: it resumes from the last checkpoint"
             raise ConfigError(Problem(where, f"the run is {result['status']}", hint))
         stages = tuple(read_run(folder / stage["folder"]) for stage in result.get("stages", ()))
+        entered = read_run(folder / ENTERED) if config.get("entering") and not stages else None
         last = stages[-1:]
         suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
         data = _json(folder / ARTIFACT)["data"] if (folder / ARTIFACT).is_file() else {}
@@ -120,7 +129,7 @@ def read_run(folder: Path) -> Run:
         scores = {name: value for stage in last for name, value in stage.scores.items()} | kept_scores(folder)
         read_by = {name: value for stage in last for name, value in stage.suites.items()}
         read_by |= {name: _read_by(found) for name, found in suites.items()}
-        run = Run(folder, config, result, metrics, scores, data or (last[0].data if last else {}), read_by, stages)
+        run = Run(folder, config, result, metrics, scores, data or (last[0].data if last else {}), read_by, stages, entered)
         if run.devices < 1 or run.seed < 0:
             raise ValueError(f"seed {run.seed} on {run.devices} devices")
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,13 +146,21 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
             "With two seeds an arm, how much seeds vary is known from a single difference. Intervals allow for that and hold the truth as "
             "often as they should, but their width is much luck; where seeds decide, a third one makes them half as wide on average."
         )
-    notes += mixed(arms)
+    notes += [*mixed(arms), *_entered(arms)]
     methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
     if analysis.metric == "val/loss" and len(methods) > 1:
         notes.append(
             f"val/loss is the loss of each method ({', '.join(sorted(methods))}): compare it only where that is the same quantity."
         )
     return notes
+
+
+def _entered(arms: Sequence[Arm]) -> Iterator[str]:
+    """Which arms' costs hold those of a run that was made for them."""
+    for arm in arms:
+        if first := [part.entered for run in arm.runs for part in run.parts if part.entered is not None]:
+            mean = sum(float(run.result["flops"]) for run in first) / len(arm.runs)
+            yield f"Costs of {arm.name} hold the run that it starts from (entering): {mean:.3g} FLOPs."
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -32,30 +32,33 @@ class Ended:
     def record(self) -> dict[str, Any]:
         """As it stands in the pipeline's result.json."""
         known = self.result or {}
-        counts = {name: known.get(name, 0) for name in ("flops", "tokens", "train_seconds")}
+        entered = known.get("entering") or {}
+        counts = {name: known.get(name, 0) + entered.get(name, 0) for name in ("flops", "tokens", "train_seconds")}
         return {"name": self.name, "folder": str(self.folder), "hash": self.key, "reused": self.reused, **counts, "status": self.status}
 
 
 def result_of_all(config: Mapping[str, Any], stages: Sequence[Ended], status: Status, parent: str | None) -> Result:
-    """The pipeline's result: counts are sums, also over reused stages; metrics and artifact are the last stage's."""
+    """The pipeline's result: counts are sums, also over reused stages and a run that one starts from (entering); metrics and artifact are
+    the last stage's."""
     known = [stage.result for stage in stages if stage.result is not None]
     last = known[-1] if known and status == "finished" else {}
-    seconds = sum(float(result["train_seconds"]) for result in known)
-    tokens = sum(int(result["tokens"]) for result in known)
+    records = [stage.record() for stage in stages]
+    seconds = sum(float(record["train_seconds"]) for record in records)
+    tokens = sum(int(record["tokens"]) for record in records)
     return Result(
         status=status,
         method=config["method"]["name"],
         steps=sum(int(result["steps"]) for result in known),
         examples=sum(int(result["examples"]) for result in known),
         tokens=tokens,
-        flops=sum(float(result["flops"]) for result in known),
+        flops=sum(float(record["flops"]) for record in records),
         train_seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         peak_memory_bytes=max((int(result["peak_memory_bytes"]) for result in known), default=0),
         metrics=numbers(last.get("metrics", {})),
         artifact=last.get("artifact"),
         mlflow_run_id=parent,
-        stages=[stage.record() for stage in stages],
+        stages=records,
         budget=_budget(config, stages),
     )
 
