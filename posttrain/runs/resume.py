@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ FREE = (
 FITTING = (
     "method._target_", "optimizer._target_", "model.architecture", "model.peft.kind", "model.peft.r", "model.peft.targets",
     "model.peft.target_parameters", "model.peft.modules_to_save",
+)  # fmt: skip
+
+# What of this changes the numbers that a run comes to, or what they mean: a run that is compared with others is to be as it is asked for.
+OF_NUMBERS = (
+    "precision", "max_steps", "epochs", "budget", "validate.max_examples", "validate.at_start", "validate.at_end", "evaluation.exact_match",
 )  # fmt: skip
 
 
@@ -140,13 +145,17 @@ def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
     return past["status"] == "finished" and past["steps"] == step and same_end
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Problem]:
-    """The keys in which two configurations describe different runs."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, counted: Sequence[str] = ()) -> Iterator[Problem]:
+    """The keys in which two configurations describe different runs. counted: those that count although a run may change them."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        if old.get(key) != new.get(key) and (not _is_below(key, FREE) or _is_below(key, counted)):
             message = f"the run in output_dir has {old.get(key, 'no such key')!r}, this command {new.get(key, 'no such key')!r}"
             yield Problem(key, message, "give the same value to continue it, another output_dir, or resume=never")
+
+
+def _is_below(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,27 @@ def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("left", ["finished", "killed"])
+def test_runs_of_other_numbers_are_not_taken_for_those_of_a_study(tmp_path, capsys, left):
+    folder = tmp_path / "study"
+    line = [*LINE[:-1], "budget.flops=null", "study.seeds=[1]", f"output_dir={folder}"]
+    assert main([*line, "max_steps=2"]) == 0
+    if left == "killed":
+        for path in results(folder).values():
+            path.unlink()
+    before = {file: file.read_bytes() for file in folder.rglob("metrics.jsonl")}
+    for change in ("max_steps=3", "precision=bf16", "validate.max_examples=4"):
+        assert main([*line, "max_steps=2", change]) == 2
+        told = capsys.readouterr().err
+        assert f"low/seed=1: {change.partition('=')[0]}: the run in output_dir has" in told
+        assert "resume=never" in told
+    assert {file: file.read_bytes() for file in folder.rglob("metrics.jsonl")} == before
+    if left == "finished":
+        assert main([*line, "max_steps=2", "checkpoint.every_steps=7", "log.every_steps=2"]) == 0
+        assert main([*line, "max_steps=3", "resume=never"]) == 0
+        assert json.loads(results(folder)["low/seed=1"].read_text())["steps"] == 3
+
+
 def test_seeds_are_measured_on_the_same_part_of_ones_own_data(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{n} + 1 = ", "completion": str(n + 1)}) + "\n" for n in range(60)))

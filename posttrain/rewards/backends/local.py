@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from posttrain.data.chat import Chat
-from posttrain.data.spans import encode_texts
+from posttrain.data.spans import encode_ids
 from posttrain.models.decoding import decoding_mode, left_padded, stop_tokens, until
 from posttrain.models.flops import body_flops
 from posttrain.models.loading import build_model
@@ -61,7 +61,7 @@ class Local(Backend):
         chat = Chat(self._loaded[1], self.template_kwargs)
         # what is judged may be written to sway the judge: special tokens in it are text and end no turn
         texts = [chat.render(chat.guard.messages(question.messages), (), prompt=True) for question in questions]
-        prompts = [ids.tolist() for ids, _ in encode_texts(self._loaded[1], texts)]
+        prompts = [ids.tolist() for ids in encode_ids(self._loaded[1], texts)]
         replies: list[str | Silence] = [Silence(f"too long: {len(prompt)} tokens") for prompt in prompts]
         order = sorted(
             (place for place in range(len(prompts)) if len(prompts[place]) <= self.longest_prompt), key=lambda i: len(prompts[i])

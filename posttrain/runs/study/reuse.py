@@ -9,14 +9,15 @@ from typing import Any
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
 from posttrain.runs.data_record import finished_data_problems
-from posttrain.runs.resume import CONFIG, differences, find_start
+from posttrain.runs.resume import CONFIG, OF_NUMBERS, differences, find_start
 from posttrain.runs.suites import lacking
 
 
 def is_finished(config: Mapping[str, Any]) -> bool:
     """Whether the run in the config's folder is this one, at its end, and measured by all its suites.
 
-    A pipeline finds out itself what its stages lack.
+    A pipeline finds out itself what its stages lack. A run that was shorter, or measured otherwise, is not continued here as it is alone:
+    its schedule and its numbers would be neither the old configuration's nor this one's.
 
     Raises ConfigError where the folder holds a run of another configuration or, finished, of other data.
     """
@@ -24,7 +25,7 @@ def is_finished(config: Mapping[str, Any]) -> bool:
     if config["resume"] == "never" or config.get("stages") or not (folder / CONFIG).is_file():
         return False
     start = find_start(config, folder)
-    problems = list(differences(load_config(folder / CONFIG), config)) if start.state is not None else []
+    problems = list(differences(load_config(folder / CONFIG), config, counted=OF_NUMBERS)) if start.state is not None else []
     problems += finished_data_problems(config) if start.finished else []
     if problems:
         raise ConfigError([Problem(f"{folder.parent.name}/{folder.name}: {p.where}", p.message, p.hint) for p in problems])
