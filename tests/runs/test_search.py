@@ -94,7 +94,8 @@ class Runs:
 
     def check(self, name: str, combination: Mapping[str, str]) -> Job:
         values = dict(line.split("=") for line in combination.values())
-        config = {**values, "output_dir": str(self.folder / name), "tracking": {"_target_": "none"}, "checkpoint": {"monitor": "val/loss"}}
+        config = {**values, "output_dir": str(self.folder / name), "tracking": {"_target_": "none"}}
+        config |= {"checkpoint": {"monitor": "val/loss"}, "resume": "auto"}
         return Job(name, tuple(combination.values()), config, name)
 
     def launch(self, jobs: Sequence[Job]) -> list[int]:
@@ -179,6 +180,12 @@ def test_a_true_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "global_batch" in said
     assert "optimizer.lrr" in said
     assert not (tmp_path / "out").exists()
+    assert main([*line, "hydra.sweeper.metric=val/los"]) == 2
+    assert main([*line, "max_steps=3"]) == 2
+    said = capsys.readouterr().err
+    assert "no run measures that" in said
+    assert "nothing was started" not in said.split("no run measures that")[0]
+    assert "max_steps: the run in output_dir has 2, this command 3" in said
     assert main(line) == 0
     record = json.loads((tmp_path / "out" / "sweep.json").read_text())
     losses = {job["folder"]: json.loads((Path(job["folder"]) / "result.json").read_text())["metrics"]["val/loss"] for job in record["jobs"]}

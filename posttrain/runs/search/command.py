@@ -18,6 +18,7 @@ from posttrain.runs.search.best import write_best
 from posttrain.runs.search.settings import goal, settings_of
 from posttrain.runs.search.space import Space
 from posttrain.runs.search.store import Store, open_store
+from posttrain.runs.study.reuse import is_finished
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -103,6 +104,7 @@ def _trials(store: Store, sweep: Sweep, metric: str, parent: str | None) -> None
 
 
 def _run(batch: Sequence[FrozenTrial], store: Store, sweep: Sweep, metric: str, parent: str | None) -> None:
+    """Runs trials and keeps what they came to. Raises ConfigError where a trial's folder holds a run of another configuration."""
     jobs: list[tuple[int, Job]] = []
     for trial in batch:
         try:
@@ -111,13 +113,12 @@ def _run(batch: Sequence[FrozenTrial], store: Store, sweep: Sweep, metric: str, 
         except ConfigError as error:  # at its ends each key was right by itself
             report.show(error.problems, started=True)
             store.tell(trial.number, None)
-    ended = [job for _, job in jobs if _result(job)]  # just before an earlier process was killed
+    ended = [job for _, job in jobs if is_finished(job.config)]  # just before an earlier process was killed
     left = [job for _, job in jobs if job not in ended]
-    if left:
-        sweep.launch(left)
+    codes = dict(zip([job.name for job in left], sweep.launch(left) if left else [], strict=True))
     with after_start():
         for number, job in jobs:
-            store.tell(number, _value(job, metric))
+            store.tell(number, None if codes.get(job.name) else _value(job, metric))
 
 
 def name_of(trial: FrozenTrial, space: Space) -> str:
