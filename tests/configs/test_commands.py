@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.errors import ConfigError
 from posttrain.runs.check import compose_and_check
+from posttrain.runs.commands.arguments import key_values
 from posttrain.runs.commands.plan import model_rows
+from posttrain.runs.commands.table import Call
 
 
 def test_plan_counts_parameters_steps_and_tokens(posttrain: Callable[..., Any]) -> None:
@@ -76,3 +79,34 @@ def test_data_shows_tokens(posttrain: Callable[..., Any]) -> None:
     outcome = posttrain("data", "limit=20")
     assert outcome.code == 0, outcome
     assert "arithmetic" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("run=/x/a/seed=1", "/x/a/seed=1"),
+        ("run=/x/method=sft,optimizer.lr=1e-3,seed=2", "/x/method=sft,optimizer.lr=1e-3,seed=2"),
+        ("run='/x/a b'", "/x/a b"),
+        ("run=1e3", "1e3"),
+        ("to=null", None),
+        ("against=/x/a,b/seed=1", "/x/a,b/seed=1"),
+        ("baseline=method=sft", "method=sft"),
+        ("runs=[/x/a/seed=1,/x/b/seed=2]", ["/x/a/seed=1", "/x/b/seed=2"]),
+        ("runs=/x/a/seed=1,/x/b/seed=2", ["/x/a/seed=1", "/x/b/seed=2"]),
+        ("runs=['/x/a,b/seed=1',/x/c[1,2]/seed=1]", ["/x/a,b/seed=1", "/x/c[1,2]/seed=1"]),
+        ("runs=[/x/a,/x/b]", ["/x/a", "/x/b"]),
+        ("data=/x/seed=1/rows.jsonl", "/x/seed=1/rows.jsonl"),
+        ("limit=100", 100),
+        ("tasks=gsm8k,arc", ["gsm8k", "arc"]),
+    ],
+)
+def test_folders_need_no_quotes(line: str, value: Any) -> None:
+    (found,) = key_values(Call(arguments=(line,))).values()
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("line", ["runs=[/x/a,/x/b", "samples=[1,2", "/x/a/seed", "+run=/x/a", "a b=/x=1"])
+def test_what_is_no_argument_is_told(line: str) -> None:
+    with pytest.raises(ConfigError):
+        key_values(Call(arguments=(line,)))
