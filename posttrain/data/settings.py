@@ -123,10 +123,14 @@ def _source(entry: Mapping[str, Any], number: int) -> SourceSpec:
 
 
 def _unread(where: str, values: Mapping[str, Any], sources: Sequence[SourceSpec]) -> list[Problem]:
-    """Keys that are set, and that none of the sources they are meant for reads."""
+    """Keys that are set, and that none of the sources they are meant for reads.
+
+    An option that names a data set of the hub may have a local copy in its place, which needs none of the keys that the option sets.
+    """
     defaults = SourceSpec("")
     problems = []
-    for key, (reads, whose) in _READ_BY.items():
+    copy = where == "data" and values.get("name") != OWN_FILES and not any(map(_is_hub, sources))
+    for key, (reads, whose) in _READ_BY.items() if not copy else ():
         default = getattr(defaults, key)
         if values.get(key) not in (None, default) and not any(reads(source) for source in sources):
             hint = f"leave it out, or {where}.{key}={'null' if default is None else str(default).lower()}"
@@ -143,6 +147,7 @@ def _may_hold_text(source: SourceSpec) -> bool:
     return any(kind_of(Path(place)) in (None, ".txt") and not is_hub_id(place) for place in source.path)
 
 
+OWN_FILES = "files"  # the option of `data`
 _HUB = (_is_hub, "data sets of the hub")
 _READ_BY: dict[str, tuple[Callable[[SourceSpec], bool], str]] = {
     **dict.fromkeys(("subset", "revision", "streaming"), _HUB),

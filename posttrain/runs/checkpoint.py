@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,15 @@ class Checkpoint:
         if not wanted:
             return f"{META} cannot be read"
         return ", ".join(f"{name} has {sizes.get(name, 0)} of {size} bytes" for name, size in wanted.items() if sizes.get(name) != size)
+
+    @property
+    def corruption(self) -> str:
+        """Which of the files have other contents than were written, in words; empty if none has. Reads them all.
+
+        Archives as torch.save writes them hold a checksum of each part; shards of PyTorch's distributed checkpoints hold none.
+        """
+        files = [self.state] if self.state.is_file() else sorted(file for file in self.state.rglob("*") if file.is_file())
+        return ", ".join(f"{file.name} has other contents than were written" for file in files if _is_corrupt(file))
 
     @property
     def state(self) -> Path:
@@ -88,6 +98,16 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
         partial.rename(final)
         sync_path(folder)
     return done
+
+
+def _is_corrupt(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except zipfile.BadZipFile:
+        return True
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -26,9 +26,9 @@ FREE = (
     "resume", "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile",
     "data.workers", "data.cache_dir",
 )  # fmt: skip
-# What a checkpoint's weights and optimizer states depend on.
+# What a checkpoint's weights and optimizer states depend on; these hold the optimizer's rates too.
 FITTING = (
-    "method._target_", "optimizer._target_", "model.architecture", "model.peft.kind", "model.peft.r", "model.peft.targets",
+    "method._target_", "optimizer", "model.architecture", "model.peft.kind", "model.peft.r", "model.peft.targets",
     "model.peft.target_parameters", "model.peft.modules_to_save",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     elif has_begun(folder):
         raise ConfigError(Problem("output_dir", f"{folder} holds a run without its {CONFIG}: is it this one?", f"put it back, {ELSEWHERE}"))
     start = find_start(config, folder)
-    if start.state is not None and (problems := list(_strangers(start.state, config))):
+    if start.state is not None and not start.finished and (problems := list(_unfit(start.state, start.step, config))):
         raise ConfigError(problems)
     if not start.finished:
         write_atomic(old, as_yaml(config))
@@ -99,6 +99,20 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Start:
         return Start()
     found = _given(Path(os.path.expanduser(config["resume"])))
     return Start(_sound(found), found.step)
+
+
+def _unfit(state: Path, step: int, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Why a checkpoint cannot be gone on from. Reads all of it, which the process that leads does once."""
+    found = checkpoint.Checkpoint(state.parent, step)
+    if corruption := found.corruption:
+        hint = f"remove {found.path} to continue from the one before it"
+        yield Problem("resume", f"the checkpoint {found.path} is damaged: {corruption}", hint)
+    own = state.absolute().parents[2] == Path(config["output_dir"]).absolute()
+    if not own and config["max_steps"] is not None and step > config["max_steps"]:
+        yield Problem(
+            "max_steps", f"the checkpoint that resume names is of step {step}, and this run ends at {config['max_steps']}", "raise it"
+        )
+    yield from _strangers(state, config)
 
 
 def _strangers(state: Path, config: Mapping[str, Any]) -> Iterator[Problem]:

@@ -400,7 +400,7 @@ def test_keys_of_a_source_are_of_their_types(wrong: dict[str, object], words: st
 )
 def test_keys_that_no_source_reads_are_problems(node: dict[str, object], key: str):
     with pytest.raises(ConfigError) as caught:
-        read_settings({"name": "x", **node})
+        read_settings({"name": "files", **node})
     (problem,) = caught.value.problems
     assert problem.where == key
     assert "and there is none" in problem.message
@@ -420,7 +420,11 @@ def test_keys_that_no_source_reads_are_problems(node: dict[str, object], key: st
     ],
 )
 def test_keys_that_a_source_reads_are_fine(node: dict[str, object]):
-    assert read_settings({"name": "x", **node}).train
+    assert read_settings({"name": "files", **node}).train
+
+
+def test_a_local_copy_may_stand_in_the_place_of_a_data_set_of_the_hub():
+    assert read_settings({"name": "gsm8k", "train": "gsm8k.jsonl", "subset": "main", "split": "test"}).train
 
 
 def test_a_column_is_named_by_a_text():

@@ -170,3 +170,21 @@ def test_a_damaged_newest_checkpoint_is_named(undisturbed, tmp_path):
     code, output = run(folder)
     assert code == 2
     assert str(newest) in output
+
+
+def test_a_checkpoint_whose_contents_changed_is_named(undisturbed, tmp_path):
+    """A file of the right size whose numbers are not those that were written: it would train on, or fail much later."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "result.json").unlink()
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    content = bytearray((newest / "state.ckpt").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(255 - byte for byte in content[middle : middle + 4])
+    (newest / "state.ckpt").write_bytes(content)
+    code, output = run(folder)
+    assert code == 2
+    assert str(newest) in output
+    assert "other contents than were written" in output

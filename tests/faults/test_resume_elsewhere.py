@@ -84,6 +84,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, capsys):
         "a", f"resume={there}", "+model.architecture.hidden_size=32"
     )
     assert "model.peft.kind: the run that resume names has None, this command 'lora'" in refused("b", f"resume={there}", "model/peft=lora")
+    assert "optimizer.lr: the run that resume names has 0.001, this command 1e-05" in refused("f", f"resume={there}", "optimizer.lr=1e-5")
+    assert "is of step 2, and this run ends at 1" in refused("g", f"resume={there}", "max_steps=1")
     assert not (tmp_path / "b" / "log.txt").exists(), "before anything is loaded"
     assert "resume: the checkpoint does not fit this run: it lacks" in refused("c", f"resume={alone}", "model/peft=lora")
     assert "has the shape" in refused("d", f"resume={alone}", "+model.architecture.intermediate_size=32")
