@@ -150,7 +150,7 @@ def _run(
 
     told = jobs[0].config if study is None else {**jobs[0].config, "study": study.name}
     parent = start_parent(told, call.overrides, folder) if pending else known_parent(folder)
-    write_study(folder, _folders_of(jobs), jobs[0].config, parent, study)
+    write_study(folder, _folders_of(jobs), [job.config for job in jobs], parent, study)
     for job in (job for job in jobs if job not in pending):
         complete(Path(job.config["output_dir"]), "finished")
     with parent_open(jobs[0].config, parent) as ends:

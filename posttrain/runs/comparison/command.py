@@ -16,6 +16,7 @@ from posttrain.runs import report as terminal
 from posttrain.runs import suggest
 from posttrain.runs.comparison.analyse import analyse
 from posttrain.runs.comparison.arms import Arm, arms_of, named_arms
+from posttrain.runs.comparison.budgets import budget_note
 from posttrain.runs.comparison.costs import cost_of, curves_of
 from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.drift import drifts_of
@@ -32,7 +33,6 @@ from posttrain.runs.comparison.report import (
     TIMES,
     Report,
     as_json,
-    budget_note,
     cost_rows,
     notes_of,
     quality_rows,

@@ -90,7 +90,8 @@ def figure(picture: str, words: str) -> str:
 
 def _measured(report: Report, keys: Sequence[str], grid: str) -> list[str]:
     """What is of the machines; all else on the page is of the study."""
-    seconds = report.study is not None and report.study.budget is not None and report.study.budget["unit"] == "gpu_seconds"
+    units = {(run.result.get("budget") or {}).get("unit") for arm in report.arms for run in arm.runs}
+    seconds = "gpu_seconds" in units or (report.study is not None and (report.study.budget or {}).get("unit") == "gpu_seconds")
     others = "and, with a budget in seconds, also elsewhere" if seconds else "and the same ones everywhere else"
     words = (
         f"Measured on the machines. The same study run again, or killed and continued, finds other numbers in this section, {others}. "

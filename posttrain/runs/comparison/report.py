@@ -104,18 +104,6 @@ def folder_of(report: Report, run: Run) -> str:
     return Path(os.path.relpath(run.folder, report.home)).as_posix()
 
 
-def budget_note(study: Study, arms: Sequence[Arm]) -> list[str]:
-    """What each arm had to spend, and what was spent."""
-    if study.budget is None:
-        return ["The study has no budget: arms cost what they cost."]
-    asked = f"Budget of every arm: {study.budget['amount']:.4g} {study.budget['unit']}."
-    spent = [float(run.result["budget"]["spent"]) for arm in arms for run in arm.runs if run.result.get("budget")]
-    if len(spent) < sum(len(arm.runs) for arm in arms):
-        return [asked + " Not every run says what it spent of it."]
-    shares = [some / float(study.budget["amount"]) for some in spent]
-    return [f"{asked} Spent: {min(shares):.2%} to {max(shares):.2%} of it."]
-
-
 def effect_of(pair: Pair) -> str:
     """In words where seeds do not differ at all, so that nothing can be a number of their standard deviations."""
     return "no spread" if math.isinf(pair.effect) else number(pair.effect)

@@ -15,10 +15,18 @@ FILE = "study.json"
 
 
 def write_study(
-    folder: Path, arms: Mapping[str, Sequence[Path]], config: Mapping[str, Any], parent: str | None, study: Study | None = None
+    folder: Path,
+    arms: Mapping[str, Sequence[Path]],
+    configs: Sequence[Mapping[str, Any]],
+    parent: str | None,
+    study: Study | None = None,
 ) -> None:
-    """Write the record. arms: the runs' folders by arm. config: of one of the runs. study: None for a plain sweep."""
-    budget = budget_of(config)
+    """Write the record. arms: the runs' folders by arm. configs: of all runs. study: None for a plain sweep.
+
+    Its budget is the one that all runs have; null where they have none, or each its own.
+    """
+    budgets = {budget_of(config) for config in configs}
+    budget = budgets.pop() if len(budgets) == 1 else None
     record = {
         "name": folder.name if study is None else study.name,
         "metric": None if study is None else study.metric,
