@@ -51,8 +51,10 @@ def own_config(run: Path) -> dict[str, Any]:
         raise ConfigError(Problem("data", f"is needed: {run} is not a run's folder, whose held-out examples could be used", "data=FILE"))
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     if config.get("stages"):
+        from posttrain.runs.pipeline.wanted import stage_folders
+
         result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
-        return own_config(path.parent / result["stages"][-1]["folder"])
+        return own_config(stage_folders(path.parent, result["stages"])[-1])
     return entering.applied({**config, "output_dir": str(path.parent)})
 
 

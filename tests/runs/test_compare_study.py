@@ -58,6 +58,35 @@ def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tokens generated" in capsys.readouterr().out
 
 
+def test_a_study_that_was_moved_with_its_stages_is_read(tmp_path: Path) -> None:
+    home = tmp_path / "here"
+    home.mkdir()
+    study = staged_study(home)
+    for file in home.glob("staged/*/result.json"):
+        found = json.loads(file.read_text())
+        for stage in found["stages"]:
+            link = file.parent / stage["folder"]
+            target = link.resolve()
+            stage["folder"] = str(target)
+            link.unlink()
+            link.symlink_to(Path("../..") / target.name, target_is_directory=True)
+        file.write_text(json.dumps(found))
+    before = reported(study)["arms"]
+    home.rename(tmp_path / "there")
+    assert reported(tmp_path / "there")["arms"] == before
+    shutil.rmtree(tmp_path / "there" / "grpo-1")
+    with pytest.raises(ConfigError, match="No such file"):
+        reported(tmp_path / "there")
+
+
+def test_a_broken_file_of_scores_is_told(tmp_path: Path) -> None:
+    arms = {name: make_arm(tmp_path, name, gain=0.1) for name in ("sft", "dpo")}
+    (file,) = (arms["sft"][0] / "eval").glob("*.parquet")
+    file.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+    with pytest.raises(ConfigError, match="its files are broken"):
+        reported(make_study(tmp_path, arms))
+
+
 def test_a_run_that_an_arm_starts_from_is_charged_to_it(tmp_path: Path) -> None:
     plain, warm = make_arm(tmp_path, "sft", gain=0.0), make_arm(tmp_path, "dpo", gain=0.2, config={"entering": ["method=sft"]})
     for seed, folder in enumerate(warm, 1):

@@ -17,6 +17,7 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.scores import Scores
 from posttrain.runs.entering import FOLDER as ENTERED
 from posttrain.runs.kept_scores import FOLDER, kept_scores
+from posttrain.runs.pipeline.wanted import stage_folders
 from posttrain.runs.records import decode
 
 CONFIG, RESULT, ARTIFACT = "config.yaml", "result.json", "artifact/artifact.json"
@@ -118,7 +119,7 @@ def read_run(folder: Path) -> Run:
         if result["status"] != "finished":
             hint = f"run the same command again with output_dir={folder}: it resumes from the last checkpoint"
             raise ConfigError(Problem(where, f"the run is {result['status']}", hint))
-        stages = tuple(read_run(folder / stage["folder"]) for stage in result.get("stages", ()))
+        stages = tuple(read_run(place) for place in stage_folders(folder, result.get("stages", ())))
         entered = read_run(folder / ENTERED) if config.get("entering") and not stages else None
         last = stages[-1:]
         suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
@@ -132,7 +133,7 @@ def read_run(folder: Path) -> Run:
         run = Run(folder, config, result, metrics, scores, data or (last[0].data if last else {}), read_by, stages, entered)
         if run.devices < 1 or run.seed < 0:
             raise ValueError(f"seed {run.seed} on {run.devices} devices")
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(Problem(where, f"its files are broken: {reason}", "see config.yaml, result.json and eval/")) from error
     if stale := list(_stale(run)):

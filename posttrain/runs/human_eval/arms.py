@@ -13,6 +13,7 @@ from posttrain.evaluation.human.sheet import LETTERS
 from posttrain.runs.base_config import load_config
 from posttrain.runs.comparison.arms import names_of, settings_of
 from posttrain.runs.comparison.read import CONFIG, RESULT, run_folders
+from posttrain.runs.pipeline.wanted import stage_folders
 
 STUDY = "study.json"
 
@@ -99,4 +100,4 @@ def _status(folder: Path) -> str:
 def last_stage(folder: Path) -> Path:
     """The folder that holds a run's answers and config: itself, of a pipeline its last stage's."""
     stages = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("stages")
-    return folder if not stages else folder / stages[-1]["folder"]
+    return folder if not stages else stage_folders(folder, stages)[-1]

@@ -52,6 +52,13 @@ def place_of(nodes: Sequence[Mapping[str, Any]], number: int) -> str:
     return f"{number + 1:0{len(str(len(nodes)))}d}_{nodes[number]['name']}"
 
 
+def stage_folders(folder: Path, stages: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Where the stages of a pipeline's result.json lie: where it says, else, as when they were moved, behind the links beside it."""
+    links = [folder / place_of(stages, number) for number in range(len(stages))]
+    told = [folder / stage["folder"] for stage in stages]
+    return [place if place.is_dir() else link for place, link in zip(told, links, strict=True)]
+
+
 def _with_budget(config: Mapping[str, Any], number: int, ended: Sequence[Ended]) -> dict[str, Any]:
     """The stage's config with its part of the pipeline's budget."""
     own: dict[str, Any] = config["stages"][number]["config"]
