@@ -18,7 +18,7 @@ from posttrain.evaluation.scores import Scores, names_of
 from posttrain.runs.commands.compare import run as command
 from posttrain.runs.commands.table import Call
 from posttrain.runs.comparison import publish
-from posttrain.runs.comparison.command import report_on_study
+from posttrain.runs.comparison.command import report_on_finished, report_on_study
 from posttrain.runs.comparison.costs import pareto
 from posttrain.runs.comparison.drift import Drift, chance, drift_of, told
 from posttrain.runs.comparison.read import read_run
@@ -56,6 +56,21 @@ def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert written >= {"compare.html", "compare.json", "pareto.svg", "quality_over_flops.svg", "quality_over_hours.svg"}
     assert "flops" in next(note for note in found["notes"] if note.startswith("Budget of every arm"))
     assert "tokens generated" in capsys.readouterr().out
+
+
+def test_arms_that_did_not_finish_are_left_out_and_named(tmp_path: Path) -> None:
+    arms = {name: make_arm(tmp_path, name, gain=gain) for name, gain in (("sft", 0.0), ("dpo", 0.2), ("bad", 0.0))}
+    rewrite(arms["bad"][1], "result.json", status="failed")
+    study = make_study(tmp_path, arms)
+    with pytest.raises(ConfigError, match="the run is failed"):
+        report_on_study(study)
+    report_on_finished(study)
+    found = json.loads((study / "compare" / "compare.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["sft", "dpo"]
+    assert found["notes"][0] == "Left out, since runs did not finish: bad (bad-2 failed)."
+    (arms["dpo"][0] / "result.json").unlink()
+    with pytest.raises(ConfigError, match=re.escape("1 of 3 arms can be compared. Left out, since runs did not finish: dpo (dpo-1 not")):
+        report_on_finished(study)
 
 
 def test_a_study_that_was_moved_with_its_stages_is_read(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_a_budget_smaller_than_a_step_is_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+def test_an_arm_that_fails_does_not_keep_the_others_from_being_compared(tmp_path, capsys):
+    bad = 'study.arms={low:["optimizer.lr=3e-4"],high:["optimizer.lr=3e-3"],bad:["optimizer.lr=1e30","gradient_clip=null"]}'
+    line = [*LINE[:-1], "budget.flops=null", "max_steps=3", bad, "study.seeds=[1]", f"output_dir={tmp_path}/study"]
+    assert main(line) == 1
+    found = json.loads((tmp_path / "study" / "compare" / "compare.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["low", "high"]
+    assert "Left out, since runs did not finish: bad (seed=1 failed)." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("left", ["finished", "killed"])
 def test_runs_of_other_numbers_are_not_taken_for_those_of_a_study(tmp_path, capsys, left):
     folder = tmp_path / "study"

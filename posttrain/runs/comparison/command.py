@@ -26,7 +26,7 @@ from posttrain.runs.comparison.metric import measured
 from posttrain.runs.comparison.page import page
 from posttrain.runs.comparison.pictures import pictures
 from posttrain.runs.comparison.publish import publish
-from posttrain.runs.comparison.read import read_arms, read_runs
+from posttrain.runs.comparison.read import read_arms, read_runs, status_of
 from posttrain.runs.comparison.report import (
     COSTS,
     QUALITY,
@@ -38,7 +38,7 @@ from posttrain.runs.comparison.report import (
     quality_rows,
     time_rows,
 )
-from posttrain.runs.comparison.study import FOLDER, Direction, read_study
+from posttrain.runs.comparison.study import FOLDER, Direction, Study, read_study
 from posttrain.runs.comparison.verdict import verdicts
 from posttrain.runs.files import prepare_folder, write_atomic
 
@@ -72,7 +72,7 @@ def compare(
     """
     _check(runs, study, smallest)
     if study is not None:
-        return _of_study(Path(study).expanduser().absolute(), metric, smallest, baseline, better, to)
+        return _of_study(read_study(Path(study).expanduser().absolute()), metric, smallest, baseline, better, to)
     made = report_of(
         arms_of(read_runs(runs or [])), metric=metric, smallest=smallest or SMALLEST, baseline=baseline, better=better or "auto"
     )
@@ -89,16 +89,39 @@ def report_on_study(folder: Path) -> Report:
     return compare(study=str(folder))
 
 
-def _of_study(
-    folder: Path, metric: str | None, smallest: float | None, baseline: str | None, better: Direction | None, to: str | None
-) -> Report:
+def report_on_finished(folder: Path) -> Report:
+    """The same of the arms alone whose runs have all finished; a note names the others. An arm without the seeds that failed would look
+    better than it is.
+
+    Raises ConfigError where fewer than two arms are left, besides what `report_on_study` raises for.
+    """
     study = read_study(folder)
+    ended = {name: [(run.name, status_of(run)) for run in runs] for name, runs in study.arms.items()}
+    lost = {name: [f"{run} {status}" for run, status in runs if status != "finished"] for name, runs in ended.items()}
+    kept = {name: runs for name, runs in study.arms.items() if not lost[name]}
+    note = "Left out, since runs did not finish: " + "; ".join(f"{name} ({', '.join(some)})" for name, some in lost.items() if some) + "."
+    if len(kept) < 2:
+        advice = "the same command runs what is missing"
+        raise ConfigError(Problem(f"study={folder}", f"{len(kept)} of {len(lost)} arms can be compared. {note}", advice))
+    return _of_study(replace(study, arms=kept), None, None, None, None, None, notes=[note])
+
+
+def _of_study(
+    study: Study,
+    metric: str | None,
+    smallest: float | None,
+    baseline: str | None,
+    better: Direction | None,
+    to: str | None,
+    *,
+    notes: Sequence[str] = (),
+) -> Report:
     arms = named_arms(read_arms(study.arms))
     made = report_of(
         arms, metric=metric or study.metric, smallest=smallest or study.smallest, baseline=baseline, better=better or study.better
     )  # fmt: skip
-    made = replace(made, study=study, notes=[*made.notes, *budget_note(study, arms)])
-    home = folder / FOLDER if to is None else Path(to).expanduser().absolute()
+    made = replace(made, study=study, notes=[*notes, *made.notes, *budget_note(study, arms)])
+    home = study.folder / FOLDER if to is None else Path(to).expanduser().absolute()
     files = _deliver(made, home)
     publish(study, arms, files)
     return made

@@ -141,6 +141,14 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def status_of(folder: Path) -> str:
+    """How the run in a folder ended, as far as its result.json says."""
+    try:
+        return str(_json(folder / RESULT)["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not finished"
+
+
 def _json(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from posttrain.errors import ConfigError, Problem, after_start
-from posttrain.runs import options, suggest
+from posttrain.errors import ConfigError, Problem, UserError, after_start
+from posttrain.runs import options, report, suggest
 from posttrain.runs.budget.amount import UNITS
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
@@ -21,7 +21,7 @@ from posttrain.runs.sweep_jobs import Planned, checked_jobs
 
 
 def run_study(call: Call) -> int:
-    """Runs what is missing of a study and compares its arms; returns the worst exit code.
+    """Runs what is missing of a study and compares its arms, where some failed those that did not; returns the worst exit code.
 
     Raises:
         ConfigError: with everything that is wrong with the study and its runs; nothing was started then.
@@ -47,16 +47,23 @@ def run_study(call: Call) -> int:
     if problems:
         raise ConfigError(problems)
     code = run_jobs(jobs, call, master, folders, study)
-    if code == 0 and not master.hydra.launcher.get("dry_run"):
-        _compare(folder)
+    if not master.hydra.launcher.get("dry_run"):
+        _compare(folder, code)
     return code
 
 
-def _compare(folder: Path) -> None:
-    from posttrain.runs.comparison.command import report_on_study  # reads arrays and tests: heavy
+def _compare(folder: Path, code: int) -> None:
+    """code: of the runs; where that is not 0, what cannot be compared is told and no error."""
+    from posttrain.runs.comparison.command import report_on_finished, report_on_study  # reads arrays and tests: heavy
 
-    with after_start():
-        report_on_study(folder)
+    if code == 0:
+        with after_start():
+            report_on_study(folder)
+        return
+    try:
+        report_on_finished(folder)
+    except UserError as error:
+        report.show(error.problems, started=True)
 
 
 def _nodes(call: Call, parsed: Parsed, folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
