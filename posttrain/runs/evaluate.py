@@ -106,11 +106,22 @@ def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult)
         "artifact": str(artifact),
         "metrics": {key: encode(value) for key, value in result.metrics.items()},
         "settings": dict(suite.settings),
+        "measured_as": measured_as(suite),
         "details": dict(result.details),
         "versions": versions(),
     }
     write_atomic(path, json.dumps(report, indent=2, allow_nan=False, default=str) + "\n")
     return [path, samples_of(path), *([keep_scores(home, result.scores, suite.name)] if result.scores else [])]
+
+
+def measured_as(suite: Suite) -> dict[str, Any]:
+    """All settings that a suite's values were found by, the function's own defaults among them; a local opponent by its whole path."""
+    defaults = {name: parameter.default for name, parameter in parameters_of(suite.target).items() if not parameter.required}
+    settings = {**defaults, **suite.settings}
+    against = settings.get("against")
+    if isinstance(against, str) and against != START and Path(against).expanduser().exists():
+        settings["against"] = str(Path(against).expanduser().resolve())
+    return settings
 
 
 def samples_of(results: Path) -> Path:

@@ -16,7 +16,8 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.scores import Scores
 from posttrain.runs import suggest
 from posttrain.runs.comparison.arms import Arm
-from posttrain.runs.comparison.read import Run
+from posttrain.runs.comparison.measured_as import otherwise_measured
+from posttrain.runs.comparison.read import MEASURED_AS, Run
 
 PREFERRED = ("eval/exact_match", "val/reward", "val/loss")
 NEARLY_ALL = 0.9  # of the examples
@@ -44,7 +45,7 @@ def measured(arms: Sequence[Arm], metric: str | None) -> Measured:
     chosen = choose(every, metric)
     arms, most = _in_common(arms, chosen)
     runs = [run for arm in arms for run in arm.runs]
-    if problems := list(_other_data(runs, chosen)):
+    if problems := [*_other_data(runs, chosen), *otherwise_measured(runs, chosen)]:
         raise ConfigError(problems)
     values = tuple(np.array([run.metrics[chosen] for run in arm.runs]) for arm in arms)
     if any(chosen not in run.scores for run in runs):
@@ -128,4 +129,4 @@ def _differing(run: Run, first: Run, metric: str) -> str:
         mine, theirs = run.suites[suite], first.suites[suite]
     else:  # held out by the run itself: a source of the same name must have the same contents
         mine, theirs = ({name: side.data[name] for name in run.data.keys() & first.data.keys()} for side in (run, first))
-    return ", ".join(sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)))
+    return ", ".join(sorted(name for name in (mine.keys() | theirs.keys()) - {MEASURED_AS} if mine.get(name) != theirs.get(name)))

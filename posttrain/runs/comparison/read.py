@@ -21,6 +21,7 @@ from posttrain.runs.pipeline.wanted import stage_folders
 from posttrain.runs.records import decode
 
 CONFIG, RESULT, ARTIFACT = "config.yaml", "result.json", "artifact/artifact.json"
+MEASURED_AS = "measured_as"
 TOLERANCE = 1e-4  # relative: rewards are float32
 
 
@@ -162,10 +163,11 @@ def _numbers(metrics: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, flo
 
 
 def _read_by(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation read: its settings that name data, and digests."""
+    """What an evaluation read: its settings that name data, and digests; and by which settings it measured."""
     settings, details = suite.get("settings", {}), suite.get("details", {})
     chosen = {name: settings[name] for name in ("data", "limit", "tasks", "num_fewshot", "format", "system", "compare") if name in settings}
-    return {**chosen, **{name: details[name] for name in ("digest", "examples", "left_out") if name in details}}
+    read = {**chosen, **{name: details[name] for name in ("digest", "examples", "left_out") if name in details}}
+    return {**read, MEASURED_AS: suite.get(MEASURED_AS, settings)}
 
 
 def _stale(run: Run) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from posttrain.runs.comparison.bounds import NONE, bounds_note
 from posttrain.runs.comparison.costs import EQUAL, Cost, Curve, pareto
 from posttrain.runs.comparison.drift import Drift, told
 from posttrain.runs.comparison.forgetting import Change
+from posttrain.runs.comparison.measured_as import settings_note
 from posttrain.runs.comparison.read import Run
 from posttrain.runs.comparison.study import Study
 from posttrain.runs.comparison.verdict import between, kind, number, p_value
@@ -134,7 +135,7 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
             "With two seeds an arm, how much seeds vary is known from a single difference. Intervals allow for that and hold the truth as "
             "often as they should, but their width is much luck; where seeds decide, a third one makes them half as wide on average."
         )
-    notes += [*mixed(arms), *_entered(arms)]
+    notes += [*mixed(arms), *_entered(arms), *settings_note([run for arm in arms for run in arm.runs], analysis.metric)]
     methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
     if analysis.metric == "val/loss" and len(methods) > 1:
         notes.append(
