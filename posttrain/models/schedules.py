@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from posttrain.errors import ConfigError, Problem
 
+FRACTION_DIGITS = 6  # of a fraction times the steps: 0.07 * 100 is 7, not 7.000000000000001
+
 
 def cosine(optimizer: Optimizer, max_steps: int, *, warmup: int | float = 0, min_ratio: float = 0.0) -> LambdaLR:
     """Warm-up, then half a cosine from 1 down to `min_ratio` at `max_steps`."""
@@ -50,8 +52,8 @@ def wsd(
 def steps_of(length: int | float, max_steps: int, *, key: str) -> int:
     """Steps of a length given as steps or as a fraction of the run, rounded up. Raises ConfigError for a negative or broken number."""
     if length < 0 or (length > 1 and length != int(length)):
-        raise ConfigError(Problem(key, f"is {length}", "a whole number of steps, or a fraction of the run from 0 to 1"))
-    return math.ceil(length * max_steps) if length < 1 else int(length)
+        raise ConfigError(Problem(key, f"is {length}", "a whole number of steps from 1, or a fraction of the run below 1"))
+    return math.ceil(round(length * max_steps, FRACTION_DIGITS)) if length < 1 else int(length)
 
 
 def constant_factor(max_steps: int, *, warmup: int | float) -> Callable[[int], float]:

@@ -57,6 +57,19 @@ def test_warmup_as_a_fraction_rounds_up() -> None:
     assert schedules.steps_of(500.0, 3, key="x") == 500
 
 
+def test_a_fraction_that_is_whole_steps_is_not_rounded_up() -> None:
+    for steps in (10, 20, 100, 300, 1000, 2000):
+        for percent in range(1, 100):
+            assert schedules.steps_of(percent / 100, steps, key="x") == -(-percent * steps // 100), (percent, steps)
+    assert curve(schedules.wsd, 100, warmup=0.45, decay=0.55, shape="linear")[44:46] == [1.0, 1.0]
+
+
+def test_one_is_a_step_and_not_the_whole_run() -> None:
+    assert schedules.steps_of(1.0, 100, key="x") == 1
+    with pytest.raises(ConfigError, match="steps from 1, or a fraction of the run below 1"):
+        schedules.steps_of(1.5, 100, key="x")
+
+
 def test_a_run_shorter_than_its_warmup_stays_in_it() -> None:
     assert curve(schedules.cosine, 2, warmup=500) == pytest.approx([1 / 500, 2 / 500])
 
