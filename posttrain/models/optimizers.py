@@ -74,14 +74,14 @@ def sgd(params: NamedParameters, *, lr: float, weight_decay: float = 0.0, moment
 
 
 def decay_groups(params: NamedParameters, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups of the trainable weights: matrices with decay, vectors without. An empty group is left out.
+    """Two parameter groups of the trainable weights: matrices with decay, vectors and biases without. An empty group is left out.
 
-    Raises ConfigError when nothing is trainable.
+    The biases of fused experts are matrices by their shape alone. Raises ConfigError when nothing is trainable.
     """
-    trainable = [parameter for _, parameter in params if parameter.requires_grad]
+    trainable = [(name, parameter) for name, parameter in params if parameter.requires_grad]
     if not trainable:
         raise ConfigError(Problem("model", "has no trainable weight", "train the whole model with model/peft=null, or choose adapters"))
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    matrices = [parameter for name, parameter in trainable if parameter.ndim >= 2 and not name.endswith("bias")]
+    vectors = [parameter for name, parameter in trainable if parameter.ndim < 2 or name.endswith("bias")]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -48,6 +48,12 @@ def test_vectors_are_never_decayed() -> None:
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [2, 3]), (0.0, [1])]
 
 
+def test_biases_of_experts_are_not_decayed() -> None:
+    params = [(f"experts.gate_up_proj{end}", nn.Parameter(torch.ones(shape))) for end, shape in (("", (2, 3, 4)), ("_bias", (2, 4)))]
+    groups = optimizers.decay_groups(params, 0.1)
+    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.1, [3]), (0.0, [2])]
+
+
 def test_frozen_weights_stay_out() -> None:
     params = named((3, 3), (2, 2))
     params[0][1].requires_grad_(False)
