@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,9 @@ from posttrain.models.architectures import model_config
 from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
 from posttrain.models.integrity import REWARD_FILE, has_record, verify
 from posttrain.models.quantisation import dequantise, quantise
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # ends of transformers' class names
@@ -120,7 +123,16 @@ def _weight_errors(path: str) -> Iterator[None]:
 
 def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights."""
-    from peft import PeftModel  # takes seconds to import
+    from posttrain.models.adapters import merge_adapter  # peft takes seconds to import
+
+    merged = merge_adapter(adapted_model(model, dtype=dtype))
+    forget_source(merged)
+    return merged.eval()
+
+
+def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype) -> PeftModel:
+    """The same with the adapter beside the weights, not merged, in evaluation mode; `path` is a folder with an adapter."""
+    from posttrain.models.adapters import load_adapter  # peft takes seconds to import
 
     folder = Path(os.path.expanduser(model["path"]))
     record = verify(folder) if has_record(folder) else {}
@@ -128,10 +140,7 @@ def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedMo
     if record.get("quantised"):
         dequantise(quantise(base, **record["quantised"]), dtype=dtype)
     with hub_errors(str(folder)), _weight_errors(str(folder)):
-        adapted = PeftModel.from_pretrained(base, str(folder))
-    merged = adapted.merge_and_unload(safe_merge=True)
-    forget_source(merged)
-    return merged.eval()
+        return load_adapter(base, folder).eval()
 
 
 def forget_source(model: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.models.adapters import merge_adapter
 from posttrain.models.loading import DEFAULT_SEED, seeded
 from posttrain.models.quantisation import block_linears, dequantise, expert_parameters, is_quantised, quantise
 
@@ -105,7 +106,7 @@ def adapt_for_counting(model: PreTrainedModel, peft: Mapping[str, Any]) -> PeftM
 def checked_targets(options: PeftOptions, model: PreTrainedModel) -> Targets:
     """What the options name in this model. Raises ConfigError for what matches nothing and for what cannot be combined."""
     targets = find_targets(options, model)
-    if problems := [*_combination_problems(options, targets), *_target_problems(options, model)]:
+    if problems := [*_combination_problems(options, targets), *_target_problems(options, model), *_tied_problems(options, model)]:
         raise ConfigError(problems)
     return targets
 
@@ -203,6 +204,23 @@ def _target_problems(options: PeftOptions, model: nn.Module) -> list[Problem]:
     return problems
 
 
+def _tied_problems(options: PeftOptions, model: PreTrainedModel) -> list[Problem]:
+    """Adapters on the embedding or the head where the two share one weight: merged, they would change both."""
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is None or first.weight is not last.weight:
+        return []
+    names = [name for name, module in model.named_modules() if module is first or module is last]
+    wanted = {"targets": options.targets, "target_parameters": options.target_parameters}
+    lists = {key: value for key, value in wanted.items() if isinstance(value, list)}
+    hint = "leave it out, or train it in full with model.peft.modules_to_save"
+    return [
+        Problem(f"model.peft.{key}", f"{target!r} cannot be adapted: input embedding and output head share one weight", hint)
+        for key, targets in lists.items()
+        for target in targets
+        if _matches(target, names) or _matches(target, [f"{name}.weight" for name in names])
+    ]
+
+
 def _matches(ending: str, names: list[str]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for name in names)
 
@@ -217,18 +235,15 @@ def merge(model: PeftModel, *, dtype: torch.dtype | None = None) -> PreTrainedMo
     A quantised base is first written back to full precision (`dtype`; None: the dtype of its unquantised weights): adding to
     rounded 4-bit weights and rounding again would lose most of what was learned.
     """
-    merged: PreTrainedModel
     if not is_quantised(model):
-        merged = model.merge_and_unload(safe_merge=True)
-        return merged
+        return merge_adapter(model)
     config = adapter_config(model)
     adapter = get_peft_model_state_dict(model)
     base: PreTrainedModel = model.unload()
     dequantise(base, dtype=dtype or _full_dtype(base))
     twin: Any = get_peft_model(base, config)
     set_peft_model_state_dict(twin, adapter)
-    merged = twin.merge_and_unload(safe_merge=True)
-    return merged
+    return merge_adapter(twin)
 
 
 def _full_dtype(model: PreTrainedModel) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,8 +13,11 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.models.artifact import load_artifact
 from posttrain.models.hub import hub_errors, source_options
 from posttrain.models.integrity import has_record
-from posttrain.models.loading import ADAPTER_CONFIG, base_of_adapter, build_model
+from posttrain.models.loading import ADAPTER_CONFIG, adapted_model, base_of_adapter, build_model
 from posttrain.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def load(folder: Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -29,6 +32,11 @@ def load(folder: Path, *, device: str | None = None, dtype: torch.dtype | None =
     tokenizer = load_tokenizer(config)
     model = build_model(config, dtype=dtype or stored_dtype(folder))
     return model.to(place).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_beside(folder: Path) -> PeftModel:
+    """The model of a folder with an adapter on the CPU, the adapter not merged, weights in the type that they are stored in."""
+    return adapted_model(model_keys(folder), dtype=stored_dtype(folder))
 
 
 def model_keys(folder: Path) -> dict[str, Any]:

@@ -114,3 +114,12 @@ def test_wrong_arguments(tmp_path: Path, run_dir: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "stopped"}')
     with pytest.raises(ConfigError, match=r"has no artifact \(the run is stopped\).*resumes"):
         main({"run": str(tmp_path), "to": str(tmp_path / "out")})
+
+
+def test_a_merge_that_changes_the_function_is_found(
+    adapter_run: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.models.adapters.merge_adapter", lambda model: model.unload())
+    with pytest.raises(ExportError, match="other logits"):
+        main({"run": str(adapter_run[0]), "to": str(tmp_path / "out"), "merge": "true"})
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError
 from posttrain.models.loading import build_model
@@ -111,6 +112,36 @@ def test_targets_that_match_nothing_list_what_there_is(conf) -> None:
     assert "k_proj, lm_head, o_proj, q_proj, v_proj" in targets
     assert "experts.down_proj, experts.gate_up_proj" in parameters
     assert "model.peft.modules_to_save" in modules
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_ends_that_share_one_weight_are_not_adapted(conf, target) -> None:
+    model = conf("nano", peft="lora")
+    base = build_model(model, dtype=torch.float32)
+    assert base.config.tie_word_embeddings
+    with pytest.raises(ConfigError, match=rf"model\.peft\.targets: '{target}' cannot be adapted.*share one weight"):
+        apply_peft(base, {**model["peft"], "targets": ["q_proj", target]})
+    with pytest.raises(ConfigError, match=r"model\.peft\.target_parameters"):
+        apply_peft(base, {**model["peft"], "target_parameters": [f"{target}.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("tied", "keys"),
+    [
+        (False, {"targets": ["q_proj", "lm_head", "embed_tokens"]}),
+        (True, {"modules_to_save": ["lm_head"]}),
+        (True, {"modules_to_save": ["embed_tokens"]}),
+    ],
+)
+def test_adapted_ends_merge_to_the_same_function_and_are_saved_as_such(conf, ids, logits, tmp_path, keys, tied) -> None:
+    base = build_model(conf("nano", architecture={"tie_word_embeddings": tied}), dtype=torch.float32)
+    model = apply_peft(base, {"kind": "lora", **keys})
+    train(model, ids, steps=3)
+    want = logits(model, ids)
+    merged = merge(model)
+    torch.testing.assert_close(logits(merged, ids), want, atol=1e-5, rtol=1e-4)
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path), ids), want, atol=1e-5, rtol=1e-4)
 
 
 def test_unknown_keys_and_wrong_types_are_all_named() -> None:

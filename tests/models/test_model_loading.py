@@ -7,7 +7,9 @@ import pickle
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError
 from posttrain.models import hub
@@ -149,3 +151,28 @@ def test_a_revision_of_a_local_folder_is_refused(conf, tmp_path) -> None:
     _, config = saved_nano(conf, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.revision"):
         build_model({**config, "revision": "main"}, dtype=torch.float32)
+
+
+def foreign_adapter(conf, folder, config, *, rows: int | None = None):
+    """An adapter that peft alone wrote into `folder` / adapter, on a nano in `folder` / base; and the model of the two."""
+    saved_nano(conf, folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    if rows is not None:
+        base.resize_token_embeddings(rows)
+    model = get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder / "adapter")
+    return model
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_end_of_a_tied_model_leaves_the_other(conf, tmp_path, ids, logits, target) -> None:
+    model = foreign_adapter(conf, tmp_path, LoraConfig(r=4, target_modules=["q_proj", target], task_type="CAUSAL_LM"))
+    want = logits(model, ids)
+    loaded = build_model(conf("hf", path=str(tmp_path / "adapter")), dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded, ids), want, atol=2e-5, rtol=1e-4)
+    loaded.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids), want, atol=2e-5, rtol=1e-4)
