@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # ends of transformers' class names
 DEFAULT_SEED = 0
+# what these values of a generation config are where nothing is sampled
+GREEDY = {"temperature": (None, 1.0), "top_p": (None, 1.0), "top_k": (None, 0, 50), "min_p": (None,), "typical_p": (None, 1.0)}
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "bf16_true": torch.bfloat16}
 
 
@@ -86,8 +88,23 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
         )
     built: PreTrainedModel = loaded[0]
     _require_complete(path, loaded[1])
+    _sample_where_asked(built)
     built.config.name_or_path = str(Path(os.path.expanduser(path)).absolute()) if is_local(path) else path
     return built.eval()
+
+
+def _sample_where_asked(model: PreTrainedModel) -> None:
+    """Sampling values without `do_sample` mean sampling; transformers reads such a generation config, but refuses to write it.
+
+    Beside a `do_sample` of false, or a temperature of 0, they have no effect, and are dropped.
+    """
+    config = model.generation_config
+    values = [name for name, plain in GREEDY.items() if getattr(config, name) not in plain]
+    if config.do_sample is None and values and config.temperature != 0:
+        config.do_sample = True
+    elif not config.do_sample:
+        for name in values:
+            setattr(config, name, None)
 
 
 def _require_language_model(model: Mapping[str, Any], path: str) -> None:

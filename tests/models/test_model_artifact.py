@@ -291,3 +291,25 @@ def test_weights_given_by_a_sharded_run(conf, tmp_path, ids, logits) -> None:
     folder = save_artifact(model, tokenizer, tmp_path / "artifact", record=RECORD, state=gathered)
     model.load_state_dict(gathered)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder), ids), logits(model, ids))
+
+
+SAMPLING = {"temperature": 0.6, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("given", "peft", "kept"),
+    [
+        (SAMPLING, None, SAMPLING | {"do_sample": True}),
+        (SAMPLING, {"kind": "lora"}, SAMPLING | {"do_sample": True}),
+        (SAMPLING | {"do_sample": False}, None, {"do_sample": False}),
+        ({"temperature": 0.0}, None, {}),
+    ],
+)
+def test_sampling_values_without_do_sample_can_be_saved_again(conf, tmp_path, given, peft, kept) -> None:
+    base, tokenizer = trained(conf)
+    save_artifact(base, tokenizer, tmp_path / "base", record=RECORD)
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(given))
+    model, tokenizer = trained(conf, config=conf("hf", **load_artifact(tmp_path / "base")), peft=peft)
+    folder = save_artifact(model, tokenizer, tmp_path / "artifact", record=RECORD)
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert {name: value for name, value in written.items() if name in {"do_sample", *SAMPLING}} == kept
