@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from posttrain.evaluation.human.blind import balanced
 from posttrain.evaluation.human.choice import strengths
 from posttrain.evaluation.human.returned import Judgement
 from posttrain.evaluation.human.summary import position, share, standings, summarise
+from posttrain.runs.human_eval.report import verdicts
+
+DRAWS = np.random.default_rng(0)
 
 
 def orders_of(count: int, arms: int, seed: int = 0) -> np.ndarray:
@@ -129,3 +133,44 @@ def test_a_planted_bias_for_the_first_is_found_and_not_taken_for_quality() -> No
     assert one.strength.low < 0 < one.strength.high
     false = sum(position(simulate(60, (0.4, -0.4), seed=seed), 2).p < 0.05 for seed in range(200))
     assert false <= 20
+
+
+def with_runs(runs: int, spread: float, *, items: int = 100, gain: float = 0.0, seed: int = 0) -> list[Judgement]:
+    """Two methods whose runs' strengths vary; each item is answered by a run of each that is drawn for it."""
+    draws = np.random.default_rng(seed)
+    quality = spread * draws.standard_normal((2, runs)) + np.array([[gain], [0.0]])
+    found = []
+    for item, order in enumerate(balanced(items, 2, draws)):
+        one, other = draws.integers(0, runs, 2)
+        wins = draws.random() < 1 / (1 + np.exp(quality[1, other] - quality[0, one]))
+        ratings = (4, 2) if wins else (2, 4)
+        found.append(Judgement(f"q{item}", "r1", "all", ratings, 0 if wins else 1, order, "", (f"a{one}", f"b{other}")))
+    return found
+
+
+@pytest.mark.parametrize(("runs", "spread"), [(2, 0.0), (2, 0.6), (2, 0.3), (3, 0.6)])
+def test_equal_methods_whose_runs_differ_are_seldom_called_different(runs: int, spread: float) -> None:
+    duels = [summarise(with_runs(runs, spread, seed=seed), ("a", "b"), "nothing").duels[0] for seed in range(200)]
+    assert sum(duel.holm < 0.05 for duel in duels) <= 0.05 * 200 + 6
+    assert sum(duel.rating_holm < 0.05 for duel in duels) <= 0.05 * 200 + 6
+    assert sum(duel.win_rate.low <= 0.5 <= duel.win_rate.high for duel in duels) >= 0.95 * 200 - 8
+    assert all(duel.methods for duel in duels)
+
+
+def test_a_better_method_is_found_over_its_runs() -> None:
+    found = summarise(with_runs(3, 0.1, gain=1.5), ("a", "b"), "nothing")
+    assert found.duels[0].holm < 0.05
+    alone = summarise([replace(one, runs=()) for one in with_runs(3, 0.1, gain=1.5)], ("a", "b"), "nothing")
+    assert not alone.duels[0].methods
+    for wide, narrow in zip(found.standings, alone.standings, strict=True):
+        assert wide.win_rate.high - wide.win_rate.low > narrow.win_rate.high - narrow.win_rate.low
+        assert wide.strength.high - wide.strength.low > narrow.strength.high - narrow.strength.low
+    assert "these very models" in verdicts(alone)[0]
+    assert "these very models" not in verdicts(found)[0]
+
+
+def test_ties_alone_say_nothing_and_warn_of_nothing() -> None:
+    for runs in ((), ("a", "b")):
+        ties = [Judgement(f"q{item}", "r1", "all", (3, 3), None, order, "", runs) for item, order in enumerate(balanced(20, 2, DRAWS))]
+        (duel,) = summarise(ties, ("a", "b"), "nothing").duels
+        assert (duel.p, duel.win_rate.value) == (1.0, 0.5)

@@ -24,7 +24,7 @@ class Strengths:
     @property
     def se(self) -> Array:
         """Standard errors, [K]."""
-        return np.sqrt(np.diag(self.covariance))
+        return np.sqrt(np.maximum(np.diag(self.covariance), 0.0))  # where nothing was preferred, rounding leaves less than nothing
 
 
 def strengths(orders: Array, chosen: Array, clusters: Array, *, prior: float = 0.5) -> Strengths:

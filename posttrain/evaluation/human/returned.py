@@ -18,7 +18,10 @@ RATING = re.compile(r"(\d+)(?:[.,]0*)?")
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one rater says of one item. ratings: by arm. preferred: an arm, None for a tie. order: arms as they were shown."""
+    """What one rater says of one item. ratings: by arm. preferred: an arm, None for a tie. order: arms as they were shown.
+
+    runs: by arm, which run of it wrote the answer; empty where that is not known.
+    """
 
     item: str
     rater: str
@@ -27,6 +30,7 @@ class Judgement:
     preferred: int | None
     order: tuple[int, ...]
     notes: str
+    runs: tuple[str, ...] = ()
 
 
 def judgements(sheets: Sequence[tuple[str, bytes]], key: Key) -> list[Judgement]:
@@ -123,7 +127,7 @@ class _Reader:
         if place is None or None in rated:
             return
         by_arm = tuple(int(rated[row.order.index(arm)] or 0) for arm in range(arms))
-        yield Judgement(row.id, rater, row.stratum, by_arm, None if place < 0 else row.order[place], row.order, notes)
+        yield Judgement(row.id, rater, row.stratum, by_arm, None if place < 0 else row.order[place], row.order, notes, row.runs)
 
     def _rating(self, number: int, name: str, letter: str, text: str) -> int | None:
         match = RATING.fullmatch(text.strip())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +12,8 @@ from scipy import stats
 from posttrain.evaluation.human.agreement import Agreement, agreement
 from posttrain.evaluation.human.choice import strengths
 from posttrain.evaluation.human.returned import Judgement
+from posttrain.evaluation.human.seeds import over_runs, several
+from posttrain.evaluation.statistics.estimate import Estimate
 from posttrain.evaluation.statistics.permutation import holm, sign_flip
 from posttrain.evaluation.statistics.scalars import student
 
@@ -46,7 +48,8 @@ class Standing:
 class Duel:
     """Two arms. win_rate: of `one` where one of them is preferred or none, ties half. rating: difference of the mean ratings.
 
-    p, rating_p: of no difference, by flipping signs of items; holm, rating_holm: adjusted for all pairs.
+    p, rating_p: of no difference: over items and runs where both arms have several runs, else of these very models, by flipping signs of
+    items. holm, rating_holm: adjusted for all pairs. methods: whether it is about methods, and not these models alone.
     """
 
     one: str
@@ -55,6 +58,7 @@ class Duel:
     rating: Value
     p: float
     rating_p: float
+    methods: bool = False
     holm: float = NAN
     rating_holm: float = NAN
 
@@ -114,16 +118,35 @@ def standings(found: Sequence[Judgement], arms: Sequence[str]) -> tuple[Standing
     """The arms, the most preferred first."""
     wins, ratings = _by_item(found, _credit(found, len(arms))), _by_item(found, np.array([one.ratings for one in found], float))
     chosen = np.array([len(arms) if one.preferred is None else one.preferred for one in found])
+    runs = _runs(found)
     fit = strengths(np.array([one.order for one in found]), chosen, _items(found))
     made = [
         Standing(
-            name, share(wins[:, k]), mean(ratings[:, k]),
-            Value(float(fit.value[k]), float(fit.value[k] - Z * fit.se[k]), float(fit.value[k] + Z * fit.se[k])),
+            name, share(wins[:, k], over_runs(wins[:, k], runs)), mean(over_runs(ratings[:, k], runs)),
+            _strength(float(fit.value[k]), float(fit.se[k]), wins[:, k], runs),
             float(fit.preferred[k]), int((chosen == k).sum()), int((chosen == len(arms)).sum()),
         )
         for k, name in enumerate(arms)
     ]  # fmt: skip
     return tuple(sorted(made, key=lambda one: -one.strength.value))
+
+
+def _strength(value: float, se: float, wins: Array, runs: Array) -> Value:
+    """With Bradley and Terry's interval over items, as much wider as runs make that of the wins."""
+    alone, found = student(wins), over_runs(wins, runs)
+    wider = _reach(found) / _reach(alone) if float(alone.variance) > 0 else 1.0
+    return Value(value, value - Z * max(1.0, wider) * se, value + Z * max(1.0, wider) * se)
+
+
+def _reach(found: Estimate) -> float:
+    low, high = found.interval()
+    return float(high - low)
+
+
+def _runs(found: Sequence[Judgement]) -> Array:
+    """[N, K]: which run of each arm answered each item; [N, 0] where that is not known."""
+    by = {one.item: one.runs for one in found}
+    return np.array([by[item] for item in sorted(by)])
 
 
 def _items(found: Sequence[Judgement]) -> Array:
@@ -148,20 +171,20 @@ def _by_item(found: Sequence[Judgement], values: Array) -> Array:
     return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)))
 
 
-def share(values: Array) -> Value:
+def share(values: Array, found: Estimate | None = None) -> Value:
     """Mean of shares [N] in 0..1 with Wilson's interval (J. Am. Stat. Assoc. 22 (1927) 209-212), at as many trials as their variance is
-    worth: several raters of an item are not several items, and a tie is no full trial."""
+    worth: several raters of an item are not several items, and a tie is no full trial. found: their mean where runs have a say too."""
     p, count = float(values.mean()), len(values)
-    spread = float(values.var(ddof=1)) if count > 1 else 0.0
-    trials = p * (1 - p) / (spread / count) if spread else float(count)
-    centre, reach = (p + Z**2 / (2 * trials)), Z * np.sqrt(p * (1 - p) / trials + Z**2 / (4 * trials**2))
-    below = 1 + Z**2 / trials
+    spread = student(values).variance if found is None else found.variance
+    far = Z if found is None else max(Z, float(found.quantile(0.05))) if np.ndim(found.share) or found.share != 1 else Z
+    trials = p * (1 - p) / float(spread) if count > 1 and spread > 0 else float(count)
+    centre, reach = (p + far**2 / (2 * trials)), far * np.sqrt(p * (1 - p) / trials + far**2 / (4 * trials**2))
+    below = 1 + far**2 / trials
     return Value(p, max(0.0, float((centre - reach) / below)), min(1.0, float((centre + reach) / below)))
 
 
-def mean(values: Array) -> Value:
-    """Mean of [N] with Student's interval; none where nothing varies."""
-    found = student(values)
+def mean(found: Estimate) -> Value:
+    """A mean with its interval; none where nothing varies."""
     low, high = found.interval()
     known = float(found.variance) > 0
     return Value(float(found.value), float(low) if known else NAN, float(high) if known else NAN)
@@ -170,20 +193,29 @@ def mean(values: Array) -> Value:
 def duels(found: Sequence[Judgement], arms: Sequence[str]) -> tuple[Duel, ...]:
     """Every pair of arms, the one with more wins first."""
     credit, ratings = _credit(found, len(arms)), np.array([one.ratings for one in found], float)
+    runs = _runs(found)
     made = []
     for first, second in combinations(range(len(arms)), 2):
         i, j = (first, second) if credit[:, first].sum() >= credit[:, second].sum() else (second, first)
         about = [row for row, one in enumerate(found) if one.preferred in (None, i, j)]
-        apart = _by_item(found, ratings[:, i] - ratings[:, j])
+        pair = runs[:, [i, j]] if runs.size else runs
+        apart, preferred = (_by_item(found, values[:, i] - values[:, j]) for values in (ratings, credit))
         some = [found[row] for row in about]
-        rate = share(_by_item(some, 0.5 + (credit[about, i] - credit[about, j]) / 2)) if some else Value(NAN, NAN, NAN)
-        p = sign_flip(_by_item(found, credit[:, i] - credit[:, j]))
-        made.append(Duel(arms[i], arms[j], rate, mean(apart), p, sign_flip(apart)))
+        rate = _rate(some, 0.5 + (credit[about, i] - credit[about, j]) / 2, (i, j)) if some else Value(NAN, NAN, NAN)
+        p, rating_p = (_p(values, pair) for values in (preferred, apart))
+        made.append(Duel(arms[i], arms[j], rate, mean(over_runs(apart, pair)), p, rating_p, several(pair)))
     adjusted, rated = (holm(np.array([getattr(one, name) for one in made])) for name in ("p", "rating_p"))
-    return tuple(
-        Duel(one.one, one.other, one.win_rate, one.rating, one.p, one.rating_p, float(adjusted[k]), float(rated[k]))
-        for k, one in enumerate(made)
-    )
+    return tuple(replace(one, holm=float(adjusted[k]), rating_holm=float(rated[k])) for k, one in enumerate(made))
+
+
+def _rate(found: Sequence[Judgement], values: Array, pair: tuple[int, int]) -> Value:
+    """A win rate from judgements of two arms."""
+    by_item, runs = _by_item(found, values), _runs(found)
+    return share(by_item, over_runs(by_item, runs[:, list(pair)] if runs.size else runs))
+
+
+def _p(values: Array, runs: Array) -> float:
+    return float(over_runs(values, runs).p()) if several(runs) else sign_flip(values)
 
 
 def position(found: Sequence[Judgement], arms: int) -> Position:

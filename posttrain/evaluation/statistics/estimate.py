@@ -29,9 +29,13 @@ class Estimate:
         """Standard error."""
         return np.sqrt(self.variance)
 
+    def quantile(self, tail: float) -> Array:
+        """What |value - truth| / se exceeds with probability `tail`."""
+        return quantile(tail, self.share, self.df, self.most)
+
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
         """value -+ the quantile at that level times se."""
-        reach = quantile(1 - level, self.share, self.df, self.most) * self.se
+        reach = self.quantile(1 - level) * self.se
         return self.value - reach, self.value + reach
 
     def p(self, null: float = 0.0) -> Array:

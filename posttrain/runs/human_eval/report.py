@@ -16,6 +16,11 @@ from posttrain.runs.plain_json import finite
 ARMS = ("arm", "preferred", "95 % interval", "wins", "ties", "rating", "its 95 % interval", "strength", "its 95 % interval")
 DUELS = ("pair", "win rate", "95 % interval", "p (Holm)", "rating difference", "its 95 % interval", "its p (Holm)")
 ALPHA = 0.05
+MODELS = " This holds for these very models: with one run in an arm, nothing is known about another training run."
+SEEDS = (
+    "Where both arms of a pair have several runs, each item is answered by one of each, and intervals and p-values allow for how much runs "
+    "differ as well as items, by Student's distribution."
+)
 Table = tuple[str, Sequence[str], list[tuple[str, ...]]]
 
 
@@ -66,9 +71,10 @@ def verdicts(summary: Summary) -> list[str]:
 
 def _verdict(one: Duel) -> str:
     said = f"{percent(one.win_rate.value)} of the judgements, 95 % interval {_shares(one.win_rate)}, p {p_value(one.holm)}"
+    scope = "" if one.methods else MODELS
     if one.holm < ALPHA:
-        return f"{one.one} is preferred to {one.other} ({said})."
-    return f"Inconclusive: {one.one} and {one.other} are not shown to differ ({said})."
+        return f"{one.one} is preferred to {one.other} ({said}).{scope}"
+    return f"Inconclusive: {one.one} and {one.other} are not shown to differ ({said}).{scope}"
 
 
 def _agreement(summary: Summary) -> str:
@@ -101,6 +107,7 @@ def notes(summary: Summary) -> list[str]:
         f"{summary.items} items, {len(summary.raters)} raters ({', '.join(summary.raters)}). A tie counts for all arms alike.",
         "Intervals of shares are Wilson's at the number of trials that the items' variance is worth; of ratings Student's, over items. "
         "p-values flip signs of items, adjusted by Holm for all pairs; intervals are not adjusted.",
+        *([SEEDS] if any(one.methods for one in summary.duels) else []),
         "Strength is the Bradley-Terry log-odds against the average arm, with ties (Davidson) and an effect of the place shown; half an "
         "imagined judgement of each outcome keeps it finite, and its interval allows for several raters of an item.",
     ]
