@@ -353,6 +353,14 @@ def test_a_few_examples_may_be_missing_anywhere(tmp_path: Path) -> None:
     assert "170 examples, of which 167 are among the 197 of" in refused(f"runs=[{sft},{dpo}]")
 
 
+def test_a_metric_that_is_no_number_is_told(tmp_path: Path) -> None:
+    runs = [*make_arm(tmp_path, "sft", gain=0.0, seeds=1), *make_arm(tmp_path, "dpo", gain=0.0, seeds=1)]
+    rewrite(runs[1], "result.json", metrics={"eval/own/score": "NaN"})
+    told = refused(f"runs=[{','.join(map(str, runs))}]", "metric=eval/own/score")
+    assert f"it is NaN in {runs[1]}" in told
+    assert f"{runs[0]} has no such metric" in told
+
+
 def test_a_mistake_costs_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys

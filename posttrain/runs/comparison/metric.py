@@ -69,9 +69,15 @@ def choose(runs: Sequence[Run], metric: str | None) -> str:
         return found
     lacking = [run for run in runs if metric not in run.metrics]
     if lacking:
-        hint = suggest.hint(metric, useful, most=40)
-        raise ConfigError([Problem(f"metric={metric}", f"{run.folder} has no such metric", hint) for run in lacking])
+        raise ConfigError([_lacks(run, metric, useful) for run in lacking])
     return metric
+
+
+def _lacks(run: Run, metric: str, useful: Sequence[str]) -> Problem:
+    """A metric that is no number is there, and cannot be compared."""
+    if (found := run.result["metrics"].get(metric)) is not None:
+        return Problem(f"metric={metric}", f"it is {found} in {run.folder}", "leave the run out, or see its log for what went wrong")
+    return Problem(f"metric={metric}", f"{run.folder} has no such metric", suggest.hint(metric, useful, most=40))
 
 
 def _in_common(arms: Sequence[Arm], metric: str) -> tuple[Sequence[Arm], int | None]:
