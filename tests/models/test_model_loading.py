@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -176,3 +176,30 @@ def test_an_adapter_on_one_end_of_a_tied_model_leaves_the_other(conf, tmp_path, 
     torch.testing.assert_close(logits(loaded, ids), want, atol=2e-5, rtol=1e-4)
     loaded.save_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids), want, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("harm", ["renamed", "half"])
+def test_an_adapter_that_does_not_match_its_base_is_refused(conf, tmp_path, harm) -> None:
+    foreign_adapter(conf, tmp_path, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    renamed = {name.replace("model.layers", "model.language_model.layers"): weight for name, weight in weights.items()}
+    half = {name: weight for name, weight in weights.items() if "layers.1." not in name}
+    save_file({"renamed": renamed, "half": half}[harm], file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks .*layers\.\d\.self_attn\.q_proj") as caught:
+        build_model(conf("hf", path=str(tmp_path / "adapter")), dtype=torch.float32)
+    assert ("for which the base has no place" in str(caught.value)) == (harm == "renamed")
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_learnt_prompt_is_refused(conf, tmp_path, kind) -> None:
+    foreign_adapter(conf, tmp_path, kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ConfigError, match="is a learnt prompt"):
+        build_model(conf("hf", path=str(tmp_path / "adapter")), dtype=torch.float32)
+
+
+def test_an_adapter_on_a_resized_embedding_says_what_to_do(conf, tmp_path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM")
+    foreign_adapter(conf, tmp_path, config, rows=272)
+    with pytest.raises(ConfigError, match=r"base of other sizes.*resized embedding"):
+        build_model(conf("hf", path=str(tmp_path / "adapter")), dtype=torch.float32)
