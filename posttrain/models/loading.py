@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.architectures import model_config
 from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
-from posttrain.models.integrity import REWARD_FILE, has_record, verify
+from posttrain.models.integrity import REWARD_FILE, has_record, read_record, verify
 from posttrain.models.quantisation import dequantise, quantise
 
 if TYPE_CHECKING:
@@ -153,11 +153,23 @@ def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype) -> PeftModel:
 
     folder = Path(os.path.expanduser(model["path"]))
     record = verify(folder) if has_record(folder) else {}
-    base = _pretrained_model(base_of_adapter(model, folder), dtype)
+    source = base_of_adapter(model, folder)
+    _require_same_base(folder, record, Path(os.path.expanduser(source["path"])))
+    base = _pretrained_model(source, dtype)
     if record.get("quantised"):
         dequantise(quantise(base, **record["quantised"]), dtype=dtype)
     with hub_errors(str(folder)), _weight_errors(str(folder)):
         return load_adapter(base, folder).eval()
+
+
+def _require_same_base(folder: Path, record: Mapping[str, Any], base: Path) -> None:
+    """Raises ConfigError where the artifact that an adapter was trained on has been replaced by another one since."""
+    parent = record.get("parents", {}).get("policy", {})
+    if "files" not in parent or not has_record(base) or Path(parent["folder"]).resolve() != base.resolve():
+        return
+    if read_record(base)["files"] != parent["files"]:
+        message = f"the adapter in {folder} was trained on other weights than those that lie in {base} now"
+        raise ConfigError(Problem("model.path", message, "put the base back that it was trained on, or train the adapter again"))
 
 
 def forget_source(model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from posttrain.models import artifact as artifact_module
 from posttrain.models.artifact import ArtifactRecord, load_artifact, save_artifact
 from posttrain.models.artifact_weights import CorruptArtifactError
 from posttrain.models.integrity import config_hash, verify
+from posttrain.models.lineage import parents_of
 from posttrain.models.loading import build_model
 from posttrain.models.peft import apply_peft
 from posttrain.models.tokenizers import byte_tokenizer, load_tokenizer
@@ -313,3 +315,22 @@ def test_sampling_values_without_do_sample_can_be_saved_again(conf, tmp_path, gi
     folder = save_artifact(model, tokenizer, tmp_path / "artifact", record=RECORD)
     written = json.loads((folder / "generation_config.json").read_text())
     assert {name: value for name, value in written.items() if name in {"do_sample", *SAMPLING}} == kept
+
+
+def test_an_adapter_is_not_put_on_a_base_that_was_replaced(conf, tmp_path, ids, logits) -> None:
+    base, tokenizer = trained(conf)
+    save_artifact(base, tokenizer, tmp_path / "base", record=RECORD)
+    source = conf("hf", **load_artifact(tmp_path / "base"))
+    model, tokenizer = trained(conf, config=source, peft={"kind": "lora"})
+    parents = parents_of({"model": source, "method": {}})
+    folder = save_artifact(model, tokenizer, tmp_path / "artifact", record=replace(RECORD, parents=parents))
+    again = conf("hf", **load_artifact(folder))
+    torch.testing.assert_close(logits(build_model(again, dtype=torch.float32), ids), logits(model, ids), atol=2e-5, rtol=1e-4)
+    save_artifact(trained(conf, peft=None)[0].apply(_moved), tokenizer, tmp_path / "base", record=RECORD)
+    with pytest.raises(ConfigError, match="was trained on other weights"):
+        build_model(again, dtype=torch.float32)
+
+
+def _moved(module: torch.nn.Module) -> None:
+    if isinstance(module, torch.nn.Linear):
+        module.weight.data += 0.1
