@@ -19,7 +19,7 @@ two at most.
 Seen in 120 simulated worlds of 1,000 studies each (2 to 5 seeds, 50 to 500 examples, normal scores and right-or-wrong ones, seeds that
 decide nothing to everything): intervals of means held the truth in 92.1 to 97.6 %, 95.0 % on average, those of differences in 93.7 to 97.4
 %, 95.6 % on average; a thousand studies tell it to 0.7. With two seeds: 95.0 and 96.3 % on average. Equal arms were called different in 4.4
-% on average, any two of three, after Holm, in 3.4 %, of six in 3.4, of ten in 2.9 (4.8 at most). Where the seeds of one arm vary five times
+% on average, any two of three, after Holm, in 3.7 %, of six in 3.3, of ten in 2.9 (4.8 at most). Where the seeds of one arm vary five times
 as much as the other's: differences in 93.0 to 95.4 %. With 2 seeds beside 5, by numerical checks: rather too wide, up to 99 %, or 91 %
 where the two are the arm that varies. Nothing helps where answers are nearly always right (95 to 98 %) and seeds spread the odds by a
 factor of 3: seeds' means are then so skew that few of them show no bad one, and a mean's interval holds the truth in 83 to 91 % only, a
