@@ -180,7 +180,7 @@ def test_how_a_source_of_a_mixture_is_read_counts(tmp_path: Path) -> None:
 
     plain = key()
     assert key(name="copy") == plain
-    read = [",format:prompt_completion", ",format_options:{system:x}", ",columns:{prompt:completion}", ",name:other", ",documents:line"]
+    read = [",format:prompt_completion", ",format_options:{system:x}", ",columns:{prompt:completion}", ",name:other"]
     assert len({plain, *map(key, read)}) == 1 + len(read)
 
 

@@ -19,10 +19,10 @@ from posttrain.errors import ConfigError
 from posttrain.runs import report, rules, source
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
+from posttrain.runs.config_yaml import as_yaml
 
 if TYPE_CHECKING:
-    from posttrain.runs.config_yaml import as_yaml
-from posttrain.runs.planning.workload import Workload
+    from posttrain.runs.planning.workload import Workload
 
 Rows = list[tuple[str, str]]
 
