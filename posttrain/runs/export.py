@@ -33,7 +33,7 @@ def main(args: Mapping[str, Any]) -> int:
     """Run the command. Raises ConfigError for wrong arguments, before the model is loaded."""
     options = bind(args, parameters_of("posttrain.runs.export.export"), command="export")
     target = export(**options)
-    size = sum(path.stat().st_size for path in target.iterdir())
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if (target / REWARD_FILE).is_file():
         print(f"{target}: {size / 1e6:,.1f} MB, a copy with the same checksums. It scores answers:")
         print(f"  posttrain.evaluation.reward.load_reward_model({str(target)!r}), or plain transformers where its head is one linear map")
@@ -63,8 +63,8 @@ def export(*, run: str, to: str, merge: bool = False) -> Path:
     try:
         with writing(target):
             if (folder / REWARD_FILE).is_file():
-                verify(folder)
-                _copy(folder, draft)
+                shutil.copytree(folder, draft, dirs_exist_ok=True)  # its head and its record are what makes it judge
+                verify(draft)
                 expected = None
             else:
                 expected, exact = _write(folder, draft, merge=merge)

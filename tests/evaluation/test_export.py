@@ -10,8 +10,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from posttrain.errors import ConfigError
+from posttrain.evaluation.reward import load_reward_model
 from posttrain.models.artifact import ArtifactRecord, save_artifact
+from posttrain.models.heads import make
 from posttrain.models.loading import build_model
+from posttrain.models.reward_artifact import save_reward_artifact
 from posttrain.runs import export as module
 from posttrain.runs.export import ExportError, main, probe_logits
 
@@ -123,3 +126,15 @@ def test_a_merge_that_changes_the_function_is_found(
     with pytest.raises(ExportError, match="other logits"):
         main({"run": str(adapter_run[0]), "to": str(tmp_path / "out"), "merge": "true"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["scalar", "quantile"])
+def test_an_exported_reward_model_judges_as_before(
+    random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str
+) -> None:
+    head = make(kind, random_model.config.hidden_size, (), {} if kind == "scalar" else {"quantiles": 5})
+    artifact = save_reward_artifact(random_model, head, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")}) == 0
+    chat = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    before, after = (load_reward_model(folder)(chat) for folder in (artifact, tmp_path / "out"))
+    assert torch.equal(before, after)
