@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.architectures import model_config
-from posttrain.models.hub import hub_errors, is_local, local_or_id, source_options
+from posttrain.models.hub import commit_of, hub_errors, is_local, local_or_id, source_options
 from posttrain.models.integrity import REWARD_FILE, has_record, read_record, verify
 from posttrain.models.quantisation import dequantise, quantise
 
@@ -90,6 +90,8 @@ def _pretrained_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTraine
     _require_complete(path, loaded[1])
     _sample_where_asked(built)
     built.config.name_or_path = str(Path(os.path.expanduser(path)).absolute()) if is_local(path) else path
+    if not is_local(path):
+        built.config._commit_hash = commit_of(path, model.get("revision"))  # what an adapter on it must name; never written
     return built.eval()
 
 

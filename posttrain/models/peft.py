@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.models.adapters import merge_adapter
+from posttrain.models.hub import is_local
 from posttrain.models.loading import DEFAULT_SEED, seeded
 from posttrain.models.quantisation import block_linears, dequantise, expert_parameters, is_quantised, quantise
 
@@ -146,6 +147,7 @@ def lora_config(options: PeftOptions, targets: Targets, model: PreTrainedModel) 
     return LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.config.name_or_path or None,
+        revision=_commit_of(model),
         r=options.r,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
@@ -156,6 +158,14 @@ def lora_config(options: PeftOptions, targets: Targets, model: PreTrainedModel) 
         use_rslora=options.kind == "rslora",
         init_lora_weights="pissa" if options.kind == "pissa" else True,
     )
+
+
+def _commit_of(model: PreTrainedModel) -> str | None:
+    """The commit that a model of the hub is of; None for a folder, or where it is not known. A branch may move, and then the adapter's base
+    would be another one."""
+    source = model.config.name_or_path
+    commit = getattr(model.config, "_commit_hash", None)
+    return commit if source and not is_local(source) and isinstance(commit, str) else None
 
 
 def expert_targets(options: PeftOptions, model: nn.Module) -> list[str]:

@@ -175,3 +175,13 @@ def test_the_way_out_that_the_error_names_works(conf) -> None:
 def test_all_linear_of_a_dense_model_is_left_to_peft(conf) -> None:
     targets = find_targets(peft_options({"kind": "lora"}), build_model(conf("nano"), dtype=torch.float32))
     assert (targets.modules, targets.parameters, targets.kept) == ("all-linear", [], frozenset())
+
+
+@pytest.mark.parametrize(("source", "commit"), [("owner/name", "1" * 40), (".", None)])
+def test_an_adapter_names_the_commit_of_its_base(conf, source, commit):
+    """A branch of the hub moves, and then the adapter would lie on other weights; a folder has no commits."""
+    model = conf("nano", peft="lora")
+    base = build_model(model, dtype=torch.float32)
+    base.config.name_or_path, base.config._commit_hash = source, "1" * 40
+    adapted = apply_peft(base, model["peft"])
+    assert adapted.peft_config["default"].revision == commit
