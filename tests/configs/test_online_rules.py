@@ -111,7 +111,7 @@ def test_numbers_of_judges_that_are_out_of_range() -> None:
     ],
 )
 def test_options_that_act_or_do_no_harm(options: list[str]) -> None:
-    compose_and_check([*BASE, *options])
+    assert compose_and_check([*BASE, *options])["method"]
 
 
 @pytest.mark.parametrize("method", [["method=reinforce"], ["method.advantage=raw"], ["method=ppo"]])
