@@ -12,36 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from posttrain.functional.ahead import Ahead, head_ahead, pays
+from posttrain.functional.head import (
+    KEPT_ELEMENTS,
+    PLAIN_HEAD,
+    HeadSpec,
+    add_product,
+    compute_dtype,
+    fitting_columns,
+    head_logits,
+    matmul_float32,
+    matrix_in,
+    part,
+    times_slope,
+    within,
+)
 from posttrain.types import TokenStats
-
-# Float32 logits of one block: small enough on a CPU to stay in its cache, large enough on a device to keep the matmuls efficient.
-BLOCK_ELEMENTS = {"cpu": 1 << 22}
-DEVICE_BLOCK_ELEMENTS = 1 << 24
-KEPT_ELEMENTS = 1 << 24  # logits kept for the backward pass: 64 MiB
-LEAST_COLUMNS = 256
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """How logits come from `hidden @ weight.T (+ bias)`: multiplied by `scale`, soft-capped, then divided by `temperature`.
-
-    softcap: c in c * tanh(x / c) (Gemma 2, arXiv:2408.00118, section 2); None for none.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.softcap is not None and self.softcap <= 0:
-            raise ValueError(f"softcap must be positive, got {self.softcap}")
-
-
-PLAIN_HEAD = HeadSpec()
 
 
 def token_stats(
@@ -55,6 +43,7 @@ def token_stats(
     mean_logps: bool = False,
     correct: bool = False,
     collision: bool = False,
+    slopes: Tensor | None = None,
     columns: int | None = None,
     kept: int = KEPT_ELEMENTS,
 ) -> TokenStats:
@@ -62,29 +51,69 @@ def token_stats(
 
     hidden: [N, H]. weight: [V, H]. target: [N] int64. bias: [V] or None. Differentiable in hidden, weight and bias
     through `logps`, `lse`, `entropy` and `mean_logps`; `log_collision` (asked for by collision) has no gradient. Under autocast the
-    matmuls run in its type. columns: vocabulary entries worked on at once, by default what fits the device. kept: logits kept for the
-    backward pass, at most.
+    matmuls run in its type. slopes: [N], the derivatives of what is differentiated in `logps`, up to a common factor, where they are
+    known: gradients are then made in the forward pass where that pays; they are right even if the slopes were not. columns: vocabulary
+    entries worked on at once, by default what fits the device. kept: logits kept for the backward pass, at most.
 
     Raises ValueError if shapes do not fit.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise ValueError(f"want hidden [N, H], weight [V, H], target [N]; got {hidden.shape}, {weight.shape}, {target.shape}")
-    plan = _Plan(entropy, mean_logps, correct, collision, columns or _columns(len(target), hidden.device.type), kept)
+    if slopes is not None and not (entropy or mean_logps or collision) and _is_ahead(hidden, weight, bias, head):
+        logps, lse, hit = _KnownSlopes.apply(hidden, weight, target, slopes, head)
+        return TokenStats(logps, lse, correct=hit if correct else None)
+    plan = _Plan(entropy, mean_logps, correct, collision, columns or fitting_columns(len(target), hidden.device.type), kept)
     logps, lse, ent, mean, hit, same = _HeadStats.apply(hidden, weight, target, bias, head, plan)
     asked = {"entropy": ent if entropy else None, "mean_logps": mean if mean_logps else None, "correct": hit if correct else None}
     return TokenStats(logps, lse, **asked, log_collision=same if collision else None)
 
 
-def _columns(targets: int, device: str) -> int:
-    """Vocabulary entries of a block that fits the kind of device."""
-    fitting = BLOCK_ELEMENTS.get(device, DEVICE_BLOCK_ELEMENTS) // max(1, targets)
-    return max(LEAST_COLUMNS, fitting // LEAST_COLUMNS * LEAST_COLUMNS)
-
-
 def computed_again(targets: int, vocabulary: int, device: str) -> int:
     """Logits that the backward pass of `token_stats` computes a second time, since they were not kept."""
-    plan = _Plan(False, False, False, False, _columns(targets, device), KEPT_ELEMENTS)
+    plan = _Plan(False, False, False, False, fitting_columns(targets, device), KEPT_ELEMENTS)
     return targets * plan.first_kept(targets, vocabulary)
+
+
+def _is_ahead(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec) -> bool:
+    """Whether known slopes are made use of: the whole head is trained, and it pays."""
+    trained = torch.is_grad_enabled() and hidden.requires_grad and weight.requires_grad
+    whole = type(weight) in (Tensor, nn.Parameter) and hidden.dtype == weight.dtype and len(hidden) > 0
+    half = compute_dtype(hidden) not in (torch.float32, torch.float64)
+    return trained and whole and pays(hidden.device.type, half=half, softcap=head.softcap, bias=bias is not None)
+
+
+class _KnownSlopes(torch.autograd.Function):
+    """`head_ahead`, whose gradients are used once, and if the slopes turn out as they were known; else they are computed."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, slopes: Tensor, head: HeadSpec) -> tuple[Tensor, Tensor, Tensor]:
+        found = head_ahead(hidden.detach(), weight.detach(), target, slopes.to(hidden.dtype), head)
+        ctx.save_for_backward(hidden, weight, target, slopes)
+        ctx.head, ctx.ahead = head, found
+        ctx.mark_non_differentiable(found.correct)
+        ctx.set_materialize_grads(False)
+        return found.logps, found.lse, found.correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, target, slopes = ctx.saved_tensors
+        ahead: Ahead | None = ctx.ahead
+        ctx.ahead = None  # what is handed on now belongs to autograd
+        by_logps, by_lse, _ = grads
+        if ahead is not None and by_logps is not None and by_lse is None:
+            found = ahead.times(slopes.to(hidden.dtype), by_logps)
+            if found is not None:
+                return *found, None, None, None
+        del ahead
+        with torch.enable_grad():
+            h, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+            stats = token_stats(h, w, target, head=ctx.head)
+            differentiated = [(out, g) for out, g in ((stats.logps, by_logps), (stats.lse, by_lse)) if out is not None and g is not None]
+            if not differentiated:
+                return None, None, None, None, None
+            outs, slants = zip(*differentiated, strict=True)
+            dh, dw = torch.autograd.grad(outs, (h, w), slants)
+        return dh, dw, None, None, None
 
 
 @dataclass(frozen=True)
@@ -105,55 +134,6 @@ class _Plan:
         """The vocabulary entry from which blocks are kept."""
         most = self.kept // max(1, targets)
         return next((block.start for block in self.blocks(vocabulary) if vocabulary - block.start <= most), vocabulary)
-
-
-def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The type that the head's matmul runs in: autocast's where it is on."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-def _matmul_float32(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right with a float32 (or wider) result, without rounding to bf16 where the device can avoid it; `out` may be its place."""
-    if left.dtype in (torch.float32, torch.float64):
-        return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
-    product = torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else (left @ right).float()
-    return product if out is None else out.copy_(product)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right in total's (wide) type."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += _matmul_float32(left, right)
-
-
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, out: Tensor | None = None) -> Tensor:
-    """Final logits [N, v] of hidden [N, H] and a block [v, H] of the head, of one type; at least float32; written to `out` if given."""
-    return finished_logits(_matmul_float32(hidden, weight.t(), out), bias, head)
-
-
-def finished_logits(logits: Tensor, bias: Tensor | None, head: HeadSpec) -> Tensor:
-    """Final logits from `hidden @ weight.T` [N, v], which is overwritten."""
-    if bias is not None:
-        logits += bias
-    if head.scale != 1.0:
-        logits *= head.scale
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
-    if head.temperature != 1.0:
-        logits /= head.temperature
-    return logits
-
-
-def _times_slope(d: Tensor, logits: Tensor | None, head: HeadSpec) -> Tensor:
-    """d times the derivative of the final logits with respect to `hidden @ weight.T`; logits: needed under soft-capping."""
-    if head.softcap is not None:
-        assert logits is not None
-        d *= 1 - (logits * (head.temperature / head.softcap)).square_()
-    factor = head.scale / head.temperature
-    return d if factor == 1.0 else d.mul_(factor)
 
 
 class _Running:
@@ -198,10 +178,10 @@ class _HeadStats(torch.autograd.Function):
         kept = wide.new_empty(n * (vocabulary - keep_from))
         running, picked = _Running(n, wide), wide.new_zeros(n)
         for block in blocks:
-            place = _matrix(scratch, n, block)
+            place = matrix_in(scratch, n, block)
             goal = place if block.start < keep_from else _kept_block(kept, n, keep_from, block)
-            logits = head_logits(h, w[block], _part(bias, block), head, goal)
-            inside, column = _within(target, block)
+            logits = head_logits(h, w[block], part(bias, block), head, goal)
+            inside, column = within(target, block)
             picked = torch.where(inside, logits.gather(1, column[:, None])[:, 0], picked)
             running.add(logits, plan, place)
         lse = running.mass.log() + running.top
@@ -226,42 +206,28 @@ class _HeadStats(torch.autograd.Function):
         db = lse.new_empty(vocabulary) if need_b else None
         scratch = lse.new_empty(n * min(ctx.plan.columns, vocabulary))
         for block in ctx.plan.blocks(vocabulary):
-            place = _matrix(scratch, n, block)
+            place = matrix_in(scratch, n, block)
             # a kept block is left as it is: a graph may be walked twice
             known = _kept_block(kept, n, ctx.keep_from, block) if block.start >= ctx.keep_from else None
-            logits = head_logits(h, w[block], _part(bias, block), ctx.head, place) if known is None else known
+            logits = head_logits(h, w[block], part(bias, block), ctx.head, place) if known is None else known
             slope_from = None if ctx.head.softcap is None else logits.clone() if known is None else known
-            d = _logit_grad(logits, place, lse, entropy, _within(target, block), vocabulary, grads)
-            d = _times_slope(d, slope_from, ctx.head)
+            d = _logit_grad(logits, place, lse, entropy, within(target, block), vocabulary, grads)
+            d = times_slope(d, slope_from, ctx.head)
             if db is not None:
                 torch.sum(d, 0, out=db[block])
             d = d.to(ctx.dtype)
             if dh is not None:
-                _add_product(dh, d, w[block])
+                add_product(dh, d, w[block])
             if dw is not None:
-                _matmul_float32(d.t(), h, dw[block])
+                matmul_float32(d.t(), h, dw[block])
         cast_w = None if dw is None else dw.to(weight.dtype)
         cast_b = None if db is None or bias is None else db.to(bias.dtype)
         return (None if dh is None else dh.to(hidden.dtype)), cast_w, None, cast_b, None, None
 
 
-def _matrix(scratch: Tensor, rows: int, block: slice) -> Tensor:
-    """The beginning of a flat buffer as [rows, columns of the block]."""
-    return scratch[: rows * (block.stop - block.start)].view(rows, block.stop - block.start)
-
-
 def _kept_block(kept: Tensor, rows: int, keep_from: int, block: slice) -> Tensor:
     """A block's place [rows, columns] in the flat buffer of kept logits."""
-    return _matrix(kept[rows * (block.start - keep_from) :], rows, block)
-
-
-def _part(bias: Tensor | None, block: slice) -> Tensor | None:
-    return None if bias is None else bias.detach()[block]
-
-
-def _within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Whether each target lies in the block, and its column there (any column where it does not)."""
-    return (target >= block.start) & (target < block.stop), (target - block.start).clamp(0, block.stop - block.start - 1)
+    return matrix_in(kept[rows * (block.start - keep_from) :], rows, block)
 
 
 def _logit_grad(

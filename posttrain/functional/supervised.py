@@ -7,7 +7,7 @@ whole optimizer step), and returns this micro-batch's part of the loss and metri
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ def dft(logps: Tensor, weight: Tensor, denominator: float) -> tuple[Tensor, Metr
     """
     loss = step_mean(-logps.detach().exp() * logps, weight, denominator)
     return loss, {"nll": step_mean(-logps.detach(), weight, denominator)}
+
+
+# Losses whose derivative in every log-probability depends on its weight alone, up to a factor: as which function of the weights [N].
+SLOPES: Mapping[Callable[..., object], Callable[[Tensor], Tensor]] = {nll: torch.neg}
 
 
 def label_smoothing(loss: Tensor, mean_logps: Tensor, weight: Tensor, denominator: float, *, epsilon: float) -> Tensor:

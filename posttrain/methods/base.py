@@ -71,7 +71,9 @@ class Method(LightningModule, ABC):
         if self.policy is None:
             self.policy = self.recipe.policy()
             self.build_beside()
-            self.operations = flop_model(self.policy, half=self.recipe.half)  # now: a strategy may cut the weights later
+            self.operations = flop_model(
+                self.policy, half=self.recipe.half, knows_slopes=self.knows_slopes
+            )  # a strategy may cut the weights later
             self.sharding.shard(self)
 
     def build_beside(self) -> None:
@@ -129,6 +131,11 @@ class Method(LightningModule, ABC):
         """This rank's micro-batches of an optimizer step, on its device."""
         assert self.steps is not None
         return (to_device(tree, self.device) for tree in self.steps.step_trees(step, mismatched=mismatched))
+
+    @property
+    def knows_slopes(self) -> bool:
+        """Whether the loss's slopes in the log-probabilities are known before it is computed: see `token_stats`."""
+        return False
 
     @property
     def forward_passes(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class PPO(Surrogate):
         values = rewards.total.numpy()[kept]
         return np.asarray(kept.any(1) & bool(len(values) and values.min() < values.max()))
 
-    def look(self, tree: TokenTree, **asked: bool) -> tuple[TokenStats, Tensor, Tensor | None]:
+    def look(self, tree: TokenTree, **asked: Any) -> tuple[TokenStats, Tensor, Tensor | None]:
         """Statistics of a tree's targets, values [N] of the states before them, and the auxiliary loss of a mixture of experts."""
         assert self.value_head is not None
         hidden, aux = self.model.hidden(tree)

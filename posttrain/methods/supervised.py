@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor
 
+from posttrain.functional.supervised import SLOPES
 from posttrain.functional.supervised import label_smoothing as smoothed
 from posttrain.functional.supervised import z_loss as z_penalty
 from posttrain.methods.base import Method
@@ -36,9 +38,19 @@ class Supervised(Method, ABC):
         self.z_loss = z_loss
         self.neftune_alpha = neftune_alpha
 
+    @property
+    def knows_slopes(self) -> bool:
+        return self._slopes is not None
+
+    @property
+    def _slopes(self) -> Callable[[Tensor], Tensor] | None:
+        plain = not self.label_smoothing and not self.z_loss
+        return SLOPES.get(self.loss.func if isinstance(self.loss, partial) else self.loss) if plain else None
+
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        stats, aux = self.model(tree, mean_logps=self.label_smoothing > 0, noise=self.neftune_alpha)
         weight, denominator = tree.weight, tree.share.weight
+        slopes = None if self._slopes is None else self._slopes(weight)
+        stats, aux = self.model(tree, mean_logps=self.label_smoothing > 0, noise=self.neftune_alpha, slopes=slopes)
         loss, metrics = self.loss(stats.logps, weight, denominator)
         if stats.mean_logps is not None:
             loss = smoothed(loss, stats.mean_logps, weight, denominator, epsilon=self.label_smoothing)

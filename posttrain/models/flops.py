@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from posttrain.functional.ahead import pays
 from posttrain.functional.logprobs import computed_again
 from posttrain.models.counts import logical_numel
 from posttrain.models.policy import PolicyModel
@@ -23,7 +24,7 @@ class FlopModel:
     the output head, [vocabulary, H]; head_trained: whether they have gradients. attention: operations of one (query, key) product over
     all layers. checkpointing: whether the layers are computed once more in the backward pass, but for `last`, the weights they end with,
     whose product it does not need. device: its kind. kept: whether attention keeps its probabilities for the backward pass, instead of
-    computing them again.
+    computing them again. ahead: whether the head's gradients are made in the forward pass, where its logits are there.
     """
 
     weights: float
@@ -38,6 +39,7 @@ class FlopModel:
     last: float = 0.0
     device: str = "cpu"
     kept: bool = True
+    ahead: bool = False
 
     def training(self, *, tokens: float, targets: float, pairs: float, again: float = 0.0) -> float:
         """Forward and backward of `tokens` tokens with `targets` predicted ones, attending by `pairs` (query, key) products.
@@ -55,25 +57,31 @@ class FlopModel:
         """A forward pass of the same."""
         return 2 * self.weights * tokens + 2 * self.head * targets + self.attention * pairs
 
+    def again(self, targets: int) -> int:
+        """Logits that the backward pass of a micro-batch with so many targets computes once more."""
+        return 0 if self.ahead else computed_again(targets, self.vocabulary, self.device)
+
     def of(self, work: Work, *, passes: float = 0.0, bare: float = 0.0, heads: bool = True) -> float:
         """Of a step. passes: over all that is trained on, without a backward one; bare: of these, those without adapters. heads: whether
         the output head is used."""
         seen = float(heads)
-        again = seen * sum(computed_again(targets, self.vocabulary, self.device) for targets in work.batches)
+        again = seen * sum(map(self.again, work.batches))
         amounts = {"tokens": work.computed, "targets": seen * work.targets, "pairs": work.pairs}
         ahead = self.forward(tokens=work.forward_tokens, targets=seen * work.forward_targets, pairs=work.forward_pairs)
         left_out = 2 * self.adapters * (bare * work.computed + work.bare_tokens)
         return self.training(**amounts, again=again) + passes * self.forward(**amounts) + ahead + work.beside - left_out
 
 
-def flop_model(policy: PolicyModel, *, device: str | None = None, half: bool = False) -> FlopModel:
+def flop_model(policy: PolicyModel, *, device: str | None = None, half: bool = False, knows_slopes: bool = False) -> FlopModel:
     """Count a policy's operations from its parameters. device: the kind that it computes on, by default where its
-    weights are. half: whether in 16 bits."""
+    weights are. half: whether in 16 bits. knows_slopes: whether the loss's slopes are known to the head, see `token_stats`."""
     model = policy.causal_lm
     output = model.get_output_embeddings()
     assert isinstance(output, nn.Module)
     assert isinstance(output.weight, nn.Parameter)
     matrices, kind = _matrices(policy, model), device or output.weight.device.type
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    usable = pays(kind, half=half, softcap=softcap, bias=getattr(output, "bias", None) is not None)
     active = {name: _active_share(name, model.config.get_text_config()) * logical_numel(p) for name, p in matrices}
     return FlopModel(
         weights=sum(active.values()),
@@ -88,6 +96,7 @@ def flop_model(policy: PolicyModel, *, device: str | None = None, half: bool = F
         last=sum(active[name] for name, _ in matrices if ".down_proj" in name),
         device=kind,
         kept=kind == "cpu" and not half,  # the blocks of posttrain.models.attention.blocked
+        ahead=knows_slopes and usable and output.weight.requires_grad,
     )
 
 

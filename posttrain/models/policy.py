@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.functional.logprobs import HeadSpec, token_stats
+from posttrain.functional.head import HeadSpec
+from posttrain.functional.logprobs import token_stats
 from posttrain.models.attention.backends import pick_backend
 from posttrain.models.attention.layout import layout_of
 from posttrain.models.attention.passing import ALONE, Ring
@@ -55,22 +56,26 @@ class PolicyModel(nn.Module):
         """The transformers model inside, without the adapter wrapper."""
         return causal_lm(self.model)
 
-    def forward(self, tree: TokenTree, *, noise: float = 0.0, temperature: float = 1.0, **asked: bool) -> tuple[TokenStats, Tensor | None]:
+    def forward(
+        self, tree: TokenTree, *, noise: float = 0.0, temperature: float = 1.0, slopes: Tensor | None = None, **asked: bool
+    ) -> tuple[TokenStats, Tensor | None]:
         """Statistics at the tree's targets, and the auxiliary loss of a mixture of experts (None without one).
 
-        noise: NEFTune's alpha; 0 for none. temperature: divides the logits. asked: what `token_stats` computes only when asked (entropy,
-        mean_logps, correct, collision).
+        noise: NEFTune's alpha; 0 for none. temperature: divides the logits. slopes: of the loss in the log-probabilities, if known up to a
+        factor, see `token_stats`. asked: what that computes only when asked (entropy, mean_logps, correct, collision).
         """
         hidden, aux = self.hidden(tree, noise=noise)
-        return self.stats(hidden, tree, temperature=temperature, **asked), aux
+        return self.stats(hidden, tree, temperature=temperature, slopes=slopes, **asked), aux
 
-    def stats(self, hidden: Tensor, tree: TokenTree, *, temperature: float = 1.0, **asked: bool) -> TokenStats:
+    def stats(
+        self, hidden: Tensor, tree: TokenTree, *, temperature: float = 1.0, slopes: Tensor | None = None, **asked: bool
+    ) -> TokenStats:
         """Statistics at a tree's targets from its hidden states [T, H]."""
         output = self.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
         head = self.head if temperature == 1.0 else replace(self.head, temperature=self.head.temperature * temperature)
         bias = output.bias if isinstance(output, nn.Linear) else None
-        return token_stats(hidden[tree.source], dense_head(output), tree.target, bias, head=head, **asked)
+        return token_stats(hidden[tree.source], dense_head(output), tree.target, bias, head=head, slopes=slopes, **asked)
 
     def hidden(self, tree: TokenTree, *, noise: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [T, H] of a tree, and the auxiliary loss."""

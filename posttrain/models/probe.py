@@ -20,7 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from posttrain.data.tree import collate, to_device, tree_of
-from posttrain.functional.logprobs import HeadSpec, token_stats
+from posttrain.functional.head import HeadSpec
+from posttrain.functional.logprobs import token_stats
 from posttrain.models.attention import backends
 from posttrain.models.policy import LayoutName, PolicyModel
 from posttrain.types import StepShare, TokenTree

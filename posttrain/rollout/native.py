@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.functional.logprobs import compute_dtype, finished_logits, head_logits
+from posttrain.functional.head import compute_dtype, finished_logits, head_logits
 from posttrain.models.decoding import decoding_mode
 from posttrain.models.packed import Product, packed_linears, packed_product
 from posttrain.models.policy import PolicyModel, dense_head

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.models.decoding import left_padded, until
 from posttrain.models.policy import PolicyModel
 from posttrain.rollout.base import Request, Sampling

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from posttrain.functional.logprobs import HeadSpec, token_stats
+from posttrain.functional.head import HeadSpec
+from posttrain.functional.logprobs import token_stats
 
 HEADS = [HeadSpec(), HeadSpec(softcap=3.0), HeadSpec(scale=0.25), HeadSpec(scale=2.0, softcap=5.0, temperature=0.7)]
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, Q
 
 from posttrain.data.tree import collate, to_device, tree_of
 from posttrain.errors import UserError
-from posttrain.functional.logprobs import HeadSpec, token_stats
+from posttrain.functional.head import HeadSpec
+from posttrain.functional.logprobs import token_stats
 from posttrain.models.attention import flex, segments, varlen
 from posttrain.models.attention.backends import register
 from posttrain.models.attention.layout import Scoring, layout_of

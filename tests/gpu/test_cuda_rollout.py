@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, GenerationConfig, Qwen3Config, Qwen3MoeConfig
 
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.models.policy import PolicyModel
 from posttrain.rollout.base import Request, Sampling
 from posttrain.rollout.native import Decoder

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 
 from posttrain.data.tree import collate, tree_of
 from posttrain.errors import ConfigError
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.models.classifiers import STEPS, check_classifier
 from posttrain.models.heads import make
 from posttrain.models.loading import build_model, seeded

@@ -10,7 +10,7 @@ import torch
 from families import model_of, requests_of, tokens
 
 from posttrain.errors import DataError
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.models.policy import PolicyModel
 from posttrain.models.tokenizers import byte_tokenizer
 from posttrain.rollout.base import Request, Sampling

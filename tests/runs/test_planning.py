@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data.tree import answered, collate
-from posttrain.functional.logprobs import PLAIN_HEAD
+from posttrain.functional.head import PLAIN_HEAD
 from posttrain.models import optimizers
 from posttrain.models.attention import backends
 from posttrain.models.loading import build_model

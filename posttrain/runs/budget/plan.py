@@ -11,7 +11,7 @@ from posttrain.data.loader import TreeLoader
 from posttrain.data.plan import StepPlan
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.methods.base import Method
 from posttrain.models.flops import flop_model
 from posttrain.models.loading import base_where_adapted
@@ -89,7 +89,9 @@ def _planned(config: Mapping[str, Any], loader: TreeLoader, method: Method) -> I
     peft = config["model"].get("peft")
     built = adapted(base_where_adapted(config["model"]))
     policy = PolicyModel(built, layout="tree", head=HeadSpec(), base_with_adapters_off=adapters_off_restore(peft))
-    shape = flop_model(policy, device=config["hardware"]["accelerator"], half=config["precision"] != "float32")
+    shape = flop_model(
+        policy, device=config["hardware"]["accelerator"], half=config["precision"] != "float32", knows_slopes=method.knows_slopes
+    )
     method.policy, method.steps = policy, loader
     method.operations = replace(shape, checkpointing=bool(config["model"].get("gradient_checkpointing")))
     try:

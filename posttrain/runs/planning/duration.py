@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.functional.logprobs import computed_again
 from posttrain.runs.planning.rates import Rates
 from posttrain.runs.planning.shapes import ModelShape
 from posttrain.runs.planning.workload import Workload
@@ -42,7 +41,7 @@ def duration_of(
     forward = model.flops.forward(**amounts)
     again = forward - 2 * model.flops.head * targets if checkpointing else 0.0
     rows = work.micro_batches * devices
-    twice = rows * computed_again(round(targets / rows), model.vocabulary, model.flops.device)
+    twice = rows * model.flops.again(round(targets / rows))
     training = model.flops.training(**amounts, again=twice) + (forwards + passes / per_rollout) * forward + again
     sampling = forward / per_rollout if work.sampling is not None else 0.0
     return Duration(

@@ -107,8 +107,10 @@ def adapters_off_restore(peft: Mapping[str, Any] | None) -> bool:
 
 def _duration(config: Config, method: Method, model: ModelShape, work: Workload, rates: Rates | None) -> Duration:
     online = method if isinstance(method, Online) else None
+    accelerator = config["hardware"]["accelerator"]
+    ahead = model.flops.ahead and method.knows_slopes and accelerator == "cpu"
     return duration_of(
-        model,
+        replace(model, flops=replace(model.flops, device=accelerator, ahead=ahead)),
         work,
         rates,
         forwards=method.forward_passes,

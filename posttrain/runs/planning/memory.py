@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.functional.logprobs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, KEPT_ELEMENTS
+from posttrain.functional.head import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, KEPT_ELEMENTS
 from posttrain.runs.planning import attention
 from posttrain.runs.planning.cut import CUTS
 from posttrain.runs.planning.sampling import Sampling, sampling_bytes
@@ -194,7 +194,7 @@ class Head:
 
 
 def head_bytes(model: ModelShape, setup: Setup) -> Head:
-    """As `posttrain.functional.logprobs` cuts the vocabulary."""
+    """As `posttrain.functional.head` cuts the vocabulary."""
     targets = max(1, setup.part.targets)
     block = min(BLOCK_ELEMENTS.get(setup.accelerator, DEVICE_BLOCK_ELEMENTS), targets * model.vocabulary)
     logits = min(KEPT_ELEMENTS, targets * model.vocabulary)

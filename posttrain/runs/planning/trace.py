@@ -19,7 +19,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from posttrain.functional.logprobs import HeadSpec
+from posttrain.functional.head import HeadSpec
 from posttrain.models.counts import meta_model
 from posttrain.models.flops import flop_model
 from posttrain.models.loading import base_where_adapted
@@ -46,7 +46,8 @@ def model_shape(model: Mapping[str, Any], *, precision: str) -> ModelShape:
     built = adapted(base_where_adapted(model))
     inner = causal_lm(built)
     weights = weights_of(built, inner, model.get("peft"), precision)
-    operations = flop_model(PolicyModel(built, layout="tree", head=HeadSpec()), device="cpu", half=precision != "float32")
+    policy = PolicyModel(built, layout="tree", head=HeadSpec())
+    operations = flop_model(policy, device="cpu", half=precision != "float32", knows_slopes=True)  # what a method and a device may use
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         _make_fake(built, precision)
