@@ -11,12 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from posttrain.errors import ConfigError, Problem, UserError
+from posttrain.errors import ConfigError, UserError
 from posttrain.runs import entering, report, suites
 from posttrain.runs.data_record import finished_data_problems, keep_data
-from posttrain.runs.files import prepare_folder
+from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
 
@@ -72,15 +70,10 @@ def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str])
     """The run's folder, locked, with its config.yaml and the run it starts from; yields an exit code where nothing is left to train.
 
     Raises:
-        ConfigError: another process trains there, or the folder's run had another configuration or, finished, other data.
+        Taken: another process trains there.
+        ConfigError: the folder's run had another configuration or, finished, other data.
     """
-    prepare_folder(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(Problem("output_dir", f"another process is training in {folder}", "wait for it or choose another")) from None
-    with lock:
+    with alone_in(folder):
         start = open_folder(config, folder)
         if start.finished:
             if problems := finished_data_problems(config):

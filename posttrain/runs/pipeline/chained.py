@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.pipeline import store
-from posttrain.runs.pipeline.run import DONE, Pipeline, held, open_pipeline
+from posttrain.runs.pipeline.run import DONE, Pipeline, open_pipeline
 from posttrain.runs.pipeline.shares import unit_of
 from posttrain.runs.records import Status
 from posttrain.runs.resume import CONFIG
@@ -20,9 +21,11 @@ from posttrain.runs.suites import lacking
 def prepare(config: dict[str, Any], folder: Path) -> None:
     """Open a pipeline's folder, before its jobs are submitted.
 
-    Raises ConfigError: another process runs it, or the folder holds something else.
+    Raises:
+        Taken: another process runs it.
+        ConfigError: the folder holds something else.
     """
-    with held(folder):
+    with alone_in(folder):
         open_pipeline(config, folder)
 
 
@@ -34,9 +37,10 @@ def run_stage(
     make: trains a stage's complete config in its folder; returns the exit code. allow: modules that suites may name parts of.
 
     Raises:
+        Taken: another process runs the pipeline.
         ConfigError: a stage before it is not finished, or nothing of the budget is left.
     """
-    with held(folder):
+    with alone_in(folder):
         pipeline = Pipeline(config, folder, make, allow=allow)
         pipeline.find(number)
         if missing := [node["name"] for node in config["stages"][:number]][len(finished(pipeline)) :]:

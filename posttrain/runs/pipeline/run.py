@@ -11,12 +11,12 @@ from types import FrameType
 from typing import Any, cast
 
 import yaml
-from filelock import FileLock, Timeout
 
 from posttrain.errors import ConfigError, Problem, after_start
 from posttrain.runs import report
 from posttrain.runs.config_yaml import as_yaml
-from posttrain.runs.files import prepare_folder, shown, write_atomic
+from posttrain.runs.files import shown, write_atomic
+from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.pipeline import store
 from posttrain.runs.pipeline.mirror import mirror
 from posttrain.runs.pipeline.outcome import Ended, result_of_all, table_of
@@ -47,26 +47,14 @@ def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collect
     """Makes or finds every stage, in order; returns 0, or the exit code of the stage that ended it.
 
     Raises:
-        ConfigError: another process runs it, the folder holds something else, or a stage's part of the budget is nothing.
+        Taken: another process runs it.
+        ConfigError: the folder holds something else, or a stage's part of the budget is nothing.
     """
     from posttrain.runs.job import run_isolated
 
-    with held(folder), stops():
+    with alone_in(folder), stops():
         open_pipeline(config, folder)
         return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets), allow=allow_targets).run()
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The pipeline's folder, for this process alone. Raises ConfigError where another one has it."""
-    prepare_folder(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(Problem("output_dir", f"another process is training in {folder}", "wait for it or choose another")) from None
-    with lock:
-        yield
 
 
 @contextmanager
