@@ -94,7 +94,7 @@ def _wishes(master: DictConfig, jobs: Sequence[Job]) -> list[Wish]:
 
 def _submit(wishes: Sequence[Wish], record: SweepRecord, *, allow_targets: Sequence[str], live: Live) -> list[int]:
     """Submits the recorded jobs, and waits for them. live: what is not to be submitted again."""
-    told = [replace(wish, slurm_id=job.slurm_id) for wish, job in zip(wishes, record.jobs, strict=True)]
+    told = [replace(wish, slurm_id=live.id_of(job)) for wish, job in zip(wishes, record.jobs, strict=True)]
     return slurm.run(told, record, allow_targets, live.ids)
 
 

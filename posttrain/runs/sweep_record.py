@@ -37,7 +37,8 @@ class JobRecord:
 class SweepRecord:
     """tracking: the `tracking` node of its config. parent: its run in MLflow, to be closed when all jobs have ended.
 
-    stages: those that are jobs of their own, in the order in which they were submitted; the job of a pipeline's last one is in `jobs` too.
+    stages: those that are jobs of their own, in the order in which they were submitted; once a pipeline's last one is submitted, the
+    pipeline in `jobs` has its id.
     """
 
     folder: Path
@@ -51,6 +52,17 @@ class SweepRecord:
         """SLURM's ids of all jobs, in the order in which they were submitted."""
         known = {job.slurm_id for job in (*self.stages, *self.jobs) if job.slurm_id}
         return sorted(known, key=lambda slurm_id: [int(part) for part in slurm_id.split("_")])
+
+    @property
+    def chains(self) -> tuple[JobRecord, ...]:
+        """The pipelines whose stages are jobs."""
+        names = {run for stage in self.stages for run in stage.runs}
+        return tuple(job for job in self.jobs if job.name in names)
+
+    @property
+    def parts(self) -> tuple[JobRecord, ...]:
+        """What is one job each: the stages of those, and all other runs."""
+        return (*self.stages, *(job for job in self.jobs if job not in self.chains))
 
     def stages_of(self, run: str) -> list[JobRecord]:
         """The jobs of a pipeline's stages."""

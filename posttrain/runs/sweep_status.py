@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.table import Table
 
+from posttrain.runs.folder_lock import is_taken
 from posttrain.runs.records import Status, read_metrics
 from posttrain.runs.slurm import queue
 from posttrain.runs.slurm.follow import word
 from posttrain.runs.sweep_record import JOBS, JobRecord, Outcome, SweepRecord
 
 WORDS = {"PENDING": "waiting", "RUNNING": "running", "COMPLETING": "ending", "SUSPENDED": "suspended", "REQUEUED": "waiting"}
+
+UNDER_WAY = ("running", "ending", "suspended", "waiting to go on", "waiting")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ def rows(record: SweepRecord, states: Mapping[str, str] | None) -> list[Row]:
 def _pipeline_row(job: JobRecord, own: Row, stages: Sequence[Row]) -> Row:
     """A pipeline whose stages are jobs: under way as soon as one of them is."""
     begun = [row for row in stages if row.step]
-    under_way = next((row.status for row in stages if row.status in ("running", "ending")), None)
-    status = own.status if Outcome(job.file).read() is not None or under_way is None else under_way
+    under_way = sorted((row.status for row in stages if row.status in UNDER_WAY), key=UNDER_WAY.index)
+    status = own.status if Outcome(job.file).read() is not None or not under_way else under_way[0]
     step, loss = (begun[-1].step, begun[-1].loss) if begun else ("", "")
     return Row(own.name, "", "", status, step, loss, is_stage=False)
 
@@ -84,23 +86,10 @@ def status_of(job: JobRecord, state: str, *, known: bool) -> str:
 
 def _status_in(folder: Path, *, ended: bool) -> str:
     """The status in a run's folder. ended: SLURM no longer knows the job, so it does not run."""
-    if not ended and _locked(folder):
+    if not ended and is_taken(folder):
         return "running"
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if (file := folder / "result.json").is_file() else {}
     return str(result.get("status") or ("lost" if (folder / "config.yaml").is_file() else "cancelled" if ended else "not started"))
-
-
-def _locked(folder: Path) -> bool:
-    """Whether a process trains in a folder."""
-    if not (folder / ".lock").is_file():
-        return False
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def table(record: SweepRecord, found: Sequence[Row]) -> Table:

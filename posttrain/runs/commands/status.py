@@ -1,6 +1,7 @@
 """`posttrain status sweep=DIR`: the jobs of a sweep, also of one that another shell started: state in SLURM, status, step and loss.
 
-When all jobs have ended, the sweep's run in MLflow is closed, if nobody waited for them.
+If nobody waited for the jobs, the end of those that could not note it themselves is written down, and when all have ended, the sweep's
+run in MLflow is closed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def run(call: Call) -> int:
     """Prints the table and returns the exit code."""
     arguments = bind(key_values(call), {"sweep": Parameter("sweep", str, required=True)}, command="status")
     from posttrain.runs import report, sweep_status
+    from posttrain.runs.slurm.follow import settle
     from posttrain.runs.slurm.queue import NoAnswer
     from posttrain.runs.sweep_record import read_record
 
@@ -26,6 +28,8 @@ def run(call: Call) -> int:
     except NoAnswer as error:
         states = None
         print(f"{error}; what follows is what the files say")
+    if states is not None:
+        settle(record)
     rows = sweep_status.rows(record, states)
     report.console().print(sweep_status.table(record, rows))
     sweep_status.close_parent(record, rows)

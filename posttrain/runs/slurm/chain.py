@@ -22,7 +22,8 @@ class Link:
     """A job to be submitted, or one of an earlier command that is still there.
 
     run: number of its run in the record. stage: number of the stage, None for a run that is a job as a whole. key: of the stage.
-    after: links that must have ended well before it starts. behind: links that must have ended, however. slurm_id: of one that is there.
+    is_last: whether the run has ended with it. after: links that must have ended well before it starts. behind: links that must have
+    ended, however. slurm_id: of one that is there.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Link:
     request: Request
     stage: int | None = None
     key: str | None = None
+    is_last: bool = True
     after: tuple[int, ...] = ()
     behind: tuple[int, ...] = ()
     slurm_id: str | None = None
@@ -39,7 +41,7 @@ class Link:
 class Wish:
     """A run before it is submitted. requests: one for a run that is a single job, else one a stage. config: of the run.
 
-    slurm_id: of the job in which an earlier command left it running, or waiting.
+    slurm_id: of the job in which an earlier command left it running, or waiting; of a chain, its last one.
     """
 
     name: str
@@ -77,15 +79,16 @@ def _add_stages(links: list[Link], run: int, wish: Wish, behind: tuple[int, ...]
     from posttrain.runs.pipeline.chained import is_made
     from posttrain.runs.pipeline.wanted import likely_keys, place_of
 
-    nodes, before = wish.config["stages"], tuple[int, ...]()
-    for stage, key in enumerate(likely_keys(wish.config)):
+    nodes, keys, before = wish.config["stages"], likely_keys(wish.config), tuple[int, ...]()
+    same = [tuple(number for number, link in enumerate(links) if link.key == key)[:1] for key in keys]
+    begun = max((stage for stage in range(len(nodes) - 1) if same[stage]), default=0)  # what is before it is waited for by that job
+    for stage, key in enumerate(keys[begun:], begun):
         last = stage + 1 == len(nodes)
-        same = tuple(number for number, link in enumerate(links) if link.key == key)
-        if same and not last:
-            before = same[:1]
+        if same[stage] and not last:
+            before = same[stage]
         elif last or not is_made(wish.config, stage, key):
-            name = f"{wish.name}/{place_of(nodes, stage)}"
-            links.append(Link(name, run, wish.requests[stage], stage, key, tuple(dict.fromkeys((*before, *same[:1]))), behind))
+            name, after = f"{wish.name}/{place_of(nodes, stage)}", tuple(dict.fromkeys((*before, *same[stage])))
+            links.append(Link(name, run, wish.requests[stage], stage, key, last, after, behind))
             before = (len(links) - 1,)
 
 
@@ -109,8 +112,8 @@ def stages_recorded(record: SweepRecord, links: Sequence[Link]) -> SweepRecord:
     """The record with the stages that are jobs; each gets a file beside its pipeline's that says which stage it is."""
     runs = dict(zip((link.name for link in links), _runs_of(record, links), strict=True))
     kept = [replace(stage, runs=tuple(dict.fromkeys((*stage.runs, *runs.get(stage.name, ()))))) for stage in record.stages]
-    made = [_stage_record(record, link, runs[link.name]) for link in links if link.stage is not None]
-    return replace(record, stages=(*kept, *made))
+    made = {link.name: _stage_record(record, link, runs[link.name]) for link in links if link.stage is not None}
+    return replace(record, stages=(*(stage for stage in kept if stage.name not in made), *made.values()))
 
 
 def _stage_record(record: SweepRecord, link: Link, runs: Sequence[str]) -> JobRecord:

@@ -6,13 +6,14 @@ Runs are jobs of their own, to which `scancel --signal` and `scontrol requeue` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-from posttrain.runs.slurm import task
 from posttrain.runs.slurm.request import LOGS, Request, parameters
+
+Action = Callable[[str, Sequence[str]], None]  # of each task of a job: `run` or `run_stage` of task.py
 
 
 class Executor(SlurmExecutor):
@@ -39,23 +40,19 @@ def script(request: Request, sweep: Path, count: int) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def submit_stage(request: Request, sweep: Path, file: Path, allow_targets: Sequence[str]) -> str:
-    """Submit one stage of a pipeline; returns the SLURM id.
+def batches(request: Request, count: int) -> list[range]:
+    """Which of `count` equal runs are submitted together: all, as an array, or each by itself."""
+    width = count if count > request.array_parallelism else 1
+    return [range(first, first + width) for first in range(0, count, width)]
+
+
+def submit(executor: Executor, action: Action, files: Sequence[Path], allow_targets: Sequence[str]) -> list[str]:
+    """Submit a run or a stage for each of its files, all with one sbatch; returns the SLURM ids (`12`, in an array `12_0`).
 
     Raises:
-        CalledProcessError: sbatch refused the request; its words are on standard error.
+        FailedJobError: sbatch refused the request, with its words.
     """
-    return executor_of(request, sweep).submit(task.run_stage, str(file), list(allow_targets)).job_id
-
-
-def submit(request: Request, sweep: Path, files: Sequence[Path], allow_targets: Sequence[str]) -> list[str]:
-    """Submit a run for each job file; returns the SLURM ids (`12`, in an array `12_0`).
-
-    Raises:
-        CalledProcessError: sbatch refused the request; its words are on standard error.
-    """
-    executor = executor_of(request, sweep)
     names, allowed = [str(file) for file in files], list(allow_targets)
-    if len(files) > request.array_parallelism:
-        return [job.job_id for job in executor.map_array(task.run, names, [allowed] * len(files))]
-    return [executor.submit(task.run, name, allowed).job_id for name in names]
+    if len(names) == 1:
+        return [executor.submit(action, names[0], allowed).job_id]
+    return [job.job_id for job in executor.map_array(action, names, [allowed] * len(names))]

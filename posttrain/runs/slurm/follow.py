@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from posttrain.runs.slurm import closing, queue
 from posttrain.runs.slurm.request import LOGS
@@ -14,7 +13,7 @@ from posttrain.runs.tracking.sync import send_rest
 
 POLL_SECONDS = 1.0
 QUEUE_EVERY = 5  # polls between looks at the queue, which the whole cluster shares
-FAILED, CANCELLED = 1, 128 + signal.SIGTERM
+FAILED = 1
 
 
 class LeftRunning(KeyboardInterrupt):
@@ -49,21 +48,19 @@ def commands(record: SweepRecord) -> tuple[str, str]:
 
 def word(code: int) -> str:
     """An exit code as the status of a run."""
-    return "finished" if code == 0 else "stopped" if code in (128 + signal.SIGINT, CANCELLED) else "failed"
+    return "finished" if code == 0 else "stopped" if code in closing.CODES.values() else "failed"
 
 
 def _endings(record: SweepRecord) -> Iterator[tuple[JobRecord, int]]:
     """Each job with its exit code, when it has ended; stages that are jobs among them, before their pipelines."""
     waiting, lost = [*record.stages, *record.jobs], set[str]()
-    chains = {run for stage in record.stages for run in stage.runs}
     for turn in itertools.count():
         look = turn % QUEUE_EVERY == QUEUE_EVERY - 1
-        gone = ended_in_queue([job for job in waiting if job.name not in chains]) if look else {}
+        gone = ended_in_queue([job for job in record.parts if job in waiting]) if look else {}
         for job in list(waiting):
             code = Outcome(job.file).read()
             if code is None and job.name in lost and job.name in gone:
-                code = gone[job.name]
-                closing.close(job, code)
+                code = closing.close(job, gone[job.name])
             if code and job.runs:  # its batch script does so, too, where it lives long enough
                 closing.close_stage(record, job, code)
             if code is not None:
@@ -76,14 +73,34 @@ def _endings(record: SweepRecord) -> Iterator[tuple[JobRecord, int]]:
         time.sleep(POLL_SECONDS)
 
 
-def ended_in_queue(jobs: list[JobRecord]) -> dict[str, int]:
+def ended_in_queue(jobs: Sequence[JobRecord]) -> dict[str, int]:
     """Exit codes, by name, of the jobs that the queue says have ended, or no longer knows. Empty while the queue does not answer.
 
-    A job that ended well has left its outcome, so without one it failed, unless somebody cancelled it.
+    A job that ended well has left its outcome, so without one it failed, unless somebody cancelled it, as where it never began.
     """
     try:
         states = queue.states([job.slurm_id for job in jobs if job.slurm_id])
     except queue.NoAnswer:
         return {}
-    now = {job.name: states.get(job.slurm_id or "", "FAILED") for job in jobs}
-    return {name: CANCELLED if state == "CANCELLED" else FAILED for name, state in now.items() if state in queue.ENDED}
+    now = {job.name: states.get(job.slurm_id or "", "FAILED" if _has_begun(job) else "CANCELLED") for job in jobs}
+    return {name: closing.CANCELLED if state == "CANCELLED" else FAILED for name, state in now.items() if state in queue.ENDED}
+
+
+def _has_begun(job: JobRecord) -> bool:
+    return (job.file.parents[1] / LOGS / f"{job.slurm_id}_0_log.out").is_file()
+
+
+def settle(record: SweepRecord) -> None:
+    """Write down the ends of jobs that nobody follows, and that could not do so themselves, and close the pipelines that need them.
+
+    Waits some seconds where there are such jobs: as who follows does, it believes the queue the second time.
+    """
+    silent = [job for job in record.parts if job.slurm_id is not None and Outcome(job.file).read() is None]
+    if lost := ended_in_queue(silent):
+        time.sleep(QUEUE_EVERY * POLL_SECONDS)
+        gone = ended_in_queue([job for job in silent if job.name in lost])
+        for job in (job for job in silent if job.name in gone):
+            closing.close(job, gone[job.name])
+    for stage in record.stages:
+        if code := Outcome(stage.file).read():
+            closing.close_stage(record, stage, code)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.runs.slurm import follow, queue
 from posttrain.runs.slurm.chain import Link, Wish, dependency, depending, links_of, stages_recorded
+from posttrain.runs.slurm.live import own_stages
 from posttrain.runs.slurm.request import Request, request_of
-from posttrain.runs.sweep_record import JobRecord, SweepRecord
+from posttrain.runs.slurm.submission import Submission, submitting
+from posttrain.runs.sweep_record import JobRecord, Outcome, SweepRecord
 from posttrain.runs.validate import node_problems
 
 TARGET = "posttrain.runs.slurm.request.Request"
@@ -78,75 +79,58 @@ def run(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str
 
     Raises:
         ConfigError: sbatch refused a request; what had been submitted before is cancelled.
-        LeftRunning: Ctrl-C; the jobs go on.
+        LeftRunning: Ctrl-C; the jobs that are submitted go on.
     """
-    chained = any(wish.is_chain for wish in wishes)
-    before = record.ids
-    submitted = _chains_submitted(wishes, record, allow_targets, live) if chained else _submitted(wishes, record, allow_targets)
-    ids = [slurm_id for slurm_id in submitted.ids if slurm_id not in before]
-    told = [f"submitted as jobs {', '.join(ids)}"] * bool(ids) + [f"still there are jobs {', '.join(before)}"] * bool(before)
+    before, submission = record.ids, Submission(record)
+    with submitting(submission):
+        if any(wish.is_chain for wish in wishes):
+            _submit_chains(wishes, submission, allow_targets, live)
+        else:
+            _submit_runs(wishes, submission, allow_targets)
+    told = [f"submitted as jobs {', '.join(submission.new)}"] * bool(submission.new) + [f"still there are jobs {', '.join(before)}"] * bool(
+        before
+    )
     print("\n".join((f"{len(wishes)} runs: {'; '.join(told)}. Ctrl-C leaves them running:", *follow.commands(record))), flush=True)
-    return follow.follow(submitted, lambda line: print(line, flush=True))
+    return follow.follow(submission.record, lambda line: print(line, flush=True))
 
 
-def _submitted(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str]) -> SweepRecord:
-    """The record with SLURM's ids, which is written after each group."""
-    from posttrain.runs.slurm.executor import submit
+def _submit_runs(wishes: Sequence[Wish], submission: Submission, allow_targets: Sequence[str]) -> None:
+    """Submit all runs that have no job yet."""
+    from posttrain.runs.slurm import task
+    from posttrain.runs.slurm.executor import batches, executor_of, submit
 
-    new, before = [number for number, job in enumerate(record.jobs) if job.slurm_id is None], record.ids
-    for request, members in groups([wishes[number].requests[0] for number in new]):
-        jobs = [record.jobs[new[member]] for member in members]
-        with _cancelling([slurm_id for slurm_id in record.ids if slurm_id not in before]):
-            ids = submit(request, record.folder, [job.file for job in jobs], allow_targets)
-        record = record.submitted(dict(zip((job.name for job in jobs), ids, strict=True)))
-        record.write()
-    return record
+    new = [(wish.requests[0], job) for wish, job in zip(wishes, submission.record.jobs, strict=True) if wish.slurm_id is None]
+    for request, members in groups([request for request, _ in new]):
+        executor, jobs = executor_of(request, submission.record.folder), [new[member][1] for member in members]
+        for batch in batches(request, len(jobs)):
+            some = [jobs[number] for number in batch]
+            submission.add([[job.name] for job in some], partial(submit, executor, task.run, [job.file for job in some], allow_targets))
 
 
-def _chains_submitted(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str], live: Collection[str]) -> SweepRecord:
-    """The same where stages of pipelines are jobs, which wait for each other; the record is written after each job."""
+def _submit_chains(wishes: Sequence[Wish], submission: Submission, allow_targets: Sequence[str], live: Collection[str]) -> None:
+    """The same where stages of pipelines are jobs, which wait for each other."""
     from posttrain.runs.pipeline.chained import prepare
-    from posttrain.runs.slurm.executor import submit, submit_stage
+    from posttrain.runs.slurm import task
+    from posttrain.runs.slurm.executor import executor_of, submit
 
-    for wish in (wish for wish in wishes if wish.is_chain and wish.slurm_id is None):
-        prepare(dict(wish.config), Path(wish.config["output_dir"]))
+    record = submission.record
+    for wish, job in zip(wishes, record.jobs, strict=True):
+        if wish.is_chain and wish.slurm_id is None:
+            Outcome(job.file).clear()
+            if not any(stage.slurm_id in live for stage in own_stages(record.stages, job)):  # which has opened it, and may be training
+                prepare(dict(wish.config), Path(wish.config["output_dir"]))
     links = links_of(wishes, [stage for stage in record.stages if stage.slurm_id in live])
-    before, record = record.ids, stages_recorded(record, links)
+    submission.record = record = stages_recorded(record, links)
     ids: list[str] = []
     for link in links:
-        if link.slurm_id is None:
-            request = depending(link.request, dependency(link, ids))
-            with _cancelling([slurm_id for slurm_id in ids if slurm_id not in before]):
-                if link.stage is None:
-                    ids += submit(request, record.folder, [_file_of(link, record.jobs)], allow_targets)
-                else:
-                    ids.append(submit_stage(request, record.folder, _file_of(link, record.stages), allow_targets))
-        else:
-            ids.append(link.slurm_id)
-        run = record.jobs[link.run].name if link.run is not None else link.name
-        record = record.submitted({link.name: ids[-1], run: ids[-1]})
-        record.write()
-    return record
+        if link.run is None or link.slurm_id is not None:
+            ids.append(str(link.slurm_id))
+            continue
+        executor = executor_of(depending(link.request, dependency(link, ids)), record.folder)
+        action, jobs = (task.run, record.jobs) if link.stage is None else (task.run_stage, record.stages)
+        names = [link.name, record.jobs[link.run].name] if link.is_last else [link.name]
+        ids += submission.add([names], partial(submit, executor, action, [_file_of(link, jobs)], allow_targets))
 
 
 def _file_of(link: Link, jobs: Sequence[JobRecord]) -> Path:
     return next(job.file for job in jobs if job.name == link.name)
-
-
-@contextmanager
-def _cancelling(ids: Sequence[str]) -> Iterator[None]:
-    """Where sbatch refuses inside, these jobs, which were submitted before, are cancelled, and the user is told its words."""
-    from submitit.core.utils import FailedJobError
-
-    try:
-        yield
-    except (subprocess.CalledProcessError, FailedJobError) as error:
-        if ids:
-            queue.cancel(ids)
-        raise ConfigError(Problem("hydra/launcher=slurm", _reason(error), "hydra.launcher.dry_run=true shows the request")) from error
-
-
-def _reason(error: Exception) -> str:
-    """What sbatch said."""
-    text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-    return "sbatch refused: " + " ".join(str(text).split())

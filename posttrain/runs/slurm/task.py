@@ -89,7 +89,12 @@ def run_stage(file: str, allow_targets: Sequence[str]) -> None:
             Outcome(Path(at["pipeline"])).write(0)
         return code
 
-    _end(_lead(Path(file), gate, lead) if task.rank == 0 else _follow(task, gate, allow_targets))
+    code = _lead(Path(file), gate, lead) if task.rank == 0 else _follow(task, gate, allow_targets)
+    if task.rank == 0 and code in STOPPED[:-1]:
+        from posttrain.runs.slurm.closing import close_pipelines_of
+
+        close_pipelines_of(Path(file), code)
+    _end(code)
 
 
 def _begun() -> Task:
@@ -140,17 +145,26 @@ class Gate:
 
 
 def _lead(file: Path, gate: Gate, work: Callable[[], int]) -> int:
-    """Do the leading task's work, and leave the outcome beside the job's file."""
+    """Do the leading task's work, and leave the outcome beside the job's file, unless another process has the run's folder."""
+    from posttrain.runs.folder_lock import Taken
     from posttrain.runs.job import exit_code
 
-    outcome = Outcome(file)
+    outcome, taken = Outcome(file), list[Taken]()
+
+    def tried() -> int:
+        try:
+            return work()
+        except Taken as error:
+            taken.append(error)
+            raise
+
     outcome.clear()
-    code = exit_code(work)
+    code = exit_code(tried)
     if gate.is_open:
         gate.path.unlink(missing_ok=True)
     elif code == 0:
         gate.open(None)
-    if code != STOPPED[-1]:
+    if code != STOPPED[-1] and not taken:
         outcome.write(code)
     return code
 
