@@ -118,13 +118,27 @@ def came_to(wish: Wish, stage: int, status: Status) -> None:
 def test_where_one_job_is_refused_those_before_it_are_cancelled_and_known(cluster: Cluster, tmp_path: Path) -> None:
     record, wishes = runs_of(tmp_path, 4)
     cluster.upon[3] = refuse
-    with pytest.raises(ConfigError, match=f"refused a job; the 2 submitted before it are cancelled: {REFUSAL}"):
+    with pytest.raises(ConfigError, match=f"refused a job; the 2 jobs before it are cancelled: {REFUSAL}"):
         launch.run(wishes, record, [])
     assert cluster.states == {"1": "CANCELLED", "2": "CANCELLED"}
     known = read_record(tmp_path)
     assert [job.slurm_id for job in known.jobs] == ["1", "2", None, None]
     assert [Outcome(job.file).read() for job in known.jobs] == [143, 143, None, None]
     assert live_in(tmp_path).jobs == {}
+
+
+def test_where_slurm_is_away_the_jobs_before_the_refused_one_are_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Collection[str]) -> dict[str, str]:
+        raise queue.NoAnswer("down")
+
+    record, wishes = runs_of(tmp_path, 2)
+    cluster.upon[2] = refuse
+    monkeypatch.setattr(queue, "states", away)
+    with pytest.raises(ConfigError, match=r"the one job before it is still there \(posttrain cancel sweep="):
+        launch.run(wishes, record, [])
+    assert [job.slurm_id for job in read_record(tmp_path).jobs] == ["1", None]
 
 
 def test_ctrl_c_between_two_jobs_leaves_the_first_ones_running_and_known(
@@ -160,8 +174,8 @@ def test_a_chain_that_was_cut_off_gets_only_the_stages_it_lacks(cluster: Cluster
     job = live.job_of(wish.config)
     assert job is not None
     assert live.id_of(job) is None
-    with pytest.raises(ConfigError, match="job 1 still trains there, with other seed"):
-        live.job_of({**wish.config, "seed": 7})
+    with pytest.raises(ConfigError, match="job 1 still trains there, with other max_steps, seed"):
+        live.job_of({**wish.config, "seed": 7, "max_steps": 7})
     again = SweepRecord(tmp_path, (job,), {}, stages=live.stages)
     with alone_in(tmp_path / "run"):  # as the first stage has it
         launch.run([wish], again, [], live.ids)

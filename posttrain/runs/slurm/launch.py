@@ -78,7 +78,7 @@ def run(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str
     live: jobs of an earlier command that have not ended; runs and stages that have one are waited for, and not submitted.
 
     Raises:
-        ConfigError: sbatch refused a request; what had been submitted before is cancelled.
+        ConfigError: sbatch refused a request; what had been submitted before is cancelled, where SLURM answers.
         LeftRunning: Ctrl-C; the jobs that are submitted go on.
     """
     before, submission = record.ids, Submission(record)
@@ -87,10 +87,9 @@ def run(wishes: Sequence[Wish], record: SweepRecord, allow_targets: Sequence[str
             _submit_chains(wishes, submission, allow_targets, live)
         else:
             _submit_runs(wishes, submission, allow_targets)
-    told = [f"submitted as jobs {', '.join(submission.new)}"] * bool(submission.new) + [f"still there are jobs {', '.join(before)}"] * bool(
-        before
-    )
-    print("\n".join((f"{len(wishes)} runs: {'; '.join(told)}. Ctrl-C leaves them running:", *follow.commands(record))), flush=True)
+    told = {"submitted as": submission.new, "still there are": before}
+    words = "; ".join(f"{what} jobs {', '.join(ids)}" for what, ids in told.items() if ids)
+    print("\n".join((f"{len(wishes)} runs: {words}. Ctrl-C leaves them running:", *follow.commands(record))), flush=True)
     return follow.follow(submission.record, lambda line: print(line, flush=True))
 
 

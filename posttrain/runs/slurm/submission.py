@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.runs.slurm import follow
+from posttrain.runs.slurm import follow, queue
 from posttrain.runs.slurm.cancelling import cancel
 from posttrain.runs.sweep_record import SweepRecord
 
@@ -53,7 +53,7 @@ def submitting(submission: Submission) -> Iterator[None]:
     """Around all that is submitted for one command.
 
     Raises:
-        ConfigError: sbatch refused a request, with its words; what had been submitted before is cancelled.
+        ConfigError: sbatch refused a request, with its words; what had been submitted before is cancelled, where SLURM answers.
         LeftRunning: Ctrl-C; what had been submitted goes on.
     """
     from submitit.core.utils import FailedJobError
@@ -61,10 +61,9 @@ def submitting(submission: Submission) -> Iterator[None]:
     try:
         yield
     except (subprocess.CalledProcessError, FailedJobError) as error:
-        if submission.new:
-            cancel(submission.record, submission.new)
-        hint = "hydra.launcher.dry_run=true shows the request"
-        raise ConfigError(Problem("hydra/launcher=slurm", _reason(error, len(submission.new)), hint)) from error
+        text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        message = f"sbatch refused a job{_taken_back(submission)}: {' '.join(str(text).split())}"
+        raise ConfigError(Problem("hydra/launcher=slurm", message, "hydra.launcher.dry_run=true shows the request")) from error
     except KeyboardInterrupt:
         if not submission.record.ids:
             raise
@@ -76,8 +75,13 @@ def submitting(submission: Submission) -> Iterator[None]:
         raise follow.LeftRunning from None
 
 
-def _reason(error: Exception, before: int) -> str:
-    """What sbatch said, and what became of the jobs submitted before."""
-    text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-    cancelled = f"; the {before} submitted before it {'is' if before == 1 else 'are'} cancelled" if before else ""
-    return f"sbatch refused a job{cancelled}: " + " ".join(str(text).split())
+def _taken_back(submission: Submission) -> str:
+    """Cancels what has been submitted, and says so."""
+    if not submission.new:
+        return ""
+    those = "the one job before it is" if len(submission.new) == 1 else f"the {len(submission.new)} jobs before it are"
+    try:
+        cancel(submission.record, submission.new)
+    except queue.NoAnswer:
+        return f" and SLURM gives no answer, so that {those} still there (posttrain cancel sweep={submission.record.folder})"
+    return f"; {those} cancelled"
