@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from posttrain.errors import ConfigError, Problem
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 OFFLINE_HINT = "give a local folder with model.path=DIR, or start from random weights with model.weights=random"
 TOKEN_HINT = f"accept its licence on the hub and set HF_TOKEN; or {OFFLINE_HINT}"
 PROBE_SECONDS = 5.0
+READ = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")  # what a model folder holds beside its weights
 
 
 def is_local(path: str | None) -> bool:
@@ -113,3 +114,16 @@ def commit_of(path: str, revision: str | None) -> str:
     """The commit of a hub id. Raises ConfigError if it is neither in the cache nor to be had."""
     with hub_errors(path):
         return Path(hf_hub_download(path, "config.json", **source_options(path, revision))).parent.name
+
+
+def snapshot_of(path: str, revision: str | None, *, key: str = "model.path") -> Path:
+    """The folder in the cache with a hub id's config, tokenizer and weights, fetched where the hub can be reached.
+
+    Raises ConfigError if it is neither in the cache nor to be had.
+    """
+    options = source_options(path, revision, key=key)
+    with hub_errors(path, key=key):
+        folder = Path(snapshot_download(path, allow_patterns=[*READ, "*.safetensors"], **options))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(path, allow_patterns=[*READ, "*.bin"], **options))
+    return folder

@@ -13,6 +13,7 @@ from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.suites.about import HELD_OUT, START
 from posttrain.evaluation.suites.registry import GROUP, Suite, find_suite, parts_of
+from posttrain.runs.against import opponent_folder
 from posttrain.runs.arguments import bind, find_artifact, parameters_of
 from posttrain.runs.eval_tracking import log_to_run
 from posttrain.runs.files import prepare_folder, write_atomic
@@ -21,14 +22,14 @@ from posttrain.runs.options import config_dir, options
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.records import encode, versions
 from posttrain.runs.signatures import Parameter
-from posttrain.runs.suites import own_config, read_as, run_suite, starting_model
+from posttrain.runs.start import start_of
+from posttrain.runs.suites import own_config, read_as, run_suite
 from posttrain.runs.validate import node_problems
 
 if TYPE_CHECKING:
     from posttrain.evaluation.suites.result import SuiteResult
 
 WRITTEN = ("conversation", "text")  # kinds of data that a language model is to write
-OF_RUN = (HELD_OUT, START)  # settings that stand for something of the run
 
 OWN = {"run": Parameter("run", str, required=True), "device": Parameter("device", str | None, required=False)}
 
@@ -41,7 +42,9 @@ def main(args: Mapping[str, Any]) -> int:
     home = folder.parent if folder.name == "artifact" else folder
     prepare_folder(home / "eval", key="run")
     quiet_libraries()
-    result = run_suite(suite, folder, own_config(home) if set(OF_RUN) & set(map(str, settings.values())) else None, device=device)
+    against = {"against": start_of(home)} if settings.get("against") == START else {}
+    config = own_config(home) if settings.get("data") == HELD_OUT else None
+    result = run_suite(replace(suite, settings={**settings, **against}), folder, config, device=device)
     files = write_results(home, suite, folder, result)
     show(suite.name, result, files[0])
     if record := log_to_run(home, suite.name, result.metrics, files):
@@ -82,17 +85,16 @@ def _with_parts(name: str, given: dict[str, Any]) -> tuple[Suite, dict[str, Any]
 def _check_places(suite: Suite) -> None:
     """Raises UserError where what the settings name is not there."""
     settings = suite.settings
-    if set(OF_RUN) & set(map(str, settings.values())):
+    if settings.get("data") == HELD_OUT or settings.get("against") == START:
         find_artifact(settings["run"])
-        config = own_config(Path(settings["run"]))
-        if settings.get("data") == HELD_OUT:
-            read_as(config, suite)
-        if settings.get("against") == START:
-            starting_model(config)
+    if settings.get("data") == HELD_OUT:
+        read_as(own_config(Path(settings["run"])), suite)
+    if settings.get("against") == START:
+        start_of(Path(settings["run"]))
     if isinstance(settings.get("data"), str) and settings["data"] != HELD_OUT and not is_hub_id(settings["data"]):
         find_files(settings["data"])
     if "against" in settings and settings["against"] != START:
-        find_artifact(settings["against"], key="against")
+        opponent_folder(settings["against"])
 
 
 def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult) -> list[Path]:
@@ -106,7 +108,7 @@ def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult)
         "artifact": str(artifact),
         "metrics": {key: encode(value) for key, value in result.metrics.items()},
         "settings": dict(suite.settings),
-        "measured_as": measured_as(suite),
+        "measured_as": measured_as(suite, result.details),
         "details": dict(result.details),
         "versions": versions(),
     }
@@ -114,14 +116,11 @@ def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult)
     return [path, samples_of(path), *([keep_scores(home, result.scores, suite.name)] if result.scores else [])]
 
 
-def measured_as(suite: Suite) -> dict[str, Any]:
-    """All settings that a suite's values were found by, the function's own defaults among them; a local opponent by its whole path."""
+def measured_as(suite: Suite, details: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a suite's values were found by, the function's own defaults among them; an opponent as `details` say which it was."""
     defaults = {name: parameter.default for name, parameter in parameters_of(suite.target).items() if not parameter.required}
-    settings = {**defaults, **suite.settings}
-    against = settings.get("against")
-    if isinstance(against, str) and against != START and Path(against).expanduser().exists():
-        settings["against"] = str(Path(against).expanduser().resolve())
-    return settings
+    known = {"against": details["against"]} if "against" in details else {}
+    return {**defaults, **suite.settings, **known}
 
 
 def samples_of(results: Path) -> Path:

@@ -9,8 +9,10 @@ from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.evaluation.suites.about import HELD_OUT, HOME, START, about
 from posttrain.evaluation.suites.registry import Suite, missing_extra
 from posttrain.runs.annotations import fits, in_words
+from posttrain.runs.pipeline.inputs import PLACEHOLDER
 from posttrain.runs.source import class_constant
-from posttrain.runs.suites import read_as, starting_model, suites_of
+from posttrain.runs.start import starting_model
+from posttrain.runs.suites import read_as, suites_of
 
 Config = dict[str, Any]
 Existing = Callable[[str, str | None], Iterator[Problem]]
@@ -46,11 +48,11 @@ def _not_chosen(config: Config) -> Iterator[Problem]:
 
 
 def _of_run(suite: Suite, config: Config) -> Iterator[Problem]:
-    """What stands for something of the run, and is not there."""
+    """What stands for something of the run, and is not there; what a pipeline's later stage started from is told of the pipeline."""
     try:
         if suite.settings.get("data") == HELD_OUT:
             read_as(config, suite)
-        if suite.settings.get("against") == START and not config["entering"]:
+        if suite.settings.get("against") == START and not str(config["model"]["path"]).startswith(PLACEHOLDER):
             starting_model(config)
     except ConfigError as error:
         yield from error.problems

@@ -19,6 +19,7 @@ from posttrain.runs import entering, targets
 from posttrain.runs.files import write_atomic
 from posttrain.runs.kept_scores import FOLDER
 from posttrain.runs.source import class_constant
+from posttrain.runs.start import starting_model
 
 if TYPE_CHECKING:
     from posttrain.data.prepare import Prepared
@@ -78,15 +79,6 @@ def held_out(config: Config, suite: Suite) -> Prepared:
     if prepared.val is None:
         raise ConfigError(Problem("data", "is needed: the run held no examples out", "data=FILE"))
     return prepared
-
-
-def starting_model(config: Config) -> str:
-    """Where the model that a run started from lies. Raises ConfigError where it started from random weights."""
-    model = config["model"]
-    if model["path"] is None or model["weights"] == "random":
-        message = "is needed: the run started from random weights, whose answers say nothing"
-        raise ConfigError(Problem("against", message, "against=DIR of a run, an artifact or a model"))
-    return str(model["path"])
 
 
 def settled(suite: Suite, config: Config | None) -> dict[str, Any]:

@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import Qwen3ForCausalLM
 
 from posttrain.errors import ConfigError, UserError
 from posttrain.evaluation.suites.judged import judged
+from posttrain.models import hub
 from posttrain.models.artifact import ArtifactRecord
 from posttrain.models.heads import make
 from posttrain.models.loading import seeded
 from posttrain.models.reward_artifact import save_reward_artifact
 from posttrain.rewards.backends.base import Backend, Question, Silence
 from posttrain.rewards.scorers import load_reward_model
+from posttrain.runs import rules
+from posttrain.runs.against import opponent, opponent_folder, weights_of
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.evaluate import main
 from posttrain.runs.job import run_job
 from posttrain.runs.kept_scores import kept_scores
+from posttrain.runs.pipeline.outcome import Ended
+from posttrain.runs.pipeline.wanted import place_of, wanted
+from posttrain.runs.start import start_of, starting_model
 from posttrain.runs.study.arms import is_measured, unmeasured
 from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
@@ -68,6 +75,7 @@ def test_who_knows_the_answers_wins(run_dir: Path, other: Path, questions: Path)
     assert (found["win_rate"], found["wins"], found["n"], found["unscored"]) == (1.0, 1.0, 2.0, 0.0)
     assert (found["consistent"], found["first"]) == (1.0, 0.5)
     assert report["settings"]["backend"]["prefer"] == "contains"
+    assert report["measured_as"]["against"] == {"model": str(other), "weights": weights_of(other)}
     rows = [json.loads(line) for line in (run_dir / "eval" / "judge.samples.jsonl").read_text().splitlines()]
     assert [(row["completion"], row["verdict"]) for row in rows] == [("It is 4.", "win"), ("It is 8.", "win")]
     assert kept_scores(run_dir)["eval/judge/win_rate"].values.tolist() == [1.0, 1.0]
@@ -122,6 +130,7 @@ def test_suites_at_the_end_of_a_run(run_dir: Path, judge_of_answers: Path, quest
     assert metrics["eval/sampled/greedy"] == 1.0
     assert metrics["eval/validation/perplexity"] > 1.0
     assert metrics["eval/judge/win_rate"] == 0.5, "against the model that it started from, which it still is"
+    assert json.loads((folder / "eval" / "judge.json").read_text())["measured_as"]["against"]["weights"] == weights_of(run_dir / "artifact")
     run = read_run(folder)
     for name in ("eval/sampled/maj_at_2", "eval/validation/loss", "eval/judge/win_rate", "eval/reward_model/reward"):
         assert is_measured(name, config)
@@ -139,9 +148,62 @@ def test_suites_at_the_end_of_a_run(run_dir: Path, judge_of_answers: Path, quest
     assert [problem.where for problem in unmeasured(study, {"a": config})] == ["study.metric"]
 
 
+STAGED = ["method=staged_dpo", "hardware=cpu", "evaluation/suite=[judge]"]
+
+
+def pipeline_in(folder: Path, line: list[str]) -> list[Path]:
+    """A pipeline's folder and its stages', with what their configs say."""
+    config = compose_and_check([*STAGED, *line], rules=rules.PLAN)
+    places = [folder, *(folder / place_of(config["stages"], number) for number in range(2))]
+    for place, content in zip(places, [config, *(node["config"] for node in config["stages"])], strict=True):
+        place.mkdir()
+        (place / "config.yaml").write_text(yaml.safe_dump(content))
+    return places
+
+
+def test_all_stages_are_judged_against_what_the_pipeline_starts_from(run_dir: Path, other: Path, tmp_path: Path) -> None:
+    line = ["model=hf", f"model.path={run_dir}/artifact"]
+    config = compose_and_check([*STAGED, *line, f"output_dir={tmp_path}"], rules=rules.PLAN)
+    first = Ended("sft", tmp_path / "1_sft", other, "abc", False, "finished", config["stages"][0]["config"], {})
+    sft, dpo = wanted(config, tmp_path, []), wanted(config, tmp_path, [first])
+    complete = dpo.complete(tmp_path, "auto", {})
+    assert complete["model"]["path"] == f"{other}/artifact", "it starts from the stage before it"
+    assert complete["evaluation"]["suite"]["judge"]["against"] == f"{run_dir}/artifact"
+    assert sft.config["evaluation"]["suite"]["judge"]["against"] == "start", "which is the same model"
+    for place in pipeline_in(tmp_path / "later", line):
+        assert start_of(place) == f"{run_dir}/artifact"
+
+
+def test_a_run_that_enters_from_another_is_judged_against_what_that_one_started_from(run_dir: Path) -> None:
+    first = f"entering=['method=sft','model=hf','model.path={run_dir}/artifact']"
+    config = compose_and_check(["method=dpo", "model=nano", first, "evaluation/suite=[judge]", "hardware=cpu"], rules=rules.PLAN)
+    assert starting_model(config) == f"{run_dir}/artifact"
+
+
+def test_a_model_of_the_hub_is_an_opponent_too(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
+    config = {"entering": None, "model": {"path": "owner/name", "weights": "pretrained", "revision": "v1"}}
+    assert starting_model(config) == "hf://owner/name@v1"
+    asked = []
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append((name, options["revision"])) or str(other))
+    assert opponent_folder("hf://owner/name@v1") == other
+    assert asked == [("owner/name", "v1")]
+    assert opponent("hf://owner/name@v1", other) == {"model": "hf://owner/name@v1", "weights": weights_of(other)}
+
+
+def test_an_adapter_is_another_model_on_another_base(tmp_path: Path, run_dir: Path, other: Path) -> None:
+    found = []
+    for base in (run_dir / "artifact", other):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "revision": None}))
+        found.append(weights_of(tmp_path))
+    assert len({*found, weights_of(other)}) == 3
+
+
 @pytest.mark.parametrize(
     ("line", "where"),
     [
+        (["evaluation/suite=[judge]", "method=staged_dpo"], "stage dpo: evaluation.suite.judge.against"),
+        (["evaluation/suite=[judge]", "method=dpo", "entering=['experiment=quickstart']"], "evaluation.suite.judge.against"),
         (["evaluation/suite=[judge]"], "evaluation.suite.judge.against"),  # random weights are no opponent
         (["evaluation/suite=[choice]"], "evaluation.suite.choice.data"),
         (["evaluation/suite=[sampled]", "method=reward_model"], "evaluation.suite.sampled"),

@@ -70,11 +70,30 @@ def test_older_results_are_compared_by_the_settings_they_name(tmp_path: Path) ->
     assert compared(tmp_path, runs, SAMPLED).analysis.examples == 40
 
 
-def test_all_settings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def against(model: str, weights: str) -> dict[str, Any]:
+    return {"against": {"model": model, "weights": weights}}
+
+
+def test_opponents_are_told_apart_by_their_weights(tmp_path: Path) -> None:
+    moved = arms(tmp_path / "moved", JUDGE, against("/here", "ab"), against("/there", "ab"))
+    assert compared(tmp_path, moved, JUDGE).analysis.examples == 40
+    runs = arms(tmp_path / "replaced", JUDGE, against("/here", "ab"), against("/here", "cd"))
+    with pytest.raises(ConfigError) as caught:
+        compared(tmp_path, runs, JUDGE)
+    assert [problem.where for problem in caught.value.problems] == [f"runs: {run}" for run in runs[2:]]
+    problem = caught.value.problems[0]
+    assert f"with against=/here (weights cd), in {runs[0]} with against=/here (weights ab)" in problem.message
+    assert "against=DIR, one for all" in problem.hint
+
+
+def test_an_opponent_that_is_known_by_no_name_is_told(tmp_path: Path) -> None:
+    """Each run's own starting model, as results were kept that do not say which it was."""
+    made = compared(tmp_path, arms(tmp_path, JUDGE, {"against": "start"}, against("/here", "ab")), JUDGE)
+    (told,) = made.warnings
+    assert told.startswith("2 of 4 runs did not keep which model they were compared with (judge, against=start)")
+
+
+def test_all_settings_are_kept() -> None:
     """Also those that the function itself has, so that a value named in one place and left out in the other is the same."""
-    assert measured_as(find_suite("sampled")).items() >= {"samples": 8, "temperature": 1.0, "max_new_tokens": 512, "top_p": 1.0}.items()
-    judge = find_suite("judge")
-    assert measured_as(judge)["against"] == "start"
-    (tmp_path / "there").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert measured_as(type(judge)(judge.name, judge.target, {"against": "there"}))["against"] == str(tmp_path / "there")
+    assert measured_as(find_suite("sampled"), {}).items() >= {"samples": 8, "temperature": 1.0, "max_new_tokens": 512}.items()
+    assert measured_as(find_suite("judge"), against("/here", "ab"))["against"] == {"model": "/here", "weights": "ab"}

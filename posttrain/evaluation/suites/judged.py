@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def judged(
         data: a file, folder, glob or hub id with rows of any known format that asks something, or prepared prompts; the command's default
             is what the run itself held out.
         backend: what judges.
-        against: folder of a run, an artifact or a Hugging Face model, which answers the same prompts.
+        against: folder of a run, an artifact or a Hugging Face model, or hf://NAME[@REVISION], which answers the same prompts.
         criteria: what the judge looks at, in words.
         reference: whether it is told the expected answer, where there is one.
         limit: first prompts that are answered.
@@ -75,6 +76,8 @@ def judged(
         format: name of the rows' format; auto = detected.
         system: system message for conversations without one.
     """
+    from posttrain.runs.against import opponent, opponent_folder
+
     asked = asking(
         tokenizer, data=data, limit=limit, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, format=format, system=system
     )
@@ -82,19 +85,21 @@ def judged(
     backend.place(device)
     backend.start()  # what cannot be loaded is told before anything is answered
     answers = asked.answers(model, tokenizer)
-    opponents = _opponents(asked, answers, tokenizer, against, device)
+    folder = opponent_folder(against)
+    opponents = _opponents(asked, answers, tokenizer, folder, device)
     comparisons = Comparisons(backend, criteria=criteria)
     pairs = [(a.prompt, a.completion, b.completion, a.answer if reference else None) for a, b in zip(answers, opponents, strict=True)]
     duels = [Duel(a, b, *both) for a, b, both in zip(answers, opponents, comparisons.in_both_orders(pairs), strict=True)]
-    return SuiteResult(_metrics(duels), [_row(*one) for one in zip(asked.numbers, duels, strict=True)], *_kept(asked, duels))
+    details, scores = _kept(asked, duels)
+    rows = [_row(*one) for one in zip(asked.numbers, duels, strict=True)]
+    return SuiteResult(_metrics(duels), rows, {**details, "against": opponent(against, folder)}, scores)
 
 
-def _opponents(asked: Asking, answers: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, against: str, device: str) -> list[Sample]:
+def _opponents(asked: Asking, answers: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, folder: Path, device: str) -> list[Sample]:
     """The other model's answers to the same prompts."""
-    from posttrain.runs.arguments import find_artifact
     from posttrain.runs.loaded import load
 
-    other, its_tokenizer = load(find_artifact(against, key="against"), device=device)
+    other, its_tokenizer = load(folder, device=device)
     return asked.answers(other, its_tokenizer, asked.prompts_for(answers, tokenizer, its_tokenizer))
 
 

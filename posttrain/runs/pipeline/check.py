@@ -9,6 +9,7 @@ from posttrain.errors import Problem
 from posttrain.runs.pipeline.compose import prefixed
 from posttrain.runs.pipeline.inputs import entered, placeholders
 from posttrain.runs.pipeline.lines import OWN
+from posttrain.runs.pipeline.opponents import without_opponent
 from posttrain.runs.rules import Rule
 from posttrain.runs.validate import validate
 
@@ -27,7 +28,7 @@ def pipeline_problems(config: dict[str, Any], *, allow_targets: Collection[str],
         if "method" in node["config"]:
             found = check(_to_check(node), allow_targets=allow_targets, rules=rules)
             own += [Problem(prefixed(node["name"], problem.where), problem.message, problem.hint) for problem in found]
-    return own
+    return [*own, *without_opponent(config["stages"])]
 
 
 def _to_check(node: Mapping[str, Any]) -> dict[str, Any]:

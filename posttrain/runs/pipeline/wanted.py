@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.runs.pipeline import store
 from posttrain.runs.pipeline.identity import stage_hash
 from posttrain.runs.pipeline.inputs import entered
+from posttrain.runs.pipeline.opponents import with_opponent
 from posttrain.runs.pipeline.outcome import Ended
 from posttrain.runs.pipeline.shares import part_of, spent_by, unit_of
 
@@ -40,7 +41,7 @@ def wanted(config: Mapping[str, Any], folder: Path, ended: Sequence[Ended]) -> W
     """
     nodes, number = config["stages"], len(ended)
     node = nodes[number]
-    own = _with_budget(config, number, ended)
+    own = with_opponent(_with_budget(config, number, ended), nodes, number)
     before = {stage.name: stage for stage in ended}
     key = stage_hash(own, {name: before[source].key for name, source in node["inputs"].items()})
     paths = {name: str(before[source].folder / store.ARTIFACT) for name, source in node["inputs"].items()}
