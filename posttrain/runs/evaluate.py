@@ -117,7 +117,10 @@ def write_results(home: Path, suite: Suite, artifact: Path, result: SuiteResult)
 
 
 def measured_as(suite: Suite, details: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings that a suite's values were found by, the function's own defaults among them; an opponent as `details` say which it was."""
+    """All settings that a suite's values were found by, the function's own defaults among them.
+
+    details: of the result, which say of an opponent which model it was.
+    """
     defaults = {name: parameter.default for name, parameter in parameters_of(suite.target).items() if not parameter.required}
     known = {"against": details["against"]} if "against" in details else {}
     return {**defaults, **suite.settings, **known}

@@ -10,8 +10,10 @@ import pytest
 from simulated_studies import World, below, covered, family, outcome
 
 from posttrain.evaluation.statistics.crossed import crossed, difference, mean
+from posttrain.evaluation.statistics.permutation import holm
 from posttrain.evaluation.statistics.power import Noise, seeds_needed
 from posttrain.evaluation.statistics.scalars import welch
+from posttrain.runs.comparison.analyse import level_of
 
 STUDIES = 1000
 CHANCE = 0.0069  # standard error of a thousand studies' share of 95 %
@@ -73,3 +75,14 @@ def test_the_seeds_asked_for_are_enough() -> None:
     draws = np.random.default_rng(3)
     one, other = 0.03 + 0.02 * draws.standard_normal((4000, count)), 0.02 * draws.standard_normal((4000, count))
     assert float((welch(one, other).p() < 0.05).mean()) == pytest.approx(0.82, abs=0.03)
+
+
+def test_the_seeds_asked_for_are_enough_among_three_arms() -> None:
+    """What Holm may ask of a pair, whatever the other two come to."""
+    noise, draws = Noise(0.02**2, 0.02**2), np.random.default_rng(4)
+    count = seeds_needed(noise, 0.03, alpha=level_of(3))
+    assert count == 11
+    means = np.array([0.03, 0.0, 0.015])[:, None, None]
+    arms = means + 0.02 * draws.standard_normal((3, 2000, count))
+    p = np.stack([welch(arms[one], arms[other]).p() for one, other in ((0, 1), (0, 2), (1, 2))], axis=-1)
+    assert float((np.array([holm(row) for row in p])[:, 0] < 0.05).mean()) >= 0.79

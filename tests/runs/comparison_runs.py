@@ -108,7 +108,8 @@ def make_pipeline(folder: Path, stages: dict[str, Path], *, seed: int, reused: t
     last = list(stages)[-1]
     sums = {key: sum(result[key] for result in results.values()) for key in ("steps", "examples", "tokens", "flops", "train_seconds")}
     config = {**configs[last], "method": {"name": "staged"}, "seed": seed, "output_dir": str(folder)}
-    parts = [{"name": name, "inputs": {}, "share": None, "config": configs[name]} for name in stages]
+    inputs = [{}, *({"policy": name} for name in stages)]
+    parts = [{"name": name, "inputs": found, "share": None, "config": configs[name]} for name, found in zip(stages, inputs, strict=False)]
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "stages": parts}))
     (folder / "result.json").write_text(json.dumps({**results[last], **sums, "method": "staged", "stages": entries}))
     return folder

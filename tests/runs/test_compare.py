@@ -27,7 +27,9 @@ from posttrain.runs.comparison.bounds import bounds_of
 from posttrain.runs.comparison.command import compare
 from posttrain.runs.comparison.costs import curve_of
 from posttrain.runs.comparison.direction import lower_is_better
+from posttrain.runs.comparison.ink import labels
 from posttrain.runs.comparison.metric import Measured
+from posttrain.runs.comparison.pictures import files_of
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.comparison.report import as_json
 from posttrain.runs.comparison.verdict import between, verdicts
@@ -161,11 +163,13 @@ def test_losses_are_weighted_by_their_tokens(tmp_path: Path) -> None:
             folder = make_run(tmp_path / f"{name}{seed}", seed=seed, metrics=metrics, config={"method": {"name": name}})
             keep_scores(folder, {"val/loss": Scores(["a", "b", "c", "d"], losses, tokens)})
             arms.append(folder)
-    found = compared(tmp_path, arms)
+    found = compared(tmp_path, arms, metric="val/loss")
     assert (found["metric"], found["better"], found["examples"]) == ("val/loss", "lower", 4)
     for arm in found["arms"]:
         assert arm["mean"] == pytest.approx(np.mean(arm["values"]))
-    assert any("only where that is the same quantity" in note for note in found["notes"])
+    (caution,) = found["cautions"]
+    assert caution.startswith("val/loss is not the same quantity in all arms (method.name is sft or dpo), so the verdict compares")
+    assert caution in (tmp_path / "report" / "compare.html").read_text()
 
 
 def test_a_sweeps_folder_and_a_later_evaluation(tmp_path: Path) -> None:
@@ -270,6 +274,37 @@ def test_no_interval_says_what_cannot_be() -> None:
     assert (found.pairs[0].low, found.pairs[0].high) == (-1, 1)
 
 
+def test_among_several_arms_more_seeds_are_asked_for() -> None:
+    """Power at the level that Holm may ask of a pair, not at 5 %."""
+    draws = np.random.default_rng(0)
+    values = tuple(0.5 + 0.02 * draws.standard_normal(4) for _ in range(3))
+    of_two, of_three = (
+        analyse(
+            list("abc")[:count], [(1, 2, 3, 4)] * count, Measured("val/reward", values[:count]), lower=False, smallest=0.02, baseline=None
+        )
+        for count in (2, 3)
+    )
+    two, three = of_two.pairs[0], of_three.between(0, 1)
+    assert three is not None
+    assert three.power < two.power - 0.1
+    assert two.seeds_needed is not None
+    assert three.seeds_needed is not None
+    assert three.seeds_needed > two.seeds_needed
+    assert "with 80% probability (" in verdicts(of_two)[0]
+    assert "with 80% probability, as one of 3 pairs (" in "".join(verdicts(of_three)[1:])
+
+
+def test_names_that_cannot_be_drawn_are_letters_beside_an_axis() -> None:
+    assert labels(["baseline", "\u03b2=0.1, \u00f1"]) == ["baseline", "\u03b2=0.1, \u00f1"]
+    for name in ("\u57fa\u7ebf", "\u0639\u0631\u0628", "a$b$"):
+        assert labels(["sft", name]) == ["A", "B"]
+
+
+def test_each_metric_has_a_picture_of_its_own() -> None:
+    metrics = ["eval/MMLU/acc", "eval/ARC/acc", "eval/arc/acc", "a/b", "a_b", "a/b_2", "eval/MMLU/acc"]
+    assert list(files_of(metrics).values()) == ["eval_mmlu_acc", "eval_arc_acc", "eval_arc_acc_2", "a_b", "a_b_2", "a_b_2_2"]
+
+
 def refused(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
         command(Call(arguments=arguments))
@@ -359,6 +394,11 @@ def test_a_metric_that_is_no_number_is_told(tmp_path: Path) -> None:
     told = refused(f"runs=[{','.join(map(str, runs))}]", "metric=eval/own/score")
     assert f"it is NaN in {runs[1]}" in told
     assert f"{runs[0]} has no such metric" in told
+    for folder, value in zip(runs, (0.5, "NaN"), strict=True):
+        rewrite(folder, "result.json", metrics={"eval/late/score": 0.5})
+        (folder / "eval" / "late.json").write_text(json.dumps({"metrics": {"score": value}}))
+    told = refused(f"runs=[{','.join(map(str, runs))}]", "metric=eval/late/score")
+    assert told.startswith(f"metric=eval/late/score: it is NaN in {runs[1]}"), "what was measured last counts"
 
 
 def test_a_mistake_costs_no_torch(tmp_path: Path) -> None:

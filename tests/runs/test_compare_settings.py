@@ -13,7 +13,9 @@ from comparison_runs import make_arm
 from posttrain.errors import ConfigError
 from posttrain.evaluation.scores import Scores
 from posttrain.evaluation.suites.registry import find_suite
-from posttrain.runs.comparison.command import compare
+from posttrain.runs.comparison.arms import arms_of
+from posttrain.runs.comparison.command import report_of
+from posttrain.runs.comparison.read import read_runs
 from posttrain.runs.comparison.report import Report
 from posttrain.runs.evaluate import measured_as
 from posttrain.runs.kept_scores import keep_scores
@@ -33,8 +35,8 @@ def arms(home: Path, metric: str, *settings: dict[str, Any], key: str = "measure
     return [str(folder) for folder in found]
 
 
-def compared(home: Path, runs: list[str], metric: str) -> Report:
-    return compare(runs=runs, metric=metric, to=str(home / "report"))
+def compared(runs: list[str], metric: str) -> Report:
+    return report_of(arms_of(read_runs(runs)), metric=metric, smallest=0.01, baseline=None, better="auto")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def compared(home: Path, runs: list[str], metric: str) -> Report:
 def test_other_settings_are_refused(tmp_path: Path, metric: str, setting: str, one: Any, other: Any) -> None:
     runs = arms(tmp_path, metric, {setting: one, "seed": 1}, {setting: other, "seed": 2})
     with pytest.raises(ConfigError) as caught:
-        compared(tmp_path, runs, metric)
+        compared(runs, metric)
     assert [problem.where for problem in caught.value.problems] == [f"runs: {run}" for run in runs[2:]]
     for problem in caught.value.problems:
         assert f"{metric} was measured with {setting}" in problem.message
@@ -57,17 +59,17 @@ def test_other_settings_are_refused(tmp_path: Path, metric: str, setting: str, o
 
 def test_what_is_no_part_of_the_measure_may_differ(tmp_path: Path) -> None:
     one, other = ({"limit": k, "seed": k, "backend": {"url": f"http://{k}", "model": "x"}} for k in (1, 2))
-    assert not any("kept no settings" in note for note in compared(tmp_path, arms(tmp_path, JUDGE, one, other), JUDGE).notes)
+    assert not any("kept no settings" in note for note in compared(arms(tmp_path, JUDGE, one, other), JUDGE).notes)
 
 
 def test_results_without_settings_pass_with_a_note(tmp_path: Path) -> None:
-    made = compared(tmp_path, arms(tmp_path, SAMPLED, {}, {"samples": 8}), SAMPLED)
+    made = compared(arms(tmp_path, SAMPLED, {}, {"samples": 8}), SAMPLED)
     assert "2 of 4 runs kept no settings of sampled: whether they were measured alike is not known." in made.notes
 
 
 def test_older_results_are_compared_by_the_settings_they_name(tmp_path: Path) -> None:
     runs = arms(tmp_path, SAMPLED, {"samples": 8, "temperature": 0.5}, {"samples": 8}, key="settings")
-    assert compared(tmp_path, runs, SAMPLED).analysis.examples == 40
+    assert compared(runs, SAMPLED).analysis.examples == 40
 
 
 def against(model: str, weights: str) -> dict[str, Any]:
@@ -76,10 +78,10 @@ def against(model: str, weights: str) -> dict[str, Any]:
 
 def test_opponents_are_told_apart_by_their_weights(tmp_path: Path) -> None:
     moved = arms(tmp_path / "moved", JUDGE, against("/here", "ab"), against("/there", "ab"))
-    assert compared(tmp_path, moved, JUDGE).analysis.examples == 40
+    assert compared(moved, JUDGE).analysis.examples == 40
     runs = arms(tmp_path / "replaced", JUDGE, against("/here", "ab"), against("/here", "cd"))
     with pytest.raises(ConfigError) as caught:
-        compared(tmp_path, runs, JUDGE)
+        compared(runs, JUDGE)
     assert [problem.where for problem in caught.value.problems] == [f"runs: {run}" for run in runs[2:]]
     problem = caught.value.problems[0]
     assert f"with against=/here (weights cd), in {runs[0]} with against=/here (weights ab)" in problem.message
@@ -88,7 +90,7 @@ def test_opponents_are_told_apart_by_their_weights(tmp_path: Path) -> None:
 
 def test_an_opponent_that_is_known_by_no_name_is_told(tmp_path: Path) -> None:
     """Each run's own starting model, as results were kept that do not say which it was."""
-    made = compared(tmp_path, arms(tmp_path, JUDGE, {"against": "start"}, against("/here", "ab")), JUDGE)
+    made = compared(arms(tmp_path, JUDGE, {"against": "start"}, against("/here", "ab")), JUDGE)
     (told,) = made.warnings
     assert told.startswith("2 of 4 runs did not keep which model they were compared with (judge, against=start)")
 

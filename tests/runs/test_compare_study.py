@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from comparison_runs import METRIC, make_arm, make_pipeline, make_run, make_study, rewrite
 
 from posttrain.errors import ConfigError
@@ -18,9 +19,11 @@ from posttrain.evaluation.scores import Scores, names_of
 from posttrain.runs.commands.compare import run as command
 from posttrain.runs.commands.table import Call
 from posttrain.runs.comparison import publish
+from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.command import report_on_finished, report_on_study
 from posttrain.runs.comparison.costs import pareto
 from posttrain.runs.comparison.drift import Drift, chance, drift_of, told
+from posttrain.runs.comparison.forgetting import changes_of
 from posttrain.runs.comparison.read import read_run
 from posttrain.runs.kept_scores import keep_scores, keep_scores_at
 from posttrain.runs.records import MetricsFile
@@ -246,13 +249,13 @@ def test_runs_that_never_get_worse_are_seldom_called_over_optimised() -> None:
     assert found <= 0.05 * 300
 
 
-def with_start(runs: list[Path], start: np.ndarray, *, kept: bool) -> list[Path]:
+def with_start(runs: list[Path], start: np.ndarray, *, kept: bool, prompts: str = "question") -> list[Path]:
     """The runs as if the model that they started from had scored so."""
     for folder in runs:
         result = json.loads((folder / "result.json").read_text())
         rewrite(folder, "result.json", metrics={**result["metrics"], f"{METRIC}/before": float(start.mean())})
         if kept:
-            keep_scores_at(folder, {METRIC: Scores(names_of(f"question {k}" for k in range(len(start))), start)}, 0)
+            keep_scores_at(folder, {METRIC: Scores(names_of(f"{prompts} {k}" for k in range(len(start))), start)}, 0)
     return runs
 
 
@@ -277,6 +280,37 @@ def test_what_changed_is_tested(tmp_path: Path) -> None:
     page = (tmp_path / "compare" / "compare.html").read_text()
     assert page.count("<td>not shown to differ</td>") == 1
     assert "<td>not tested</td>" in page
+
+
+def begun(folder: Path, *, before: np.ndarray, after: np.ndarray, **options: Any) -> Path:
+    """A run that measured the first questions before and after."""
+    made = make_run(folder, seed=1, scores=after, **options)
+    with_start([made], before, kept=True, prompts=options.get("prompts", "question"))
+    return made
+
+
+def test_a_pipeline_is_compared_with_the_model_that_its_policy_started_from(tmp_path: Path) -> None:
+    """Not with what another stage started from; and on the examples that were answered both times."""
+    start, end = np.r_[np.zeros(40), np.ones(20)], np.r_[np.zeros(10), np.ones(40)]
+    teacher = begun(tmp_path / "teacher", before=1 - start, after=1 - start)
+    sft = begun(tmp_path / "sft", before=start, after=start)
+    dpo = begun(tmp_path / "dpo", before=end, after=end)
+    folder = make_pipeline(tmp_path / "staged", {"teacher": teacher, "sft": sft, "dpo": dpo}, seed=1)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["stages"][1]["inputs"] = {}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (change,) = changes_of([Arm("staged", {}, (read_run(folder),))])
+    assert (change.before, change.after) == ((0.2,), (0.8,)), "of the fifty questions of the end, ten were known before"
+    other = begun(tmp_path / "other", before=start, after=start, prompts="another")
+    assert changes_of([Arm("staged", {}, (read_run(make_pipeline(tmp_path / "mixed", {"sft": other, "dpo": dpo}, seed=1)),))]) == []
+
+
+def test_a_run_is_compared_with_the_model_that_the_run_before_it_started_from(tmp_path: Path) -> None:
+    start, end = np.zeros(20), np.ones(20)
+    folder = begun(tmp_path / "dpo", before=end, after=end, config={"method": {"name": "dpo"}, "entering": ["method=sft"]})
+    begun(folder / "entering", before=start, after=start)
+    (change,) = changes_of([Arm("dpo", {}, (read_run(folder),))])
+    assert (change.before, change.after) == ((0.0,), (1.0,)), "whose cost is its own too"
 
 
 def test_the_same_study_elsewhere_and_slower_says_the_same(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Pair:
     p: two-sided, of no difference. equivalence_p: of two one-sided tests. holm, equivalence_holm: the same, adjusted for all pairs tested.
     effect: Hedges' g over seeds, or over examples the mean difference in its standard deviations where there are no seeds to speak of.
     seeds_needed: an arm, to see the smallest difference that matters with 80 %; None if `MOST_SEEDS` are too few or it is not known.
-    power: probability to have seen it with the present seeds. tests: p-values of further tests, each by its name.
+    power: probability to have seen it with the present seeds. Both at `level_of` the pairs. tests: p-values of further tests, by name.
     """
 
     one: int
@@ -119,11 +119,17 @@ def analyse(
     best = min(range(len(arms)), key=lambda place: arms[place].mean * (1 if lower else -1))
     reference = best if baseline is None else baseline
     places = [*combinations(range(len(arms)), 2)] if baseline is None else [(k, baseline) for k in range(len(arms)) if k != baseline]
-    pairs = [_bounded(_pair(one, other, seeds, data, parts, smallest, bounds), bounds) for one, other in places]
+    level = level_of(len(places))
+    pairs = [_bounded(_pair(one, other, seeds, data, parts, smallest, bounds, level), bounds) for one, other in places]
     different, alike = (holm(np.array([getattr(pair, key) for pair in pairs])) for key in ("p", "equivalence_p"))
     corrected = [replace(pair, holm=float(different[k]), equivalence_holm=float(alike[k])) for k, pair in enumerate(pairs)]
     examples = None if data.scores is None else len(data.examples)
     return Analysis(data.metric, lower, smallest, examples, reference, baseline is not None, arms, tuple(corrected), bounds, data.most)
+
+
+def level_of(pairs: int) -> float:
+    """The level at which power is told: that of Holm's first step, at which a pair is called different whatever the others come to."""
+    return ALPHA / max(pairs, 1)
 
 
 def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, parts: Crossed | None, bounds: Bounds) -> Quality:
@@ -143,8 +149,9 @@ def _bounded(pair: Pair, bounds: Bounds) -> Pair:
 
 
 def _pair(
-    one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured, parts: Sequence[Crossed] | None, smallest: float, bounds: Bounds
-) -> Pair:
+    one: int, other: int, seeds: Sequence[tuple[int, ...]], data: Measured, parts: Sequence[Crossed] | None, smallest: float,
+    bounds: Bounds, level: float,
+) -> Pair:  # fmt: skip
     several = min(len(data.values[one]), len(data.values[other])) > 1
     scope: Scope = "methods" if several else "models" if parts is not None else "none"
     found = welch(data.values[one], data.values[other]) if parts is None else difference(parts[one], parts[other])
@@ -166,8 +173,8 @@ def _pair(
         effect=_effect(data.values[one], data.values[other], None if parts is None else parts[one].examples - parts[other].examples, found),
         power=float("nan")
         if noise is None
-        else power_with(noise, smallest, min(len(data.values[one]), len(data.values[other])), alpha=ALPHA),
-        seeds_needed=None if noise is None else seeds_needed(noise, smallest, wanted=POWER, alpha=ALPHA, most=MOST_SEEDS),
+        else power_with(noise, smallest, min(len(data.values[one]), len(data.values[other])), alpha=level),
+        seeds_needed=None if noise is None else seeds_needed(noise, smallest, wanted=POWER, alpha=level, most=MOST_SEEDS),
         tests=tests,
     )
     return pair if found.variance != 0 else _without_spread(pair, data, smallest, bounds)

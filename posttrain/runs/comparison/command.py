@@ -16,7 +16,7 @@ from posttrain.runs import report as terminal
 from posttrain.runs import suggest
 from posttrain.runs.comparison.analyse import analyse
 from posttrain.runs.comparison.arms import Arm, arms_of, named_arms
-from posttrain.runs.comparison.budgets import budget_note
+from posttrain.runs.comparison.budgets import budget_note, budgets_of, unequal
 from posttrain.runs.comparison.costs import cost_of, curves_of
 from posttrain.runs.comparison.direction import lower_is_better
 from posttrain.runs.comparison.drift import drifts_of
@@ -26,6 +26,7 @@ from posttrain.runs.comparison.metric import measured
 from posttrain.runs.comparison.page import page
 from posttrain.runs.comparison.pictures import pictures
 from posttrain.runs.comparison.publish import publish
+from posttrain.runs.comparison.quantity import cautions
 from posttrain.runs.comparison.read import read_arms, read_runs, status_of
 from posttrain.runs.comparison.report import (
     COSTS,
@@ -61,7 +62,7 @@ def compare(
         runs: folders of finished runs; a folder of runs (a sweep's) stands for all in it.
         study: the folder of a study, instead of runs; its study.json says what decides, unless the arguments below do.
         metric: what decides, as result.json names it, or eval/SUITE/NAME; null = as the study says, else the first of eval/exact_match,
-            val/reward, val/loss and the others that all runs have.
+            val/reward, val/loss, val/rewards/accuracy and others that all runs have and that is the same quantity in all.
         smallest: the smallest difference of the metric that matters; null = as the study says, else 0.01.
         baseline: the arm that others are compared with, by a run of it or by its name; null = the best.
         better: higher, lower, or auto, by the metric's name (losses, perplexities and errors: lower); null = as the study says, else auto.
@@ -118,24 +119,30 @@ def _of_study(
 ) -> Report:
     arms = named_arms(read_arms(study.arms))
     made = report_of(
-        arms, metric=metric or study.metric, smallest=smallest or study.smallest, baseline=baseline, better=better or study.better
+        arms, metric=metric or study.metric, smallest=smallest or study.smallest, baseline=baseline, better=better or study.better,
+        study=study,
     )  # fmt: skip
-    made = replace(made, study=study, notes=[*notes, *made.notes, *budget_note(study, arms)])
+    made = replace(made, notes=[*notes, *made.notes, *budget_note(budgets_of(study, arms))])
     home = study.folder / FOLDER if to is None else Path(to).expanduser().absolute()
     files = _deliver(made, home)
     publish(study, arms, files)
     return made
 
 
-def report_of(arms: Sequence[Arm], *, metric: str | None, smallest: float, baseline: str | None, better: Direction) -> Report:
-    """Everything that is said of the arms. Raises ConfigError where they cannot be compared."""
+def report_of(
+    arms: Sequence[Arm], *, metric: str | None, smallest: float, baseline: str | None, better: Direction, study: Study | None = None
+) -> Report:
+    """Everything that is said of the arms. study: where they are one's. Raises ConfigError where they cannot be compared."""
     place = None if baseline is None else _place_of(baseline, arms)
     data = measured(arms, metric)
     lower = lower_is_better(data.metric) if better == "auto" else better == "lower"
     found = analyse([arm.name for arm in arms], [arm.seeds for arm in arms], data, lower=lower, smallest=smallest, baseline=place)
+    runs = [run for arm in arms for run in arm.runs]
+    first, *others = verdicts(found)
+    whole = " ".join(filter(None, (first, unequal(budgets_of(study, arms)))))
     return Report(
-        found, arms, [cost_of(arm) for arm in arms], curves_of(arms, data.metric), verdicts(found), notes_of(found, arms),
-        drifts_of(arms, data.metric, lower=lower), changes_of(arms),
+        found, arms, [cost_of(arm) for arm in arms], curves_of(arms, data.metric), [whole, *others], cautions(runs, data.metric),
+        notes_of(found, arms), drifts_of(arms, data.metric, lower=lower), changes_of(arms), study,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from posttrain.evaluation.scores import Scores
 from posttrain.evaluation.statistics.crossed import crossed, mean
 from posttrain.evaluation.statistics.estimate import Estimate
 from posttrain.evaluation.statistics.permutation import holm
@@ -17,7 +18,7 @@ from posttrain.runs.comparison.analyse import ALPHA
 from posttrain.runs.comparison.apart import apart, scores_at
 from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.direction import lower_is_better
-from posttrain.runs.comparison.metric import NO_QUALITY
+from posttrain.runs.comparison.metric import NO_QUALITY, only, other_data
 from posttrain.runs.comparison.read import Run
 
 BEFORE, NAN = "/before", float("nan")
@@ -71,43 +72,65 @@ def changes_of(arms: Sequence[Arm]) -> list[Change]:
     return sorted(tested, key=lambda change: (order.index(change.metric), change.arm))
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A metric of one run, before and after. scores: of the same examples both times; None where they were not kept of both."""
+
+    before: float
+    after: float
+    scores: tuple[Scores, Scores] | None = None
+
+
 def _of_arm(place: int, arm: Arm) -> list[Change]:
-    each = [_pairs(run) for run in arm.runs]
-    names = [name for name in each[0] if all(name in pairs for pairs in each)]
-    return [_change(name, place, arm.runs, [pairs[name] for pairs in each]) for name in names]
+    each = [_measures(run) for run in arm.runs]
+    names = [name for name in each[0] if all(name in found for found in each)]
+    return [_change(name, place, [found[name] for found in each]) for name in names]
 
 
-def _change(metric: str, place: int, runs: Sequence[Run], pairs: Sequence[tuple[float, float]]) -> Change:
-    before, after = (tuple(side) for side in zip(*pairs, strict=True))
+def _change(metric: str, place: int, measures: Sequence[Measure]) -> Change:
+    before, after = (tuple(getattr(found, side) for found in measures) for side in ("before", "after"))
     change = Change(metric, place, before, after, lower_is_better(metric))
-    found = _estimate(runs, change)
+    found = _estimate(change, measures)
     if found is None or not found.variance > 0:
         return change
     low, high = found.interval()
     return replace(change, low=float(low), high=float(high), p=float(found.p()))
 
 
-def _estimate(runs: Sequence[Run], change: Change) -> Estimate | None:
+def _estimate(change: Change, measures: Sequence[Measure]) -> Estimate | None:
     """Of after - before: over seeds and the same examples, else over seeds; None where there is one alone."""
-    each = [
-        apart(run.scores.get(change.metric), scores_at(run.parts[0].folder, 0, change.metric, value))
-        for run, value in zip(runs, change.before, strict=True)
-    ]
+    each = [None if found.scores is None else apart(*found.scores[::-1]) for found in measures]
     known = [found for found in each if found is not None]
-    if len(known) == len(runs) and len({names for names, _ in known}) == 1:
+    if len(known) == len(measures) and len({names for names, _ in known}) == 1:
         return mean(crossed(np.stack([values for _, values in known])))
-    return paired(np.array(change.after), np.array(change.before)) if len(runs) > 1 else None
+    return paired(np.array(change.after), np.array(change.before)) if len(measures) > 1 else None
 
 
-def _pairs(run: Run) -> dict[str, tuple[float, float]]:
-    """Before and after by metric. A pipeline's beginning is its first stage's; a loss of another method is another quantity."""
-    first, last = run.parts[0], run.parts[-1]
+def _measures(run: Run) -> dict[str, Measure]:
+    """By metric. A pipeline's beginning is that of its first policy; a loss of another method is another quantity."""
+    first, last = run.beginning, run.parts[-1]
     alike = first.result["method"] == last.result["method"]
     found = {}
     for name, before in first.metrics.items():
         bare = name.removesuffix(BEFORE)
         if bare == name or not MEASURED.match(bare) or NO_QUALITY.search(bare) or bare not in run.metrics:
             continue
-        if alike or bare.startswith("eval/"):
-            found[bare] = (before, run.metrics[bare])
+        if (alike or bare.startswith("eval/")) and (measure := _measure(run, bare, before)) is not None:
+            found[bare] = measure
     return found
+
+
+def _measure(run: Run, metric: str, before: float) -> Measure | None:
+    """On the examples that were measured both times, if these are all of either time; None where it was on other data."""
+    first, after = run.beginning, run.metrics[metric]
+    scores, others = scores_at(first.folder, 0, metric, before), run.scores.get(metric)
+    if scores is None or others is None:
+        return None if other_data(run, first, metric) else Measure(before, after)
+    mine, theirs = set(scores.examples), set(others.examples)
+    if mine == theirs:
+        return Measure(before, after, (scores, others))
+    shared = mine & theirs
+    if len(shared) < min(len(mine), len(theirs)) or not shared:
+        return None
+    kept = only(scores, shared), only(others, shared)
+    return Measure(kept[0].mean, kept[1].mean, kept)

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import bidirectional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,10 @@ COLOURS = (
 MARKS = ("o", "s", "^", "D", "X", "v", "P", "h", "*")
 LINES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2, 2, 2)))
 VARIABLES = {INK: "ink", SOFT: "soft", BACK: "back", BAND: "band"} | {light: f"arm-{place}" for place, (light, _) in enumerate(COLOURS)}
+FONT = "DejaVu Sans"
 SHORT = 14  # letters of a name that fits beside an axis
 RC: Any = {
-    "svg.hashsalt": "posttrain", "svg.fonttype": "path",
+    "svg.hashsalt": "posttrain", "svg.fonttype": "path", "font.family": FONT,
     "font.size": 9.0, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "axes.titlecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "grid.color": SOFT,
 }  # fmt: skip
@@ -35,10 +37,19 @@ def style(place: int) -> tuple[str, str, Any]:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """What stands beside an axis for each arm: its name, or letters where some name is too long for that."""
-    if all(len(name) <= SHORT for name in names):
+    """What stands beside an axis for each arm: its name, or letters where some name is too long for that, or cannot be drawn."""
+    if all(len(name) <= SHORT and is_drawn(name) for name in names):
         return list(names)
     return [_letters(place) for place in range(len(names))]
+
+
+def is_drawn(text: str) -> bool:
+    """Whether the pictures' font, which comes with matplotlib, has every letter, in a script that needs no shaping; `$` would begin a
+    formula."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(FONT))
+    return all(font.get_char_index(ord(letter)) and bidirectional(letter) not in ("R", "AL") for letter in text) and "$" not in text
 
 
 def _letters(place: int) -> str:

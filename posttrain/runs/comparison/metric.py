@@ -7,7 +7,7 @@ ones. Where all that one run answered was answered by all others, it is on these
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +17,9 @@ from posttrain.evaluation.scores import Scores
 from posttrain.runs import suggest
 from posttrain.runs.comparison.arms import Arm
 from posttrain.runs.comparison.measured_as import otherwise_measured
+from posttrain.runs.comparison.quantity import differing, in_words, ranked
 from posttrain.runs.comparison.read import MEASURED_AS, Run
 
-PREFERRED = ("eval/exact_match", "val/reward", "val/loss")
 NEARLY_ALL = 0.9  # of the examples
 NO_QUALITY = re.compile(r"(/before|stderr.*|/n|/tokens)$")
 
@@ -58,14 +58,17 @@ def measured(arms: Sequence[Arm], metric: str | None) -> Measured:
 
 
 def choose(runs: Sequence[Run], metric: str | None) -> str:
-    """The metric that decides. Raises ConfigError where runs lack it or have none in common."""
+    """The metric that decides: the one that was named, else the first by `ranked` that is the same quantity in all runs.
+
+    Raises ConfigError where runs lack it, or where none was named and they have none in common that is the same in all.
+    """
     everywhere = set.intersection(*(set(run.metrics) for run in runs))
     useful = sorted(name for name in everywhere if name.startswith(("eval/", "val/")) and not NO_QUALITY.search(name))
     if metric is None:
-        found = next((name for name in (*PREFERRED, *useful) if name in everywhere), None)
+        apart = {name: differing(runs, name) for name in ranked(useful)}
+        found = next((name for name, keys in apart.items() if not keys), None)
         if found is None:
-            advice = "evaluate all with the same suite: posttrain eval run=DIR suite=NAME"
-            raise ConfigError(Problem("metric", "the runs have no metric in common", advice))
+            raise ConfigError(_undecided(apart))
         return found
     lacking = [run for run in runs if metric not in run.metrics]
     if lacking:
@@ -73,9 +76,20 @@ def choose(runs: Sequence[Run], metric: str | None) -> str:
     return metric
 
 
+def _undecided(apart: Mapping[str, Mapping[str, Sequence[str]]]) -> Problem:
+    """apart: by metric that might have decided, what makes it another quantity in one run than in another."""
+    advice = "evaluate all with the same suite: posttrain eval run=DIR suite=NAME"
+    if not apart:
+        return Problem("metric", "the runs have no metric in common", advice)
+    (first, keys), *others = apart.items()
+    more = f"; neither is {' nor '.join(name for name, _ in others[:3])}" if others else ""
+    message = f"none was named, and {first} is not the same quantity in all arms ({in_words(keys)}){more}"
+    return Problem("metric", message, f"{advice}, then metric=eval/SUITE/NAME; or name one of these all the same, metric={first}")
+
+
 def _lacks(run: Run, metric: str, useful: Sequence[str]) -> Problem:
     """A metric that is no number is there, and cannot be compared."""
-    if (found := run.result["metrics"].get(metric)) is not None:
+    if (found := run.no_numbers.get(metric)) is not None:
         return Problem(f"metric={metric}", f"it is {found} in {run.folder}", "leave the run out, or see its log for what went wrong")
     return Problem(f"metric={metric}", f"{run.folder} has no such metric", suggest.hint(metric, useful, most=40))
 
@@ -95,11 +109,15 @@ def _in_common(arms: Sequence[Arm], metric: str) -> tuple[Sequence[Arm], int | N
 
 def _only(run: Run, metric: str, examples: Set[str]) -> Run:
     """A run whose metric is that of some of its examples."""
-    scores = run.scores[metric]
+    kept = only(run.scores[metric], examples)
+    return replace(run, metrics={**run.metrics, metric: kept.mean}, scores={**run.scores, metric: kept})
+
+
+def only(scores: Scores, examples: Set[str]) -> Scores:
+    """The scores of some examples."""
     chosen = np.array([name in examples for name in scores.examples])
     weights, samples = (None if column is None else column[chosen] for column in (scores.weights, scores.samples))
-    kept = Scores([name for name in scores.examples if name in examples], scores.values[chosen], weights, samples)
-    return replace(run, metrics={**run.metrics, metric: kept.mean}, scores={**run.scores, metric: kept})
+    return Scores([name for name in scores.examples if name in examples], scores.values[chosen], weights, samples)
 
 
 def by_example(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,11 +142,11 @@ def _other_data(runs: Sequence[Run], metric: str) -> Iterator[Problem]:
                 yield Problem(f"runs: {run.folder}", message, hint)
             elif not np.allclose(weights, others):
                 yield Problem(f"runs: {run.folder}", f"{metric} weighs the examples otherwise than {first.folder}", hint)
-        elif differing := _differing(run, first, metric):
-            yield Problem(f"runs: {run.folder}", f"{metric} was measured on other data than in {first.folder}: {differing} differs", hint)
+        elif names := other_data(run, first, metric):
+            yield Problem(f"runs: {run.folder}", f"{metric} was measured on other data than in {first.folder}: {names} differs", hint)
 
 
-def _differing(run: Run, first: Run, metric: str) -> str:
+def other_data(run: Run, first: Run, metric: str) -> str:
     """What is known to differ where examples were not kept; empty where nothing is."""
     suite = metric.split("/")[1] if metric.startswith("eval/") else ""
     if suite in run.suites and suite in first.suites:

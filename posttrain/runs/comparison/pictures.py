@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,13 +44,20 @@ def pictures(report: Report) -> Drawn:
             drawn[f"quality_over_{name}"] = over_cost(analysis, report.curves, name, words), title
         if any(report.drifts):
             drawn["reward_over_kl"] = over_kl(report.drifts), KL_WORDS
-        for metric in dict.fromkeys(change.metric for change in report.changes):
+        for metric, name in files_of([change.metric for change in report.changes]).items():
             some = [change for change in report.changes if change.metric == metric]
-            drawn[f"change_{re.sub('[^a-z0-9]+', '_', metric)}"] = (
-                before_after(analysis, some),
-                f"{metric}: hollow before training, filled after",
-            )
+            drawn[f"change_{name}"] = before_after(analysis, some), f"{metric}: hollow before training, filled after"
     return drawn
+
+
+def files_of(metrics: Sequence[str]) -> dict[str, str]:
+    """A part of a file's name for each metric, no two alike, also where small and capital letters are the same."""
+    found: dict[str, str] = {}
+    for metric in dict.fromkeys(metrics):
+        plain = re.sub("[^a-z0-9]+", "_", metric.lower())
+        numbered = (f"{plain}_{number}" for number in count(2))
+        found[metric] = next(name for name in (plain, *islice(numbered, len(found) + 1)) if name not in found.values())
+    return found
 
 
 KL_WORDS = (

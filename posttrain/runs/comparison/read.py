@@ -19,6 +19,7 @@ from posttrain.runs.entering import FOLDER as ENTERED
 from posttrain.runs.kept_scores import FOLDER, kept_scores
 from posttrain.runs.pipeline.wanted import stage_folders
 from posttrain.runs.records import decode
+from posttrain.runs.start import beginning_of
 
 CONFIG, RESULT, ARTIFACT = "config.yaml", "result.json", "artifact/artifact.json"
 MEASURED_AS = "measured_as"
@@ -29,7 +30,8 @@ TOLERANCE = 1e-4  # relative: rewards are float32
 class Run:
     """A finished run. config: resolved. result: of result.json. metrics: final ones, and eval/SUITE/NAME of later evaluations.
 
-    scores: of single examples, where they were kept. data: digests of its data by source. suites: what each later evaluation read.
+    no_numbers: what it has by a metric's name that is none, such as NaN. scores: of single examples, where they were kept. data: digests of
+    its data by source. suites: what each later evaluation read.
     stages: of a pipeline, in order; what is measured of it is measured of the last one's artifact. entered: the run it starts from, where
     that was made for it.
     """
@@ -38,6 +40,7 @@ class Run:
     config: Mapping[str, Any]
     result: Mapping[str, Any]
     metrics: Mapping[str, float]
+    no_numbers: Mapping[str, str]
     scores: Mapping[str, Scores]
     data: Mapping[str, str]
     suites: Mapping[str, Any]
@@ -52,6 +55,12 @@ class Run:
     def parts(self) -> tuple[Run, ...]:
         """The runs it is made of: its stages, or itself."""
         return self.stages or (self,)
+
+    @property
+    def beginning(self) -> Run:
+        """The one whose start is the model that all of it started from: where its chain of policies begins, or what that was made from."""
+        first = self.stages[beginning_of(self.config["stages"], len(self.stages) - 1)] if self.stages else self
+        return first.entered or first
 
     @property
     def paid(self) -> tuple[Run, ...]:
@@ -126,12 +135,15 @@ def read_run(folder: Path) -> Run:
         suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
         data = _json(folder / ARTIFACT)["data"] if (folder / ARTIFACT).is_file() else {}
         metrics = {name: value for stage in last for name, value in stage.metrics.items()} | dict(_numbers(result["metrics"], ""))
+        broken = {name: value for stage in last for name, value in stage.no_numbers.items()} | dict(_no_numbers(result["metrics"], ""))
         for suite, found in suites.items():
+            broken |= (lost := dict(_no_numbers(found["metrics"], f"eval/{suite}/")))
+            metrics = {name: value for name, value in metrics.items() if name not in lost}
             metrics |= _numbers(found["metrics"], f"eval/{suite}/")
         scores = {name: value for stage in last for name, value in stage.scores.items()} | kept_scores(folder)
         read_by = {name: value for stage in last for name, value in stage.suites.items()}
         read_by |= {name: _read_by(found) for name, found in suites.items()}
-        run = Run(folder, config, result, metrics, scores, data or (last[0].data if last else {}), read_by, stages, entered)
+        run = Run(folder, config, result, metrics, broken, scores, data or (last[0].data if last else {}), read_by, stages, entered)
         if run.devices < 1 or run.seed < 0:
             raise ValueError(f"seed {run.seed} on {run.devices} devices")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, pa.ArrowException) as error:
@@ -160,6 +172,13 @@ def _numbers(metrics: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, flo
     for name, value in decode(json.dumps(metrics)).items():
         if isinstance(value, int | float) and math.isfinite(value):
             yield prefix + name, float(value)
+
+
+def _no_numbers(metrics: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """The others, as they are written."""
+    for name, value in metrics.items():
+        if value is not None and not any(_numbers({name: value}, "")):
+            yield prefix + name, str(value)
 
 
 def _read_by(suite: Mapping[str, Any]) -> dict[str, Any]:

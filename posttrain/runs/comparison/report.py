@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.runs.comparison.analyse import Analysis, Pair
+from posttrain.runs.comparison.analyse import ALPHA, Analysis, Pair, level_of
 from posttrain.runs.comparison.arms import Arm, mixed
 from posttrain.runs.comparison.bounds import NONE, bounds_note
 from posttrain.runs.comparison.costs import EQUAL, Cost, Curve, pareto
@@ -28,13 +28,15 @@ TIMES = ("arm", "hours", "device-hours", "peak memory")  # of the machines: anot
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a comparison says. notes: what a reader must know of how it was made. study: None where runs were named one by one."""
+    """Everything a comparison says. cautions: what may make the verdict wrong. notes: what a reader must know of how it was made.
+    study: None where runs were named one by one."""
 
     analysis: Analysis
     arms: Sequence[Arm]
     costs: Sequence[Cost]
     curves: Sequence[Sequence[Curve]]
     verdicts: Sequence[str]
+    cautions: Sequence[str]
     notes: Sequence[str]
     drifts: Sequence[Sequence[Drift]]
     changes: Sequence[Change]
@@ -65,9 +67,14 @@ class Report:
         return Path(os.path.commonpath([folder.parent for folder in folders])) if self.study is None else self.study.folder
 
     @property
-    def warnings(self) -> list[str]:
+    def over_optimised(self) -> list[str]:
         """Runs whose reward went on rising while what is measured elsewhere fell."""
         return told(self.arms, self.drifts, self.analysis.smallest)
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that stands beside the verdict."""
+        return [*self.cautions, *self.over_optimised]
 
 
 def quality_rows(analysis: Analysis) -> list[tuple[str, ...]]:
@@ -121,7 +128,10 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
     tested = (
         f"{count} comparisons with the baseline" if analysis.is_baseline else f"{count} pairs, since the same numbers say which is best"
     )
-    adjusted = f"p-values are adjusted by Holm for {tested}; intervals of differences are not." if count > 1 else ""
+    adjusted = (
+        f"p-values are adjusted by Holm for {tested}; intervals of differences are not. Numbers of seeds are for a test at "
+        f"{ALPHA:g}/{count} = {level_of(count):.3g}, by which a difference is seen whatever the other pairs come to."
+    ) if count > 1 else ""  # fmt: skip
     bounded = [] if analysis.bounds == NONE else [bounds_note(analysis.bounds)]
     notes = [
         " ".join([f"{analysis.metric}: {about}.", *bounded]),
@@ -136,11 +146,6 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
             "often as they should, but their width is much luck; where seeds decide, a third one makes them half as wide on average."
         )
     notes += [*mixed(arms), *_entered(arms), *settings_note([run for arm in arms for run in arm.runs], analysis.metric)]
-    methods = {str(run.result["method"]) for arm in arms for run in arm.runs}
-    if analysis.metric == "val/loss" and len(methods) > 1:
-        notes.append(
-            f"val/loss is the loss of each method ({', '.join(sorted(methods))}): compare it only where that is the same quantity."
-        )
     return notes
 
 
@@ -174,10 +179,11 @@ def as_json(report: Report) -> dict[str, Any]:
     found = {
         "verdict": list(report.verdicts), "metric": analysis.metric, "better": "lower" if analysis.lower else "higher",
         "smallest": analysis.smallest, "examples": analysis.examples, "examples_at_most": analysis.most,
-        "reference": analysis.arms[analysis.reference].name,
+        "reference": analysis.arms[analysis.reference].name, "power_level": level_of(len(analysis.pairs)),
         "is_baseline": analysis.is_baseline, "bounds": list(analysis.bounds), "arms": arms, "pairs": pairs, "notes": list(report.notes),
         "pareto": [analysis.arms[place].name for place in report.front],
-        "pareto_not_excluded": [analysis.arms[place].name for place in report.near_front], "over_optimised": report.warnings,
+        "pareto_not_excluded": [analysis.arms[place].name for place in report.near_front], "over_optimised": report.over_optimised,
+        "cautions": list(report.cautions),
         "changes": [{**asdict(change), "arm": analysis.arms[change.arm].name, "gain": change.gain, "verdict": change.verdict}
             for change in report.changes],
         "study": None if report.study is None else {"name": report.study.name, "budget": report.study.budget},

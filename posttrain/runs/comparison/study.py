@@ -17,7 +17,7 @@ Direction = Literal["auto", "higher", "lower"]
 
 @dataclass(frozen=True)
 class Study:
-    """folder: where study.json lies. metric: what decides, None = the first that all runs have. smallest: difference that matters.
+    """folder: where study.json lies. metric: what decides, None = the first alike in all runs. smallest: difference that matters.
 
     budget: {"unit", "amount"}, None where arms may cost what they like. arms: folders of the runs by the arm's name. parent: the MLflow
     run that the runs are children of.

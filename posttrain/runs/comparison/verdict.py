@@ -97,7 +97,8 @@ def _inconclusive(analysis: Analysis, pair: Pair, one: str, other: str) -> str:
 
 def _wanted(analysis: Analysis, pair: Pair) -> str:
     """What would have shown the smallest difference that matters."""
-    matters = f"a difference of {number(analysis.smallest)} with {POWER:.0%} probability"
+    count = len(analysis.pairs)
+    matters = f"a difference of {number(analysis.smallest)} with {POWER:.0%} probability{f', as one of {count} pairs' * (count > 1)}"
     if pair.scope != "methods":
         return "several seeds an arm are needed"
     if pair.seeds_needed is None:

@@ -22,7 +22,7 @@ SETS_THE_SEED = re.compile(r"\+?seed\s*=")
 class Study:
     """arms: overrides by the arm's name. seeds: each arm is run with every one. common: overrides of all arms, before their own.
 
-    metric: what decides, as result.json names it; None = the first that all runs have. better: higher, lower, or auto, by the metric's
+    metric: what decides, as result.json names it; None = the first alike in all runs. better: higher, lower, or auto, by the metric's
     name. smallest: the smallest difference that matters.
     """
 
