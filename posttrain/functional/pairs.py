@@ -90,6 +90,12 @@ def preferred(margin: Tensor) -> Tensor:
     return (margin.sign() + 1) / 2
 
 
+def told_apart(pairs: PairLogps, *, beta: float) -> Tensor:
+    """`preferred` of each pair's implicit rewards [P], without a gradient."""
+    chosen, rejected = implicit_rewards(pairs, beta=beta)
+    return preferred((chosen - rejected).detach())
+
+
 def reported(pairs: PairLogps, *, beta: float) -> dict[str, Tensor]:
     """Sums over pairs of what is logged beside the loss, scalars without a gradient: implicit rewards, accuracy, log-probabilities."""
     chosen, rejected = (reward.detach() for reward in implicit_rewards(pairs, beta=beta))

@@ -47,6 +47,15 @@ def test_single_examples_are_kept_and_named_alike(trained):
     assert later.mean == pytest.approx(scores["val/loss"].mean, rel=1e-5)
 
 
+def test_single_pairs_are_kept_by_loss_and_by_whether_they_are_told_apart(tmp_path):
+    line = ["method=dpo", "evaluation=none", "tracking=none", "hardware=cpu", "limit=20", "global_batch=8", "max_steps=1", "max_length=128"]
+    assert run_job(compose([*line, "data.generator.held_out=10", f"output_dir={tmp_path}"])) == 0
+    ended, scores = json.loads((tmp_path / "result.json").read_text())["metrics"], kept_scores(tmp_path)
+    for metric in ("val/loss", "val/rewards/accuracy"):
+        assert scores[metric].mean == pytest.approx(ended[metric], rel=1e-6)
+    assert scores["val/rewards/accuracy"].examples == scores["val/loss"].examples
+
+
 def test_a_plain_folder_has_no_held_out_data(trained):
     with pytest.raises(ConfigError, match="not a run's folder"):
         evaluate.main({"run": str(trained / "artifact"), "suite": "validation"})

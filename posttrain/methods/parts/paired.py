@@ -23,6 +23,7 @@ from posttrain.models.reference import drops_out, inference
 from posttrain.types import PairLogps, TokenStats, TokenTree
 
 PairLoss = Callable[..., Tensor]
+ACCURACY = "rewards/accuracy"
 
 
 class Preference(Method, ABC):
@@ -137,13 +138,14 @@ class Preference(Method, ABC):
         singles = on_pairs.one_by_one(pairs) if self.whole_step else [pairs]
         losses = torch.cat([self._losses(part) for part in singles]) if singles else pairs.chosen
         whole, sums = self._by_pair(losses, pairs, stats, known, tree)
-        return {"loss": whole, **sums, "pairs": torch.ones_like(whole)}  # an example is a pair
+        right = on_pairs.told_apart(pairs, beta=self._current_beta())
+        return {"loss": whole, **sums, ACCURACY: right, "pairs": torch.ones_like(whole)}  # an example is a pair
 
     def validation_summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {name: value / sums["pairs"] for name, value in sums.items() if name != "pairs"}
 
     def validation_scores(self, rows: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
-        return {"loss": (rows["loss"], rows["pairs"])}
+        return {name: (rows[name], rows["pairs"]) for name in ("loss", ACCURACY)}
 
 
 def _try(loss: PairLoss, *, reference: bool) -> None:

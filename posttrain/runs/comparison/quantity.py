@@ -38,7 +38,7 @@ def ranked(names: Sequence[str]) -> list[str]:
 def differing(runs: Sequence[Run], metric: str) -> dict[str, list[str]]:
     """The settings in which runs differ that make the metric what it is, each with its values; empty where it is one quantity."""
     each = [quantity(run, metric) for run in runs]
-    keys = dict.fromkeys(key for found in each for key in found)
+    keys = dict.fromkeys(("method.name", *(key for found in each for key in found)))
     values = {key: list(dict.fromkeys(_text(found.get(key)) for found in each)) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}
 
@@ -101,13 +101,21 @@ def _component(name: str, component: Any) -> Iterator[tuple[str, Any]]:
     yield from ((key, value) for key, value in flat.items() if key.rpartition(".")[2] not in NO_MEASURE)
 
 
+def _by_room(run: Run, metric: str) -> Iterator[tuple[str, Any]]:
+    """What was asked for of answers; where answers are sampled for training, measured ones are as long as those."""
+    config = run.parts[-1].config
+    if config.get("rollout") is None:
+        yield "evaluation.exact_match.max_new_tokens", ((config.get("evaluation") or {}).get("exact_match") or {}).get("max_new_tokens")
+
+
 def _by_nothing(run: Run, metric: str) -> Iterator[tuple[str, Any]]:
     """The same wherever it was measured on the same data, which is seen elsewhere."""
     yield from ()
 
 
 MADE_OF: tuple[tuple[str, Callable[[Run, str], Iterator[tuple[str, Any]]]], ...] = (
-    (r"eval/", _by_nothing), (r"(val/reward|reward/mean)$", _by_reward), (r"(val/)?reward/", _by_component),
+    (r"eval/exact_match$", _by_room), (r"eval/", _by_nothing),
+    (r"(val/reward|reward/mean)$", _by_reward), (r"(val/)?reward/", _by_component),
     (r"val/win_rate/", _by_opponent), (r"(val/)?(rewards/)?accuracy$", _by_kind),
     (r"(val/)?(perplexity|token_accuracy)$", _by_nothing), (r"", _by_method),
 )  # fmt: skip
