@@ -35,6 +35,23 @@ def test_everything_that_is_wrong_with_a_study_is_told_at_once(tmp_path):
     assert problems_of(tmp_path, arms={}) == {"study.arms": "a study needs arms"}
 
 
+@pytest.mark.parametrize("line", ["seed=3", "++seed=3", "+seed=3", "seed=3,4", "seed=[3,4]"])
+def test_seeds_are_the_studys_alone(tmp_path, line):
+    arms = {"a": [line, "optimizer.lr=1e-3"], "b": ["output_dir=x", "optimizer.lr=1e-4"]}
+    assert set(problems_of(tmp_path, arms=arms)) == {"study.arms.a", "study.arms.b"}
+    assert set(problems_of(tmp_path, common=["model=nano", line])) == {"study.common"}
+    (tmp_path / "study" / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"study": GOOD}))
+    with pytest.raises(ConfigError) as found:
+        run_study(Call(arguments=("study=mine", f"output_dir={tmp_path}/out", line), config_dirs=(str(tmp_path),)))
+    hints = {problem.where: problem.hint for problem in found.value.problems}
+    assert hints == {line: f"study.seeds=[{line.partition('=')[2].strip('[]')}]"}
+
+
+def test_a_budget_that_the_studys_would_replace_is_refused(tmp_path):
+    arms = {"a": ["budget.flops=1e11"], "b": ["optimizer.lr=1e-4"]}
+    assert set(problems_of(tmp_path, arms=arms)) == {"study.arms.a"}
+
+
 def test_what_is_wrong_with_its_arms_is_told_together(tmp_path):
     arms = {"a": ["optimizer.lr=1e-3"], "b": ["optimizer.lr=0.001"], "c": ["optimizr.lr=1"]}
     found = problems_of(tmp_path, arms=arms, metric="val/loss")

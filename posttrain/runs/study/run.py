@@ -14,8 +14,9 @@ from posttrain.runs.budget.amount import UNITS
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import STUDY, Choice, Parsed, parse
+from posttrain.runs.pipeline.lines import key_of
 from posttrain.runs.study.arms import alike, unmeasured
-from posttrain.runs.study.spec import Study, as_far_as_readable, study_problems
+from posttrain.runs.study.spec import Study, as_far_as_readable, of_the_study, study_problems
 from posttrain.runs.sweep import master_of, rules_of, run_jobs
 from posttrain.runs.sweep_jobs import Planned, checked_jobs
 
@@ -27,15 +28,18 @@ def run_study(call: Call) -> int:
         ConfigError: with everything that is wrong with the study and its runs; nothing was started then.
     """
     folders = options.search_path(call.config_dirs)
-    parsed = parse(call.overrides, options.groups(folders))
+    seeded = [line for line in call.overrides if key_of(line) == "seed"]
+    lines = [line for line in call.overrides if line not in seeded]
+    parsed = parse(lines, options.groups(folders))
     node, budget = _nodes(call, parsed, folders)
-    problems = [*parsed.problems, *study_problems(node)]
+    problems = [*parsed.problems, *of_the_study(seeded), *study_problems(node)]
     study = as_far_as_readable(node)
     if parsed.problems or study is None:
         raise ConfigError(problems)
+    problems += _replaced(study, budget)
     folder = _folder(parsed, study)
     master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
-    jobs, found = checked_jobs(planned(study, budget, _of_runs(call.overrides, parsed)), call, folder, rules_of(master), arms="study.arms")
+    jobs, found = checked_jobs(planned(study, budget, _of_runs(lines, parsed)), call, folder, rules_of(master), arms="study.arms")
     first: dict[str, Any] = {}
     for job in jobs:
         first.setdefault(job.arm, job.config)
@@ -88,6 +92,19 @@ def _nodes(call: Call, parsed: Parsed, folders: Sequence[Path]) -> tuple[dict[st
     return node, [] if replaced else [f"budget.{unit}={amount}" for unit, amount in amounts.items()]
 
 
+def _replaced(study: Study, budget: Sequence[str]) -> list[Problem]:
+    """Lines of arms in place of which the study's budget would stand."""
+    units = {key_of(line) for line in budget}
+    lines = {"study.common": study.common, **{f"study.arms.{name}": some for name, some in study.arms.items()}}
+    hint = "leave it out, or the budget beside the study, so that each arm has its own"
+    return [
+        Problem(where, f"sets {key_of(line)}, and so does the study for all arms", hint)
+        for where, some in lines.items()
+        for line in some
+        if key_of(line) in units
+    ]
+
+
 def _folder(parsed: Parsed, study: Study) -> Path:
     given = [value.value for value in parsed.values if value.key == "output_dir"]
     return Path(given[-1]).expanduser().absolute() if given else Path("outputs/studies", study.name).absolute()
@@ -111,9 +128,5 @@ def planned(study: Study, budget: Sequence[str], given: Sequence[str]) -> list[P
 
 def last_wins(lines: Sequence[str]) -> list[str]:
     """The overrides without those that a later one of the same key replaces."""
-    latest: Mapping[str, int] = {_key(line): place for place, line in enumerate(lines)}
-    return [line for place, line in enumerate(lines) if latest[_key(line)] == place]
-
-
-def _key(line: str) -> str:
-    return line.partition("=")[0].strip().lstrip("+~").replace("/", ".")
+    latest: Mapping[str, int] = {key_of(line): place for place, line in enumerate(lines)}
+    return [line for place, line in enumerate(lines) if latest[key_of(line)] == place]

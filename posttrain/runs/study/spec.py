@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs import suggest
+from posttrain.runs.pipeline.lines import key_of
 
 Better = Literal["auto", "higher", "lower"]
 KEYS = ("name", "arms", "seeds", "common", "metric", "better", "smallest")
 SMALLEST = 0.01
 FOLDER_NAME = re.compile(r"[\w+-][\w.,=+-]*")
-SETS_THE_SEED = re.compile(r"\+?seed\s*=")
+# Keys of a run that its place among arms and seeds decides, and what is written instead
+OF_THE_STUDY = {"seed": "study.seeds=[{}]", "output_dir": "output_dir=DIR, the study's"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def study_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _seed_problems(node.get("seeds"))
     if not _is_lines(node.get("common") or []):
         yield Problem("study.common", "expected a list of overrides, key=value each")
+    else:
+        yield from of_the_study(node.get("common") or [], "study.common")
     if node.get("metric") is not None and not isinstance(node["metric"], str):
         yield Problem("study.metric", f"expected the name of a metric, got {node['metric']!r}")
     if node.get("better", "auto") not in get_args(Better):
@@ -83,8 +87,17 @@ def _arm_problems(arms: Any) -> Iterator[Problem]:
             yield Problem(where, "an arm's name is a folder's: letters, digits and _ . , = + -")
         if not _is_lines(lines or []):
             yield Problem(where, f"expected a list of overrides, key=value each, got {lines!r}")
-        elif any(SETS_THE_SEED.match(line) for line in lines or []):
-            yield Problem(where, "an arm cannot set the seed, which study.seeds does", "leave it out of the arm")
+        else:
+            yield from of_the_study(lines or [], where)
+
+
+def of_the_study(lines: Sequence[str], where: str | None = None) -> Iterator[Problem]:
+    """Overrides of keys that the study gives to each run. where: what holds the lines; None = the command line, where each is its own."""
+    for line in lines:
+        key = key_of(line)
+        if key in OF_THE_STUDY:
+            value = line.partition("=")[2].strip().strip("[]") or "1,2"
+            yield Problem(where or line, f"sets {key} itself, which the study gives to each run", OF_THE_STUDY[key].format(value))
 
 
 def _seed_problems(seeds: Any) -> Iterator[Problem]:
