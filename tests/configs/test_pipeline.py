@@ -65,6 +65,28 @@ def test_rounds_start_from_the_one_before() -> None:
     assert [(stage["max_steps"], stage["seed"]) for stage in configs(config).values()][1:] == [(3, 0), (4, 1)]
 
 
+@pytest.mark.parametrize(
+    ("lines", "seed", "of_stages", "told"),
+    [
+        (["seed=5"], 5, [5, 5, 6, 7], ["+0", "+0", "+1", "+2"]),
+        (["seed=5", "stages.dpo_3.seed=0"], 5, [5, 5, 6, 0], ["+0", "+0", "+1", 0]),
+        (["stages.sft.seed=7"], 0, [7, 0, 1, 2], [7, "+0", "+1", "+2"]),
+    ],
+)
+def test_a_pipelines_seed_is_the_one_it_was_given(
+    tmp_path: Path, lines: list[str], seed: int, of_stages: list[int], told: list[Any]
+) -> None:
+    def seeds(config: dict[str, Any]) -> tuple[int, list[int], list[Any]]:
+        return config["seed"], [stage["seed"] for stage in configs(config).values()], [node["seed"] for node in config["stages"]]
+
+    config = composed("method=staged_iterated", *lines)
+    assert seeds(config) == (seed, of_stages, told)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert seeds(compose_and_check([], rules=rules.PLAN, base=tmp_path)) == (seed, of_stages, told)
+    later = [stage if isinstance(stage, int) else 20 + int(stage) for stage in told]
+    assert seeds(compose_and_check(["seed=20"], rules=rules.PLAN, base=tmp_path)) == (20, later, told), "as if it had been given at first"
+
+
 def test_a_list_of_methods_is_a_pipeline_for_short() -> None:
     config = composed("method=staged", "stages=[sft,dpo,grpo]")
     assert [(node["name"], node["inputs"]) for node in config["stages"]] == [
@@ -128,6 +150,11 @@ def test_what_is_refused(override: str, where: str, word: str) -> None:
 def test_stages_that_cannot_be_read_are_refused(given: str, word: str) -> None:
     (message,) = problems("method=staged", given).values()
     assert word in message
+
+
+def test_the_seed_of_a_stage_is_one_of_its_overrides() -> None:
+    found = problems("method=staged", "stages=[{name: a, seed: 3, overrides: ['method=sft']}]")
+    assert found["stage a: seed"] == "unknown key of a stage"
 
 
 def test_inputs_of_a_stage_that_are_no_mapping_are_refused() -> None:

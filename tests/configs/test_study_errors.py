@@ -1,10 +1,15 @@
 """What is wrong with a study is told at once, without importing torch and before anything starts."""
 
+import json
+
 import pytest
 import yaml
 
 from posttrain.errors import ConfigError
 from posttrain.runs.commands.table import Call
+from posttrain.runs.comparison.settings import same_arm, settings_of
+from posttrain.runs.compose import compose
+from posttrain.runs.study.arms import alike
 from posttrain.runs.study.run import last_wins, planned, run_study
 from posttrain.runs.study.spec import Study, study_problems
 from posttrain.runs.sweep_jobs import planned_of
@@ -35,7 +40,7 @@ def test_everything_that_is_wrong_with_a_study_is_told_at_once(tmp_path):
     assert problems_of(tmp_path, arms={}) == {"study.arms": "a study needs arms"}
 
 
-@pytest.mark.parametrize("line", ["seed=3", "++seed=3", "+seed=3", "seed=3,4", "seed=[3,4]"])
+@pytest.mark.parametrize("line", ["seed=3", "++seed=3", "seed=[3,4]"])
 def test_seeds_are_the_studys_alone(tmp_path, line):
     arms = {"a": [line, "optimizer.lr=1e-3"], "b": ["output_dir=x", "optimizer.lr=1e-4"]}
     assert set(problems_of(tmp_path, arms=arms)) == {"study.arms.a", "study.arms.b"}
@@ -61,6 +66,25 @@ def test_what_is_wrong_with_its_arms_is_told_together(tmp_path):
     assert problems_of(tmp_path, metric="val_loss") == {"study.metric": "no arm will have val_loss"}
     assert set(problems_of(tmp_path, "budget.tokens=5", "budget.flops=3")) == {"budget"}
     assert set(problems_of(tmp_path, "study.seeds=[3,3]")) == {"study.seeds"}
+
+
+@pytest.mark.parametrize(("seeds", "alike_arms"), [((1, 2), False), ((7, 8), False), ((7,), True)])
+def test_a_stages_own_seed_is_a_difference_where_it_makes_one(seeds, alike_arms):
+    study = Study("s", {"per_seed": ("method=staged",), "one_base": ("method=staged", "stages.sft.seed=7")}, seeds)
+    arms = {}
+    for run in planned(study, [], ["model=nano", "hardware=cpu"]):
+        arms.setdefault(run.arm, {})[int(run.lines[-1].removeprefix("seed="))] = compose(run.lines)
+    assert bool(list(alike(arms))) == alike_arms
+    assert same_arm(arms["per_seed"], arms["one_base"]) == alike_arms
+    said = {name: {json.dumps(settings_of(config)) for config in some.values()} for name, some in arms.items()}
+    assert {name: len(some) for name, some in said.items()} == {"per_seed": 1, "one_base": 1}, "runs of an arm are one arm"
+    assert said["per_seed"] != said["one_base"]
+
+
+def test_what_no_number_depends_on_makes_no_arm():
+    free = ["stages.sft.log.every_steps=7", "data.workers=1", "resume=never", "stages_dir=x"]
+    arms = {name: {1: compose(["method=staged", "model=nano", *lines])} for name, lines in {"a": [], "b": free}.items()}
+    assert [problem.where for problem in alike(arms)] == ["study.arms.b"]
 
 
 @pytest.mark.parametrize(("metric", "lacking"), [("val/reward", "sft"), ("val/loss", "rl"), ("reward/mean", "sft")])

@@ -9,9 +9,8 @@ from typing import Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.comparison.read import Run
+from posttrain.runs.comparison.settings import same_arm, settings_of, text
 
-# What may differ between the runs of an arm: chance, and what no number of a run depends on.
-FREE = ("seed", "output_dir", "tracking", "resume", "log", "data.cache_dir", "data.workers")
 FIRST = ("method.name", "model.name", "data.name", "reward", "rollout.name", "hardware.name")  # what names an arm best, if it differs
 
 
@@ -32,7 +31,7 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """The arms in the order of their first runs. Raises ConfigError for fewer than two, or a seed twice in one."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_text(settings_of(run.config)), []).append(run)
+        groups.setdefault(text(settings_of(run.config)), []).append(run)
     differs = _differing([group[0] for group in groups.values()])
     arms = [_arm(*each) for each in zip(names_of(differs), differs, groups.values(), strict=True)]
     if problems := [*_too_few(arms), *_twice(arms)]:
@@ -56,27 +55,8 @@ def _arm(name: str, differs: Mapping[str, Any], runs: Sequence[Run]) -> Arm:
 def _differing(firsts: Sequence[Run]) -> list[dict[str, Any]]:
     """The settings that are not the same in all arms, of each arm."""
     flats = [settings_of(run.config) for run in firsts]
-    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if len({_text(flat.get(key)) for flat in flats}) > 1]
+    keys = [key for key in dict.fromkeys(key for flat in flats for key in flat) if len({text(flat.get(key)) for flat in flats}) > 1]
     return [{key: flat.get(key) for key in keys} for flat in flats]
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes an arm: every setting by its dotted key, without those that are free; a pipeline's stages by their names."""
-    stages = {stage["name"]: stage for stage in config.get("stages") or ()}
-    flat = dict(_flat({key: value for key, value in config.items() if key != "stages"}, ""))
-    found = {key: value for key, value in flat.items() if not any(key == free or key.startswith(f"{free}.") for free in FREE)}
-    for name, stage in stages.items():
-        found |= {f"stages.{name}.{key}": value for key, value in settings_of(stage.get("config") or {}).items()}
-        found |= {f"stages.{name}.{key}": value for key, value in _flat({"inputs": stage.get("inputs"), "share": stage.get("share")}, "")}
-    return found
-
-
-def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping) or not value:
-        yield path, value
-        return
-    for key, item in value.items():
-        yield from _flat(item, f"{path}.{key}" if path else str(key))
 
 
 def names_of(differs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,11 +73,7 @@ def names_of(differs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _labels(differs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(_text(flat.get(key)) for key in keys) for flat in differs}
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return {tuple(text(flat.get(key)) for key in keys) for flat in differs}
 
 
 def _shown(value: Any) -> str:
@@ -128,8 +104,8 @@ def mixed(arms: Sequence[Arm]) -> Iterator[str]:
 
 
 def _alike(arms: Sequence[Arm]) -> Iterator[Problem]:
-    seen: dict[str, str] = {}
-    for arm in arms:
-        known = seen.setdefault(_text(settings_of(arm.runs[0].config)), arm.name)
-        if known != arm.name:
+    configs = [{run.seed: run.config for run in arm.runs} for arm in arms]
+    for place, arm in enumerate(arms):
+        known = next((arms[before].name for before in range(place) if same_arm(configs[before], configs[place])), None)
+        if known is not None:
             yield Problem("study", f"the arms {known} and {arm.name} have the same settings: they differ in name only")

@@ -11,8 +11,9 @@ from typing import Any
 from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.human.sheet import LETTERS
 from posttrain.runs.base_config import load_config
-from posttrain.runs.comparison.arms import names_of, settings_of
+from posttrain.runs.comparison.arms import names_of
 from posttrain.runs.comparison.read import CONFIG, RESULT, run_folders
+from posttrain.runs.comparison.settings import settings_of
 from posttrain.runs.pipeline.wanted import stage_folders
 
 STUDY = "study.json"

@@ -66,13 +66,20 @@ def compose_pipeline(
     lines = sorted_lines(overrides)
     recipe, unread = _given_stages([line for line in lines.own if key_of(line) == "stages"], recipe)
     stages, problems = ([], unread) if unread else read_recipe(recipe, lines.of_stage)
+    seed = _seed(lines.general, outer)
     composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)))
     attempts = [_attempt(stage, lines.general, composer) for stage in stages]
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
-    nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result) for attempt in attempts]
+    nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result, seed) for attempt in attempts]
     result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes)])]
-    result.config = _outer(nodes, outer, lines.own, result)
+    result.config = {**_outer(nodes, outer, lines.own, result), "seed": seed}
     return result
+
+
+def _seed(general: Sequence[str], outer: Mapping[str, Any]) -> Any:
+    """The pipeline's seed: what the command line says for all stages, else what its groups or an earlier config say."""
+    given = [value.value for value in parse([line for line in general if key_of(line) == "seed"], ()).values if value.verb != "delete"]
+    return given[-1] if given else outer.get("seed")
 
 
 def _given_stages(lines: Sequence[str], recipe: Any) -> tuple[Any, list[Problem]]:
@@ -143,18 +150,26 @@ def _suitable(attempt: Attempt, attempts: Sequence[Attempt], general: Sequence[s
     return composed
 
 
-def _node(attempt: Attempt, composed: Composed, result: Composed) -> dict[str, Any]:
-    """The stage as it stands in the pipeline's config; its problems go to the result, under its name."""
+def _node(attempt: Attempt, composed: Composed, result: Composed, seed: Any) -> dict[str, Any]:
+    """The stage as it stands in the pipeline's config; its problems go to the result, under its name. seed: the pipeline's."""
     stage, config = attempt.stage, composed.config
     own = {*stage.overrides, *stage.lines}
     told = [p for p in composed.problems if p.where in own or p.where not in attempt.refused]
     result.problems += [Problem(prefixed(stage.name, p.where), p.message, p.hint) for p in told]
     result.broken |= {prefixed(stage.name, key) for key in composed.broken}
-    seeded = any(key_of(line) == "seed" for line in stage.lines)
-    config = config if seeded or stage.config is not None or not stage.round else {**config, "seed": config["seed"] + stage.round}
+    told_seed, config = _seeded(stage, config, seed)
     inputs = {name: source for name, source in placeholders(stage.inputs).items() if name != "policy"}
     config = {**entered(config, inputs), "stages": None, "output_dir": None} if "method" in config else config
-    return {"name": stage.name, "inputs": dict(stage.inputs), "share": stage.share, "config": config}
+    return {"name": stage.name, "inputs": dict(stage.inputs), "share": stage.share, "seed": told_seed, "config": config}
+
+
+def _seeded(stage: Stage, config: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
+    """What a stage's seed is to the pipeline's, +0 or what a round adds, or a seed of its own; and the config with it."""
+    own = config.get("seed")
+    if any(key_of(line) == "seed" for line in stage.lines) or not isinstance(own, int) or not isinstance(seed, int):
+        return own, config
+    told = stage.seed if stage.seed is not None else f"+{stage.round}" if own == seed else own + stage.round
+    return told, {**config, "seed": seed + int(told) if isinstance(told, str) else told}
 
 
 def prefixed(stage: str, where: str) -> str:

@@ -12,7 +12,7 @@ from posttrain.runs import suggest
 from posttrain.runs.overrides import read
 
 KEYS = ("name", "overrides", "inputs", "share", "repeat")
-COMPOSED = (*KEYS, "config")  # of a stage that an earlier command line composed
+COMPOSED = (*KEYS, "seed", "config")  # of a stage that an earlier command line composed
 LIST, IN_FULL = "stages=[sft,dpo]", """'stages=[{name: a, overrides: ["method=sft"]}]'"""  # what to write
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
@@ -22,7 +22,8 @@ class Stage:
     """One stage before it is composed.
 
     family: its name in the recipe, which the rounds of a repeated stage share. lines: of the command line, for it alone.
-    inputs: which earlier stage's artifact becomes what. config: complete, where an earlier command line composed it. round: from 0.
+    inputs: which earlier stage's artifact becomes what. config: complete, where an earlier command line composed it; seed: what it made the
+    stage's seed, `+1` = one more than the pipeline's. round: from 0.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     inputs: Mapping[str, str] = field(default_factory=dict)
     share: float | None = None
     config: Mapping[str, Any] | None = None
+    seed: int | str | None = None
     round: int = 0
 
 
@@ -74,9 +76,8 @@ def _malformed(node: Any, number: int) -> list[Problem]:
     name = node.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return [Problem(f"{where}.name", f"expected letters, digits, - and _, got {name!r}", "name: sft")]
-    unknown = [
-        Problem(f"stage {name}: {key}", "unknown key of a stage", suggest.hint(str(key), KEYS)) for key in node if key not in COMPOSED
-    ]
+    known = COMPOSED if "config" in node else KEYS
+    unknown = [Problem(f"stage {name}: {key}", "unknown key of a stage", suggest.hint(str(key), KEYS)) for key in node if key not in known]
     overrides = node.get("overrides") or []
     if not isinstance(overrides, list) or not all(isinstance(line, str) for line in overrides):
         unknown.append(Problem(f"stage {name}: overrides", f"expected a list of overrides, got {overrides!r}", 'overrides: ["method=sft"]'))
@@ -141,7 +142,7 @@ def _rounds(node: Mapping[str, Any], lines: Mapping[str, Sequence[str]], last: M
     share = node.get("share")
     stage = Stage(
         name, name, tuple(node.get("overrides") or ()), tuple(lines.get(name, ())), inputs,
-        share if isinstance(share, int | float) else None, node.get("config"),
+        share if isinstance(share, int | float) else None, node.get("config"), node.get("seed"),
     )  # fmt: skip
     if not isinstance(repeat, int) or repeat < 2:
         return [stage]

@@ -8,29 +8,22 @@ from typing import Any
 from posttrain.errors import Problem
 from posttrain.evaluation.suites.about import about
 from posttrain.runs import suggest
+from posttrain.runs.comparison.settings import same_arm
 from posttrain.runs.study.spec import Study
 from posttrain.runs.suites import suites_of
 
 Config = Mapping[str, Any]
 OF_TRAINING = ("loss", "reward/mean", "kl", "rewards/accuracy", "rewards/margin", "accuracy")
 OF_ANSWERS = ("val/reward/", "val/win_rate/", "reward/mean")  # that are sampled; so is val/reward
-OWN = ("output_dir", "tracking", "seed")  # keys in which arms may differ without being different
 
 
-def alike(arms: Mapping[str, Config]) -> Iterator[Problem]:
-    """Arms that would train the same: their configurations differ in nothing that a run computes by."""
-    known: list[tuple[str, Config]] = []
-    for name, config in arms.items():
-        plain = {key: value for key, value in _without_folders(config).items() if key not in OWN}
-        same = next((other for other, before in known if before == plain), None)
+def alike(arms: Mapping[str, Mapping[int, Config]]) -> Iterator[Problem]:
+    """Arms that would train the same with every seed. arms: the configs of each by seed."""
+    names = list(arms)
+    for place, name in enumerate(names):
+        same = next((other for other in names[:place] if same_arm(arms[other], arms[name])), None)
         if same is not None:
             yield Problem(f"study.arms.{name}", f"differs from the arm {same} only in its name", "change one of them, or leave it out")
-        known.append((name, plain))
-
-
-def _without_folders(config: Config) -> dict[str, Any]:
-    stages = [{**stage, "config": {**stage["config"], "output_dir": None, "tracking": None}} for stage in config.get("stages") or []]
-    return {**config, "stages": stages or None}
 
 
 def unmeasured(study: Study, arms: Mapping[str, Config]) -> Iterator[Problem]:

@@ -40,10 +40,11 @@ def run_study(call: Call) -> int:
     folder = _folder(parsed, study)
     master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
     jobs, found = checked_jobs(planned(study, budget, _of_runs(lines, parsed)), call, folder, rules_of(master), arms="study.arms")
-    first: dict[str, Any] = {}
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
     for job in jobs:
-        first.setdefault(job.arm, job.config)
-    problems += [*found, *alike(first), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
+        arms.setdefault(job.arm, {})[job.config["seed"]] = job.config
+    first = {name: next(iter(by_seed.values())) for name, by_seed in arms.items()}
+    problems += [*found, *alike(arms), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
     if not problems:
         from posttrain.runs.budget.check import overspent_at_once
 
