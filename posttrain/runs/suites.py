@@ -113,14 +113,16 @@ def check_suites(config: Config, allow: Collection[str] = ()) -> None:
             targets.build(node, allow=allow).check()
 
 
-def measure_end(config: Config, suites: Sequence[Suite], artifact: Path, *, device: str | None, allow: Collection[str] = ()) -> Outcome:
-    """Run suites on a run's artifact, and keep what they found in the run's folder, as `posttrain eval` does."""
+def measure_end(
+    config: Config, suites: Sequence[Suite], artifact: Path, *, device: str | None, allow: Collection[str] = (), home: Path | None = None
+) -> Outcome:
+    """Run suites on a run's artifact, and keep what they found in the run's folder (or in `home`), as `posttrain eval` does."""
     from posttrain.runs.evaluate import write_results
 
     metrics: dict[str, float] = {}
     files: list[Path] = []
-    home = Path(config["output_dir"])
-    (home / FOLDER).mkdir(exist_ok=True)
+    home = home or Path(config["output_dir"])
+    (home / FOLDER).mkdir(parents=True, exist_ok=True)
     for suite in suites:
         result = run_suite(suite, artifact, config, device=device, allow=allow)
         files += write_results(home, suite, artifact, result)
@@ -130,10 +132,11 @@ def measure_end(config: Config, suites: Sequence[Suite], artifact: Path, *, devi
 
 def lacking(config: Config) -> list[Suite]:
     """The suites of a finished run that it was not measured by yet, or not with these settings."""
-    return [suite for suite in suites_of(config) if not _is_measured(suite, Path(config["output_dir"]))]
+    return [suite for suite in suites_of(config) if not is_measured(suite, Path(config["output_dir"]))]
 
 
-def _is_measured(suite: Suite, home: Path) -> bool:
+def is_measured(suite: Suite, home: Path) -> bool:
+    """Whether the results in HOME/eval are of this suite with these settings."""
     try:
         found = json.loads((home / FOLDER / f"{suite.name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,8 +144,18 @@ def _is_measured(suite: Suite, home: Path) -> bool:
     return bool(found.get("settings") == json.loads(json.dumps(dict(suite.settings))))
 
 
+def found_in(home: Path, name: str) -> dict[str, float]:
+    """The finite metrics of a suite in HOME/eval, as eval/SUITE/NAME; nothing where it was not run."""
+    try:
+        found = json.loads((home / FOLDER / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {f"eval/{name}/{metric}": value for metric, value in found.items() if isinstance(value, int | float)}
+
+
 def measure_later(config: Config, *, allow: Collection[str] = ()) -> None:
-    """Measure a finished run by the suites that it lacks, without training anything, and add the metrics to its result.json."""
+    """Measure a finished run by the suites that it lacks, without training anything, and put the metrics into its result.json in place of
+    those that the same suites found before."""
     suites, home = lacking(config), Path(config["output_dir"])
     path = home / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -150,6 +163,7 @@ def measure_later(config: Config, *, allow: Collection[str] = ()) -> None:
         return
     print(f"measuring its artifact by {', '.join(suite.name for suite in suites)}")
     check_suites(config, allow)
+    before = {name for suite in suites for name in found_in(home, suite.name)}
     found = measure_end(entering.applied(dict(config)), suites, home / "artifact", device=None, allow=allow)
-    result["metrics"] |= found.metrics
+    result["metrics"] = {name: value for name, value in result["metrics"].items() if name not in before} | dict(found.metrics)
     write_atomic(path, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from posttrain.errors import ConfigError
+from posttrain.runs import suites
 from posttrain.runs.check import compose_and_check
+from posttrain.runs.comparison.read import read_run
 from posttrain.runs.job import run_job
 
 LINE = [
@@ -94,6 +96,28 @@ def compose_and_run(folder, store, *overrides):
     from posttrain.runs.pipeline.run import run_pipeline
 
     return run_pipeline(composed(folder, store, *overrides), folder)
+
+
+def test_suites_of_a_shared_stage_are_kept_by_what_was_asked(tmp_path, tmp_path_factory, monkeypatch):
+    store = tmp_path_factory.mktemp("stages")
+    asked = ["stages=[sft]", "evaluation/suite=[sampled]", *(f"evaluation.suite.sampled.{key}" for key in ("limit=2", "max_new_tokens=4"))]
+
+    def measured(name, *more):
+        line = [word for word in LINE if not word.startswith("rollout.")]
+        assert run_job(compose_and_check([*line, *asked, *more, f"output_dir={tmp_path / name}", f"stages_dir={store}"])) == 0
+        return {metric: value for metric, value in read_run(tmp_path / name).metrics.items() if metric.startswith("eval/sampled/")}
+
+    first = measured("a", "evaluation.suite.sampled.samples=2")
+    of_stage = {file: file.read_bytes() for file in [*store.glob("*/result.json"), *store.glob("*/eval/*")]}
+    other = measured("b", "evaluation.suite.sampled.samples=4")
+    assert "eval/sampled/maj_at_2" in first
+    assert "eval/sampled/maj_at_4" in other
+    assert "eval/sampled/maj_at_4" not in first
+    assert "eval/sampled/maj_at_4" in read_run(tmp_path / "b").scores, "its own, by example"
+    assert {file: file.read_bytes() for file in of_stage} == of_stage, "what others were told stays"
+    monkeypatch.setattr(suites, "run_suite", None)  # nothing is measured twice
+    assert measured("c", "evaluation.suite.sampled.samples=4") == other
+    assert measured("a", "evaluation.suite.sampled.samples=2") == first
 
 
 def test_of_two_at_the_same_moment_one_makes_a_stage_and_the_other_waits(tmp_path, tmp_path_factory):

@@ -134,13 +134,16 @@ def read_run(folder: Path) -> Run:
         last = stages[-1:]
         suites = {file.stem: _json(file) for file in sorted((folder / FOLDER).glob("*.json"))}
         data = _json(folder / ARTIFACT)["data"] if (folder / ARTIFACT).is_file() else {}
-        metrics = {name: value for stage in last for name, value in stage.metrics.items()} | dict(_numbers(result["metrics"], ""))
-        broken = {name: value for stage in last for name, value in stage.no_numbers.items()} | dict(_no_numbers(result["metrics"], ""))
+        own = tuple(f"eval/{suite}/" for suite in suites)  # of a pipeline: a stage it shares may have been asked otherwise
+        metrics = {name: value for stage in last for name, value in stage.metrics.items() if not name.startswith(own)}
+        broken = {name: value for stage in last for name, value in stage.no_numbers.items() if not name.startswith(own)}
+        metrics |= dict(_numbers(result["metrics"], ""))
+        broken |= dict(_no_numbers(result["metrics"], ""))
         for suite, found in suites.items():
             broken |= (lost := dict(_no_numbers(found["metrics"], f"eval/{suite}/")))
             metrics = {name: value for name, value in metrics.items() if name not in lost}
             metrics |= _numbers(found["metrics"], f"eval/{suite}/")
-        scores = {name: value for stage in last for name, value in stage.scores.items()} | kept_scores(folder)
+        scores = {name: value for stage in last for name, value in stage.scores.items() if not name.startswith(own)} | kept_scores(folder)
         read_by = {name: value for stage in last for name, value in stage.suites.items()}
         read_by |= {name: _read_by(found) for name, found in suites.items()}
         run = Run(folder, config, result, metrics, broken, scores, data or (last[0].data if last else {}), read_by, stages, entered)

@@ -11,11 +11,11 @@ import yaml
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.pipeline import store
+from posttrain.runs.pipeline.measured import lacking
 from posttrain.runs.pipeline.run import DONE, Pipeline, open_pipeline
 from posttrain.runs.pipeline.shares import unit_of
 from posttrain.runs.records import Status
 from posttrain.runs.resume import CONFIG
-from posttrain.runs.suites import lacking
 
 
 def prepare(config: dict[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ from posttrain.runs import report
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import shown, write_atomic
 from posttrain.runs.folder_lock import alone_in
-from posttrain.runs.pipeline import store
+from posttrain.runs.pipeline import measured, store
 from posttrain.runs.pipeline.mirror import mirror
 from posttrain.runs.pipeline.outcome import Ended, result_of_all, table_of
 from posttrain.runs.pipeline.parent import Parent
@@ -26,7 +26,6 @@ from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import CONFIG, differences, set_aside
 from posttrain.runs.signals import HANDLED
-from posttrain.runs.suites import measure_later
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
 from posttrain.runs.tracking.sync import complete
@@ -156,7 +155,8 @@ class Pipeline:
 
     def _ended(self, stage: Wanted, config: dict[str, Any], folder: Path, status: Status) -> Ended:
         reused = not store.was_begun(self.folder, stage.place.name, stage.key)
-        return Ended(stage.name, stage.place, folder, stage.key, reused, status, config, store.result_of(folder))
+        result = measured.as_asked(store.result_of(folder), config)
+        return Ended(stage.name, stage.place, folder, stage.key, reused, status, config, result)
 
     def _made(self, stage: Wanted, config: dict[str, Any], folder: Path) -> tuple[int, bool]:
         """Makes the stage unless it is there; returns its exit code, and whether it was there."""
@@ -165,7 +165,7 @@ class Pipeline:
             reason = store.distrust(folder, config)
             if reason is None:
                 say(f"{stage.title}: reused, {shown(folder)}")
-                measure_later(config, allow=self.allow)
+                measured.measure(config, allow=self.allow)
                 complete(folder, "finished")
                 return DONE, True
             say(f"{stage.title}: made anew, {reason}")
@@ -187,6 +187,7 @@ class Pipeline:
         result = result_of_all(self.config, self.ended, status, self.parent.run_id)
         if status == "finished":
             store.link(self.folder / store.ARTIFACT, self.ended[-1].place / store.ARTIFACT)
+            measured.keep(self.ended[-1].config, self.folder)
         write_result(self.folder / "result.json", result)
         found = [stage for stage in self.ended if stage.status == "finished"]
         mirrors = [mirror(stage.folder, self.folder / ".reused" / stage.place.name, stage.config) for stage in found]
