@@ -163,12 +163,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, counted: S
     """The keys in which two configurations describe different runs. counted: those that count although a run may change them."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and (not _is_below(key, FREE) or _is_below(key, counted)):
+        if old.get(key) != new.get(key) and (not is_below(key, FREE) or is_below(key, counted)):
             message = f"the run in output_dir has {old.get(key, 'no such key')!r}, this command {new.get(key, 'no such key')!r}"
             yield Problem(key, message, "give the same value to continue it, another output_dir, or resume=never")
 
 
-def _is_below(key: str, names: Sequence[str]) -> bool:
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

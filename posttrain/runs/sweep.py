@@ -31,6 +31,7 @@ from posttrain.runs.slurm.live import Live, live_in
 from posttrain.runs.study.record import known_parent, write_study
 from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
+from posttrain.runs.sweep_grown import Earlier, earlier_runs, grown
 from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, folder_is_one, planned_of
 from posttrain.runs.sweep_record import SweepRecord, jobs_so_far, read_record, stages_so_far
 from posttrain.runs.sweep_recording import recorded
@@ -60,10 +61,12 @@ def run_sweep(call: Call) -> int:
         return _search(call, task, parsed.hydra, folders)
     combinations = expand(task, lambda group: [option.name for option in options.options(folders, group)])
     master = master_of(parsed.hydra, _common(combinations), folders)
-    jobs, problems = checked_jobs(planned_of(combinations), call, Path(master.hydra.sweep.dir).absolute(), rules_of(master))
-    if problems:
+    folder = Path(master.hydra.sweep.dir).absolute()
+    jobs, problems = checked_jobs(planned_of(combinations), call, folder, rules_of(master))
+    found = grown(jobs, earlier_runs(folder))
+    if problems := [*problems, *found.problems]:
         raise ConfigError(problems)
-    return run_jobs(jobs, call, master, folders)
+    return run_jobs(found.jobs, call, master, folders, kept=found.kept)
 
 
 def rules_of(master: DictConfig) -> Sequence[rules.Rule]:
@@ -71,18 +74,29 @@ def rules_of(master: DictConfig) -> Sequence[rules.Rule]:
     return RULES.get(master.hydra.launcher._target_, rules.ELSEWHERE)
 
 
-def run_jobs(jobs: Sequence[Job], call: Call, master: DictConfig, folders: Sequence[Path], study: Study | None = None) -> int:
-    """Starts checked jobs where the launcher of `master` puts them; those that are finished already are left as they are."""
+def run_jobs(
+    jobs: Sequence[Job],
+    call: Call,
+    master: DictConfig,
+    folders: Sequence[Path],
+    study: Study | None = None,
+    kept: Sequence[Earlier] = (),
+) -> int:
+    """Starts checked jobs where the launcher of `master` puts them; those that are finished already are left as they are.
+
+    kept: runs of earlier commands, which stay in the folder's record.
+    """
     folder = Path(master.hydra.sweep.dir).absolute()
     pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
-        return _run(jobs, pending, call, folder, lambda record: _launch(record, pending, master, folders, call.allow_targets), study)
+        launch = partial(_launch, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets)
+        return _run(jobs, pending, call, folder, launch, study, kept)
     wishes = _wishes(master, pending)
     if wishes[0].requests[0].dry_run:
         slurm.show_scripts(wishes, folder)
         return 0
     live = live_in(folder)
-    return _run(jobs, pending, call, folder, partial(_submit, wishes, allow_targets=call.allow_targets, live=live), study, live)
+    return _run(jobs, pending, call, folder, partial(_submit, wishes, allow_targets=call.allow_targets, live=live), study, kept, live)
 
 
 def _wishes(master: DictConfig, jobs: Sequence[Job]) -> list[Wish]:
@@ -143,6 +157,7 @@ def _run(
     folder: Path,
     launch: Callable[[SweepRecord], list[int]],
     study: Study | None,
+    kept: Sequence[Earlier],
     live: Live = Live(),  # noqa: B008 - frozen
 ) -> int:
     """Launches the pending jobs, written into the sweep's folder, as children of one tracking run, which is closed however they end."""
@@ -150,7 +165,8 @@ def _run(
 
     told = jobs[0].config if study is None else {**jobs[0].config, "study": study.name}
     parent = start_parent(told, call.overrides, folder) if pending else known_parent(folder)
-    write_study(folder, _folders_of(jobs), [job.config for job in jobs], parent, study)
+    configs = {run.folder: run.config for run in kept} | {Path(job.config["output_dir"]): job.config for job in jobs}
+    write_study(folder, _folders_of(jobs, kept), list(configs.values()), parent, study)
     for job in (job for job in jobs if job not in pending):
         complete(Path(job.config["output_dir"]), "finished")
     with parent_open(jobs[0].config, parent) as ends:
@@ -163,12 +179,12 @@ def _run(
     return max(codes, default=0)
 
 
-def _folders_of(jobs: Sequence[Job]) -> dict[str, list[Path]]:
-    """The folders of each arm's runs."""
-    found: dict[str, list[Path]] = {}
-    for job in jobs:
-        found.setdefault(job.arm, []).append(Path(job.config["output_dir"]))
-    return found
+def _folders_of(jobs: Sequence[Job], kept: Sequence[Earlier]) -> dict[str, list[Path]]:
+    """The folders of each arm's runs, those of earlier commands first."""
+    found: dict[str, dict[Path, None]] = {}
+    for arm, folder in [*((run.arm, run.folder) for run in kept), *((job.arm, Path(job.config["output_dir"])) for job in jobs)]:
+        found.setdefault(arm, {})[folder] = None
+    return {arm: list(folders) for arm, folders in found.items()}
 
 
 def _launcher_nodes(master: DictConfig, job: Job) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from posttrain.runs.compose import quoted
 from posttrain.runs.overrides import read
 
 LONGEST_NAME = 100  # bytes
+ALL = "all"  # the arm of a sweep over nothing but seeds
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def planned_of(combinations: Sequence[dict[str, str]]) -> list[Planned]:
     names = job_names([tuple(job[key] for key in swept) for job in combinations]) if swept else list(map(str, range(len(combinations))))
     arms = job_names([tuple(job[key] for key in swept if key != "seed") for job in combinations])
     return [
-        Planned(name, arm or "all", tuple(line for key, line in job.items() if key != "output_dir"))
+        Planned(name, arm or ALL, tuple(line for key, line in job.items() if key != "output_dir"))
         for name, arm, job in zip(names, arms, combinations, strict=True)
     ]
 

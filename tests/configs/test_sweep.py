@@ -11,7 +11,8 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.overrides import expand
-from posttrain.runs.sweep_jobs import LONGEST_NAME, job_name, job_names, planned_of
+from posttrain.runs.sweep_grown import Earlier, grown
+from posttrain.runs.sweep_jobs import LONGEST_NAME, Job, job_name, job_names, planned_of
 
 
 def options_of(group: str) -> list[str]:
@@ -55,6 +56,49 @@ def test_other_overrides_are_another_name() -> None:
     grown = planned_of(expand(["data.system='Be A?','Be A!','Be_A.'", "seed=1,2,3"], options_of))
     names = {run.lines: run.name for run in grown}
     assert all(names[run.lines] == run.name for run in runs), "a sweep that has grown finds its runs"
+
+
+def job(name: str, arm: str, seed: int, **settings: Any) -> Job:
+    common = {"resume": "auto", "tracking": {}, "hardware": {"name": "cpu"}, "max_steps": 5}
+    return Job(name, (), {**common, **settings, "seed": seed, "output_dir": f"/sweep/{name}"}, arm)
+
+
+def there(*jobs: Job) -> list[Earlier]:
+    return [Earlier(job.arm, Path(job.config["output_dir"]), job.config) for job in jobs]
+
+
+def test_a_sweep_that_has_grown_finds_runs_that_other_keys_named() -> None:
+    sft, grpo = ({"method": {"name": name}} for name in ("sft", "grpo"))
+    earlier = there(job("method=sft", "method=sft", 1, **sft), job("method=grpo", "method=grpo", 1, **grpo))
+    now = [job(f"method=sft,seed={seed}", "method=sft", seed, **sft) for seed in (1, 2)]
+    found = grown(now, earlier)
+    assert [(run.name, run.arm, run.config["output_dir"]) for run in found.jobs] == [
+        ("method=sft", "method=sft", "/sweep/method=sft"), ("method=sft,seed=2", "method=sft", "/sweep/method=sft,seed=2"),
+    ]  # fmt: skip
+    assert (found.kept, found.problems) == (earlier, [])
+    assert [run.arm for run in grown([job("seed=2", "all", 2, **sft)], earlier).jobs] == ["method=sft"]
+    assert [run.name for run in grown([job("method=sft", "method=sft", 2, **sft)], earlier).jobs] == ["method=sft,seed=2"]
+    assert [run.name for run in grown([job("0", "all", 3, **grpo)], earlier).jobs] == ["seed=3"]
+    elsewhere = grown([job("method=sft,seed=1", "method=sft", 1, **sft, hardware={"name": "2xcpu"})], earlier)
+    assert ([run.name for run in elsewhere.jobs], elsewhere.problems) == (["method=sft"], []), "a run may go on on another machine"
+
+
+def test_the_arm_of_all_runs_gets_a_name_when_there_is_another() -> None:
+    sft, grpo = ({"method": {"name": name}} for name in ("sft", "grpo"))
+    found = grown(
+        [job("method=sft,seed=1", "method=sft", 1, **sft), job("method=grpo,seed=1", "method=grpo", 1, **grpo)],
+        there(job("seed=1", "all", 1, **sft)),
+    )
+    assert [(run.name, run.arm) for run in found.jobs] == [("seed=1", "method=sft"), ("method=grpo,seed=1", "method=grpo")]
+    assert [run.arm for run in found.kept] == ["method=sft"]
+
+
+def test_an_arm_that_is_meant_otherwise_is_refused_or_begun_anew() -> None:
+    earlier = there(*(job(f"seed={seed}", "all", seed) for seed in (1, 2)))
+    (problem,) = grown([job("seed=1", "all", 1, max_steps=6)], earlier).problems
+    assert "other max_steps" in problem.message
+    anew = grown([job("seed=1", "all", 1, max_steps=6, resume="never")], earlier)
+    assert ([run.name for run in anew.jobs], anew.kept, anew.problems) == (["seed=1"], [], [])
 
 
 def test_names_are_cut_by_bytes() -> None:

@@ -127,13 +127,20 @@ def test_all_mistakes_are_told_at_once(tmp_path, capsys):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_plain_sweep_leaves_a_record_too(tmp_path):
-    line = [*LINE[1:-1], "model=nano", "budget.tokens=200", "seed=1,2", f"output_dir={tmp_path}/sweep"]
-    assert main(["-m", *line]) == 0
-    record = json.loads((tmp_path / "sweep" / "study.json").read_text())
-    assert record["arms"] == [{"name": "all", "runs": ["seed=1", "seed=2"]}]
-    assert all((tmp_path / "sweep" / run / "result.json").is_file() for run in record["arms"][0]["runs"])
-    assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
+def test_a_plain_sweep_leaves_a_record_too_and_grows(tmp_path, capsys):
+    line = ["-m", *LINE[1:-1], "model=nano", "budget.tokens=200", f"output_dir={tmp_path}/sweep"]
+    runs = {}
+    for seeds in ("seed=1", "seed=1,2", "seed=2"):
+        assert main([*line, seeds]) == 0
+        record = json.loads((tmp_path / "sweep" / "study.json").read_text())
+        runs[seeds] = {run: (tmp_path / "sweep" / run / "result.json").stat().st_mtime_ns for run in record["arms"][0]["runs"]}
+        assert (record["metric"], record["budget"]) == (None, {"unit": "tokens", "amount": 200.0})
+        assert [arm["name"] for arm in record["arms"]] == ["all"]
+    assert list(runs["seed=1,2"]) == ["0", "seed=2"]
+    assert runs["seed=1,2"]["0"] == runs["seed=1"]["0"], "it is not trained again"
+    assert runs["seed=2"] == runs["seed=1,2"], "and what this command leaves out stays"
+    assert main([*line, "seed=1,2", "optimizer.lr=0.5"]) == 2
+    assert "output_dir: the runs of all that are there were made with other optimizer.lr" in capsys.readouterr().err
 
 
 STAGED = "stages=[{name:one,overrides:['method=sft'],share:0.5},{name:two,overrides:['method=sft'],inputs:{policy:one}}]"
