@@ -21,6 +21,8 @@ import math
 import re
 from fractions import Fraction
 
+from posttrain.data.boxed import boxed
+
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
 _FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
 _PHRASE = re.compile(
@@ -41,7 +43,7 @@ _MINUS = {0x2212: "-", 0x2013: "-", 0x00A0: " ", 0x202F: " "}
 
 def final_answer(text: str) -> str | None:
     """The answer that `text` commits to, as written there, or None if it names none. Rules and their order: see the module."""
-    for rule in (_boxed, _tagged, _after_hashes, _after_phrase, _last_number):
+    for rule in (boxed, _tagged, _after_hashes, _after_phrase, _last_number):
         if found := rule(text):
             return found
     return None
@@ -71,7 +73,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
     sentence ("A dog ...") is no choice, nor is a small letter with a word behind it ("the answer is a bit ...").
     """
     group = f"([{letters.upper()}{letters.lower()}])"
-    marked = _boxed(text) or _tagged(text)
+    marked = boxed(text) or _tagged(text)
     if marked is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(marked))):
         return match[1].upper()
     small = rf"[{letters.lower()}](?=[*]{{0,3}}(?:[),:;*]|\.(?!\w)|\s*$|\s*\n))"
@@ -81,23 +83,6 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
         return match[1].upper()
     bracketed = {letter.upper() for letter in re.findall(rf"\({group}\)", text)}
     return bracketed.pop() if len(bracketed) == 1 else None
-
-
-def _boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` that is closed, nested braces included; also ``\fbox{5}`` and ``\boxed 5``."""
-    best_start, best = -1, ""
-    opened: list[tuple[int, bool]] = []
-    for match in re.finditer(r"\\(?:boxed|fbox) ?\{|\\boxed ([^\s${}]{1,80})|\\.|[{}]", text):
-        token = match[0]
-        if match[1] is not None and match.start() > best_start:
-            best_start, best = match.start(), match[1]
-        elif token[-1] == "{" and len(token) != 2:
-            opened.append((match.end(), len(token) > 1))
-        elif token == "}" and opened:
-            start, is_box = opened.pop()
-            if is_box and start > best_start:
-                best_start, best = start, text[start : match.start()].strip()
-    return best or None
 
 
 def _tagged(text: str) -> str | None:

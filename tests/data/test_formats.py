@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from data_helpers import real
 
+from posttrain.data.boxed import boxed
 from posttrain.data.formats import Filtered, RowError, detect, formats, get, options_of
-from posttrain.data.formats.questions import boxed, final_answer
+from posttrain.data.formats.questions import final_answer
 from posttrain.data.rows import Row
 from posttrain.data.settings import SourceSpec
 from posttrain.data.sources import read_rows
 from posttrain.errors import ConfigError, DataError
+from posttrain.rewards import answers
 from posttrain.types import Example
 
 TOOL_SYSTEM = 'SYSTEM: You have functions. Use them if required -\n{"name":"add", "parameters": {}}\n\n{"name": "sub"}'
@@ -592,8 +594,21 @@ def test_final_answers(text: str, answer: str | None):
     assert final_answer(text) == answer
 
 
-def test_the_last_box_counts():
-    assert boxed("\\boxed{1} and \\fbox{2}") == "2"
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{1} and \\fbox{2}", "2"),
+        ("\\boxed{\\boxed{3}} {4}", "3"),
+        ("\\boxed {\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("$x = \\boxed 5$", "5"),
+        ("\\boxed{1} or \\boxed 2", "2"),
+        ("\\boxed 2 or \\boxed{1}", "1"),
+        ("\\\\boxed{1", None),
+    ],
+)
+def test_boxes_are_the_same_in_data_and_in_answers(text: str, answer: str | None):
+    assert boxed(text) == final_answer(text) == answer
+    assert answer is None or answers.final_answer(text) == answer
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from posttrain.data.boxed import boxed
 from posttrain.data.formats.fields import conversation, filled, meta_of, text_of, turn
 from posttrain.data.formats.messages import below_system, tools_of
 from posttrain.data.formats.registry import RowError, register
@@ -14,7 +15,6 @@ from posttrain.types import Example
 
 _HASHES = re.compile("#{4,}")
 _WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")  # no command of LaTeX
-_BRACES = re.compile(r"\\(?:boxed|fbox)\{|\\.|[{}]", re.DOTALL)
 OWN = ("question", "answer", "context", "options")
 
 
@@ -77,18 +77,3 @@ def final_answer(text: str) -> str | None:
         if before.strip() or not more.strip() or not _WORD.search(said):
             return said.strip()
     return boxed(text)
-
-
-def boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` that is closed, nested braces included; None if there is none."""
-    last, found = -1, ""
-    opened: list[tuple[int, bool]] = []
-    for match in _BRACES.finditer(text):
-        token = match[0]
-        if token == "{" or len(token) > 2:
-            opened.append((match.end(), len(token) > 2))
-        elif token == "}" and opened:
-            start, is_box = opened.pop()
-            if is_box and start > last:
-                last, found = start, text[start : match.start()].strip()
-    return found or None
