@@ -18,6 +18,11 @@ from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 
 CONFIG = "config.yaml"
+# Which value of a key that is new computes what was computed before it is known to nobody: a default may have come with other numbers.
+OTHER_VERSION = (
+    "if another version of posttrain began the run, finish it with that version; else give what it was given, another output_dir, or "
+    "resume=never to start over"
+)
 ELSEWHERE = "choose another output_dir, or resume=never to set aside what is there"
 
 # What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
@@ -164,8 +169,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, counted: S
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and (not is_below(key, FREE) or is_below(key, counted)):
-            message = f"the run in output_dir has {old.get(key, 'no such key')!r}, this command {new.get(key, 'no such key')!r}"
-            yield Problem(key, message, "give the same value to continue it, another output_dir, or resume=never")
+            has, wants = (repr(found[key]) if key in found else "no such key" for found in (old, new))
+            hint = "give the same value to continue it, another output_dir, or resume=never"
+            yield Problem(
+                key, f"the run in output_dir has {has}, this command {wants}", hint if key in old and key in new else OTHER_VERSION
+            )
 
 
 def is_below(key: str, names: Sequence[str]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.base_config import load_config
+from posttrain.runs.resume import OTHER_VERSION, differences
 from posttrain.runs.study.reuse import is_finished
 
 STEPS = 16
@@ -21,6 +22,15 @@ LINE = [
     "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=300", "global_batch=8",
     f"max_steps={STEPS}", "checkpoint.every_steps=3", "validate.every_steps=4", "method.neftune_alpha=5", "data.generator.held_out=24",
 ]  # fmt: skip
+
+
+def test_a_key_that_a_later_version_brought_is_not_guessed():
+    before, now = {"method": {"name": "sft", "alpha": 5}, "seed": 1}, {"method": {"name": "sft", "scale": 0.5}, "seed": 2}
+    told = {problem.where: (problem.message, problem.hint) for problem in differences(before, now)}
+    assert told["method.scale"] == ("the run in output_dir has no such key, this command 0.5", OTHER_VERSION)
+    assert told["method.alpha"] == ("the run in output_dir has 5, this command no such key", OTHER_VERSION)
+    assert told["seed"][0] == "the run in output_dir has 1, this command 2"
+    assert "version" not in told["seed"][1]
 
 
 def start(folder, *extra):
