@@ -61,6 +61,20 @@ def test_a_study_with_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tokens generated" in capsys.readouterr().out
 
 
+def test_one_base_for_all_seeds_is_another_arm_than_one_for_each(tmp_path: Path) -> None:
+    sft, grpo, again = (make_arm(tmp_path / name, "grpo", gain=gain) for name, gain in (("sft", 0.0), ("grpo", 0.2), ("again", 0.2)))
+    base = make_run(tmp_path / "base", seed=7, metrics={METRIC: 0.5}, config={"method": {"name": "grpo"}})
+    arms = {
+        "per_seed": [make_pipeline(tmp_path / f"a{n}", {"sft": sft[n - 1], "rl": grpo[n - 1]}, seed=n) for n in (1, 2, 3)],
+        "one_base": [make_pipeline(tmp_path / f"b{n}", {"sft": base, "rl": again[n - 1]}, seed=n) for n in (1, 2, 3)],
+    }
+    assert [arm["name"] for arm in reported(make_study(tmp_path, arms))["arms"]] == ["per_seed", "one_base"]
+    with pytest.raises(ConfigError, match="differ in name only"):
+        reported(
+            make_study(tmp_path, {"a": arms["per_seed"][:1], "b": [make_pipeline(tmp_path / "c", {"sft": sft[0], "rl": again[0]}, seed=1)]})
+        )
+
+
 def test_arms_that_did_not_finish_are_left_out_and_named(tmp_path: Path) -> None:
     arms = {name: make_arm(tmp_path, name, gain=gain) for name, gain in (("sft", 0.0), ("dpo", 0.2), ("bad", 0.0))}
     rewrite(arms["bad"][1], "result.json", status="failed")
