@@ -52,13 +52,14 @@ def earlier_runs(folder: Path) -> list[Earlier]:
 
 def grown(jobs: Sequence[Job], earlier: Sequence[Earlier]) -> Grown:
     """A sweep's jobs beside what its folder holds already: a run that is there is the same run again, and an arm the same arm."""
-    arms = {job.arm: _arm_of(job, earlier) for job in jobs}
+    first = {job.arm: job for job in reversed(jobs)}
+    of_settings = {text(settings_of(run.config)): run.arm for run in reversed(earlier)}
+    arms = {arm: _arm_of(job, earlier, of_settings) for arm, job in first.items()}
     more_than_all = {there: now for now, there in arms.items() if there == ALL != now}  # it is no longer the only one
     named = [replace(job, arm=more_than_all.get(arms[job.arm], arms[job.arm])) for job in jobs]
     known = [replace(run, arm=more_than_all.get(run.arm, run.arm)) for run in earlier]
-    other = {
-        (run.arm, run.folder): keys for run in known for job in named if run.arm == job.arm and (keys := changed(run.config, job.config))
-    }
+    now = {job.arm: job.config for job in named}
+    other = {(run.arm, run.folder): keys for run in known if run.arm in now and (keys := changed(run.config, now[run.arm]))}
     fresh = {job.arm for job in named if job.config["resume"] == "never"}
     told = {arm: keys for (arm, _), keys in other.items() if arm not in fresh}
     problems = [Problem("output_dir", _differing(arm, keys), HINT) for arm, keys in told.items()]
@@ -80,11 +81,10 @@ def _counts(key: str) -> bool:
     return not is_below(own, FREE) or is_below(own, OF_NUMBERS)
 
 
-def _arm_of(job: Job, earlier: Sequence[Earlier]) -> str:
-    """The name that the job's arm has in the folder, or its own where it is new there."""
-    own = text(settings_of(job.config))
-    same = [run.arm for run in earlier if text(settings_of(run.config)) == own]
-    return job.arm if job.arm in same or not same else same[0]
+def _arm_of(job: Job, earlier: Sequence[Earlier], of_settings: Mapping[str, str]) -> str:
+    """The name that the job's arm has in the folder, or its own where it is new there. of_settings: names by what the arms are."""
+    same = [run for run in earlier if run.arm == job.arm and not changed(run.config, job.config)]
+    return job.arm if same else of_settings.get(text(settings_of(job.config)), job.arm)
 
 
 def _placed(job: Job, known: Sequence[Earlier]) -> Job:

@@ -136,13 +136,16 @@ def test_suites_at_the_end_of_a_run(run_dir: Path, judge_of_answers: Path, quest
         assert is_measured(name, config)
         assert run.scores[name].mean == pytest.approx(run.metrics[name])
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["eval/judge/win_rate"] == 0.5
-    asked_more = compose_and_check([*line, "evaluation.suite.judge.limit=1"])
-    (folder / "eval" / "sampled.json").unlink()
+    asked_more = compose_and_check([*line, "evaluation.suite.judge.limit=1", "evaluation.suite.sampled.samples=1"])
+    (folder / "eval" / "validation.json").unlink()
     before = (folder / "artifact" / "artifact.json").read_bytes()
     assert not is_finished(asked_more)
     assert run_job(asked_more) == 0
     assert is_finished(asked_more), "measured by what was lacking or asked for otherwise, and not trained again"
-    assert read_run(folder).metrics["eval/judge/n"] == 1.0
+    later = read_run(folder)
+    assert later.metrics["eval/judge/n"] == 1.0
+    assert "eval/sampled/maj_at_1" in later.metrics
+    assert not later.metrics.keys() & {"eval/sampled/maj_at_2", "eval/sampled/pass_at_2"}, "which are asked for no longer"
     assert (folder / "artifact" / "artifact.json").read_bytes() == before
     study = Study("s", {"a": ()}, (1,), metric="eval/sampled/pass_at_16")
     assert [problem.where for problem in unmeasured(study, {"a": config})] == ["study.metric"]
