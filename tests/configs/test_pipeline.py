@@ -65,6 +65,12 @@ def test_rounds_start_from_the_one_before() -> None:
     assert [(stage["max_steps"], stage["seed"]) for stage in configs(config).values()][1:] == [(3, 0), (4, 1)]
 
 
+def test_a_seed_that_is_read_from_elsewhere_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASK", "6")
+    config = composed("method=staged", "seed='${oc.decode:${oc.env:TASK}}'", "stages.sft.seed=1")
+    assert (config["seed"], [stage["seed"] for stage in configs(config).values()]) == (6, [1, 6])
+
+
 @pytest.mark.parametrize(
     ("lines", "seed", "of_stages", "told"),
     [

@@ -66,20 +66,26 @@ def compose_pipeline(
     lines = sorted_lines(overrides)
     recipe, unread = _given_stages([line for line in lines.own if key_of(line) == "stages"], recipe)
     stages, problems = ([], unread) if unread else read_recipe(recipe, lines.of_stage)
-    seed = _seed(lines.general, outer)
     composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)))
     attempts = [_attempt(stage, lines.general, composer) for stage in stages]
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
+    seed = _seed(attempts, lines.general, outer)
     nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result, seed) for attempt in attempts]
     result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes)])]
     result.config = {**_outer(nodes, outer, lines.own, result), "seed": seed}
     return result
 
 
-def _seed(general: Sequence[str], outer: Mapping[str, Any]) -> Any:
+def _seed(attempts: Sequence[Attempt], general: Sequence[str], outer: Mapping[str, Any]) -> Any:
     """The pipeline's seed: what the command line says for all stages, else what its groups or an earlier config say."""
-    given = [value.value for value in parse([line for line in general if key_of(line) == "seed"], ()).values if value.verb != "delete"]
-    return given[-1] if given else outer.get("seed")
+    given = [value.value for value in parse([line for line in general if _sets_seed(line)], ()).values if value.verb != "delete"]
+    following = (attempt.composed.config for attempt in attempts if not any(map(_sets_seed, attempt.stage.lines)))
+    resolved = [config["seed"] for config in following if "seed" in config]
+    return (resolved or given)[0] if given else outer.get("seed")
+
+
+def _sets_seed(line: str) -> bool:
+    return key_of(line) == "seed"
 
 
 def _given_stages(lines: Sequence[str], recipe: Any) -> tuple[Any, list[Problem]]:
@@ -166,7 +172,7 @@ def _node(attempt: Attempt, composed: Composed, result: Composed, seed: Any) -> 
 def _seeded(stage: Stage, config: dict[str, Any], seed: Any) -> tuple[Any, dict[str, Any]]:
     """What a stage's seed is to the pipeline's, +0 or what a round adds, or a seed of its own; and the config with it."""
     own = config.get("seed")
-    if any(key_of(line) == "seed" for line in stage.lines) or not isinstance(own, int) or not isinstance(seed, int):
+    if any(map(_sets_seed, stage.lines)) or not isinstance(own, int) or not isinstance(seed, int):
         return own, config
     told = stage.seed if stage.seed is not None else f"+{stage.round}" if own == seed else own + stage.round
     return told, {**config, "seed": seed + int(told) if isinstance(told, str) else told}
