@@ -17,7 +17,7 @@ from posttrain.runs import checkpoint
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
 
-CONFIG = "config.yaml"
+CONFIG, RESULT = "config.yaml", "result.json"
 # Which value of a key that is new computes what was computed before it is known to nobody: a default may have come with other numbers.
 OTHER_VERSION = (
     "if another version of posttrain began the run, finish it with that version; else give what it was given, another output_dir, or "
@@ -25,11 +25,13 @@ OTHER_VERSION = (
 )
 ELSEWHERE = "choose another output_dir, or resume=never to set aside what is there"
 
+ANEW = "anew"  # key of a pipeline that makes its stages anew: the command that it is part of, which makes each of them once
+
 # What may change between a run and its continuation: where and how it computes, how often it reports, how long it goes on.
 FREE = (
     "hardware", "precision", "max_tokens", "max_steps", "epochs", "budget", "checkpoint", "log", "validate", "evaluation", "tracking",
     "resume", "output_dir", "stages_dir", "model.layout", "model.attention", "model.gradient_checkpointing", "model.compile",
-    "data.workers", "data.cache_dir",
+    "data.workers", "data.cache_dir", ANEW,
 )  # fmt: skip
 # What a checkpoint's weights and optimizer states depend on; these hold the optimizer's rates too.
 FITTING = (
@@ -74,6 +76,8 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     if start.state is not None and not start.finished and (problems := list(_unfit(start.state, start.step, config))):
         raise ConfigError(problems)
     if not start.finished:
+        if _has_finished(folder):  # with another end than this configuration's, for which its result does not stand
+            (folder / RESULT).unlink()
         write_atomic(old, as_yaml(config))
     return start
 
@@ -152,16 +156,26 @@ def _given(path: Path) -> checkpoint.Checkpoint:
 
 
 def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
-    result = folder / "result.json"
-    if not result.is_file():
-        return False
-    try:
-        past = json.loads(result.read_text(encoding="utf-8"))
-    except ValueError:  # damaged: the checkpoints say where the run is
+    past = _past(folder)
+    if past is None:
         return False
     before = _config_of(folder)
     same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs", "budget"))
-    return past["status"] == "finished" and past["steps"] == step and same_end
+    return bool(past["status"] == "finished" and past["steps"] == step and same_end)
+
+
+def _has_finished(folder: Path) -> bool:
+    past = _past(folder)
+    return past is not None and past["status"] == "finished"
+
+
+def _past(folder: Path) -> dict[str, Any] | None:
+    """What the folder's run came to; None where it has not ended, or its record is damaged: the checkpoints then say where it is."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, counted: Sequence[str] = ()) -> Iterator[Problem]:
@@ -199,4 +213,18 @@ def set_aside(folder: Path) -> None:
     target = folder / f"previous-{number}"
     target.mkdir()
     for path in left:
-        shutil.move(str(path), target / path.name)
+        _move(path, target / path.name)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Links go on pointing to where they do."""
+    if not path.is_symlink():
+        shutil.move(str(path), target)
+        return
+    target.symlink_to(os.path.relpath(path.resolve(), target.parent))
+    path.unlink()
+
+
+def of_command(config: dict[str, Any], command: str) -> dict[str, Any]:
+    """A run of a command that has several, to which each stage that pipelines make anew is made once."""
+    return {**config, ANEW: command} if config.get("stages") and config["resume"] == "never" else config

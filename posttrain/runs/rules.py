@@ -24,7 +24,7 @@ from posttrain.runs import (
     tensor_rules,
     zero_rules,
 )
-from posttrain.runs.budget.amount import budget_is_one, budget_of
+from posttrain.runs.budget.amount import budget_is_one, budget_of, schedule_fits_budget
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.reward_ranges import rewards_are_in_range
 from posttrain.runs.signatures import read_signature
@@ -246,7 +246,8 @@ def entering_is_sound(config: Config, *, allow_targets: Collection[str] = ()) ->
 
 PLAN: tuple[Rule, ...] = (
     Rule(has_an_end, ("max_steps", "epochs", "budget")),
-    Rule(budget_is_one, ("budget", "scheduler", "max_steps")),
+    Rule(budget_is_one, ("budget",)),
+    Rule(schedule_fits_budget, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
     Rule(rewards_are_in_range, ("reward",)),
     Rule(weights_exist, ("model",)),

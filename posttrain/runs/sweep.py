@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -24,6 +25,7 @@ from posttrain.runs.base_config import load_config
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
+from posttrain.runs.resume import of_command
 from posttrain.runs.search import settings
 from posttrain.runs.slurm import launch as slurm
 from posttrain.runs.slurm.chain import Wish
@@ -86,7 +88,8 @@ def run_jobs(
 
     kept: runs of earlier commands, which stay in the folder's record.
     """
-    folder = Path(master.hydra.sweep.dir).absolute()
+    folder, command = Path(master.hydra.sweep.dir).absolute(), uuid4().hex
+    jobs = [replace(job, config=of_command(job.config, command)) for job in jobs]
     pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
         launch = partial(_launch, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets)
@@ -123,6 +126,7 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
     from posttrain.runs.search.command import Sweep, run_search
     from posttrain.runs.search.space import space_of
 
+    command = uuid4().hex
     space = space_of(task, lambda group: [option.name for option in options.options(folders, group)])
     master = master_of(hydra_lines, list(space.fixed.values()), folders)
     target, folder = master.hydra.launcher._target_, Path(master.hydra.sweep.dir).absolute()
@@ -130,7 +134,8 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
 
     def check(name: str, combination: Mapping[str, str]) -> Job:
         lines = tuple(line for key, line in combination.items() if key != "output_dir")
-        return checked_job(Planned(name, name, lines), call, folder, must_hold)
+        job = checked_job(Planned(name, name, lines), call, folder, must_hold)
+        return replace(job, config=of_command(job.config, command))
 
     def launch(jobs: Sequence[Job]) -> list[int]:
         wishes = _wishes(master, jobs) if target == slurm.TARGET else []

@@ -15,7 +15,7 @@ from posttrain.runs import rules
 from posttrain.runs.check import check, compose_and_check
 from posttrain.runs.options import config_dir, options
 from posttrain.runs.pipeline.identity import stage_hash
-from posttrain.runs.pipeline.shares import part_of
+from posttrain.runs.pipeline.shares import bounds_told, part_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [found.name for found in options((config_dir(),), "method") if found.name.startswith("staged")]
@@ -261,6 +261,51 @@ def test_a_target_outside_the_package_counts_by_its_file(tmp_path: Path, monkeyp
     before = stage_hash(stage, {})
     file.write_text("class Mine: value = 1\n")
     assert stage_hash(stage, {}) != before
+
+
+BUDGET = "budget.flops=1e12"
+
+
+@pytest.mark.parametrize(
+    "recipe", [found.name for found in options((config_dir(),), "method") if found.name.startswith(("staged", "nano_"))]
+)
+def test_under_a_budget_no_recipe_says_how_long_its_stages_are(recipe: str) -> None:
+    stages = configs(composed(f"method={recipe}", BUDGET))
+    assert {stage["max_steps"] for stage in stages.values()} == {None}
+
+
+def test_a_length_on_the_command_line_holds_beside_a_budget_and_is_told() -> None:
+    config = composed("method=staged", BUDGET, "stages.sft.max_steps=9")
+    assert [stage["max_steps"] for stage in configs(config).values()] == [9, None]
+    assert [line.split(" ends")[0] for line in bounds_told(config)] == ["stage sft: max_steps=9"]
+    given = composed("method=staged", "stages=[sft,{name: b, overrides: ['method=sft','max_steps=3']}]", BUDGET)
+    assert [stage["max_steps"] for stage in configs(given).values()] == [None, 3]
+    assert [stage["max_steps"] for stage in configs(composed("method=staged", "debug=true")).values()] == [3, 3]
+    assert bounds_told(composed("method=staged")) == []
+
+
+def test_budgets_and_keys_that_have_no_effect_on_a_stage_are_refused_together() -> None:
+    found = problems(
+        "method=staged", BUDGET, "stages.sft.budget.tokens=5", "stages.sft.resume=never", "stages.grpo.output_dir=here",
+        "stages.grpo.scheduler.warmup=10", "stages.sft.share=1",
+    )  # fmt: skip
+    assert set(found) == {
+        "stage sft: budget.tokens", "stage sft: resume=never", "stage grpo: output_dir=here", "stage grpo: scheduler.warmup",
+        "stage grpo: share",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "word"),
+    [
+        ((BUDGET, "budget.tokens=1e6"), "budget", "stops at one amount"),
+        ((BUDGET, "stages.sft.share=0.4", "stages.grpo.share=0.5"), "stages", "stay unspent"),
+        ((BUDGET, "stages.sft.share=0.4", "stages.grpo.share=0.7"), "stages", "more than 1"),
+        (("stages.sft.share=0.4",), "stage sft: share", "there is none"),
+    ],
+)
+def test_budgets_that_cannot_be_shared(given: tuple[str, ...], where: str, word: str) -> None:
+    assert word in problems("method=staged", *given)[where]
 
 
 def test_a_budget_is_shared() -> None:

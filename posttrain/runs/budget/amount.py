@@ -57,12 +57,16 @@ def length_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def budget_is_one(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """At most one unit; a schedule that is to end with a budget whose steps are not known before cannot count in steps."""
+    """At most one unit."""
     named = [unit for unit in UNITS if (config["budget"] or {}).get(unit) is not None]
     if len(named) > 1:
         message = f"{' and '.join(named)} are set, and a run stops at one amount"
         yield Problem("budget", message, f"leave all but budget.{named[0]} null")
-    if not named or is_known_before(config) or config["max_steps"] is not None:
+
+
+def schedule_fits_budget(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """A schedule that is to end with a budget whose steps are not known before cannot count in steps."""
+    if budget_of(config) is None or is_known_before(config) or config["max_steps"] is not None:
         return
     for key in ("warmup", "decay"):
         length = config["scheduler"].get(key)

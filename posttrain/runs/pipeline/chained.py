@@ -79,7 +79,7 @@ def is_made(config: Mapping[str, Any], number: int, key: str) -> bool:
     exact = unit is None or all(node["share"] is not None for node in config["stages"][1 : number + 1])
     if config["resume"] == "never" or not exact:
         return False
-    folder = Path(config["stages_dir"]) / key
+    folder = store.folder_of(Path(config["stages_dir"]), key)
     result = store.result_of(folder)
     if result is None or result["status"] != "finished" or not (folder / CONFIG).is_file():
         return False

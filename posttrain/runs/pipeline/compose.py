@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from posttrain.runs.overrides import parse, read
 from posttrain.runs.pipeline.inputs import INPUTS, entered, hands_on, placeholders
 from posttrain.runs.pipeline.lines import effective, key_of, sorted_lines
 from posttrain.runs.pipeline.recipe import IN_FULL, LIST, Stage, read_recipe
+from posttrain.runs.pipeline.shares import unit_of
 
 STORE = "outputs/stages"
 
@@ -34,10 +35,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Composer:
-    """How a stage's lines become a config: by groups, or on top of the one that an earlier command line composed."""
+    """How a stage's lines become a config: by groups, or on top of the one that an earlier command line composed.
+
+    bought: whether a budget says how long the stages of the recipe are.
+    """
 
     config_dirs: Sequence[str | Path]
     groups: Sequence[str]
+    bought: bool = False
 
     def compose(self, stage: Stage, lines: Sequence[str]) -> Composed:
         """The stage's own config, and what is wrong with its lines."""
@@ -47,8 +52,17 @@ class Composer:
 
     def lines(self, stage: Stage, general: Sequence[str]) -> list[str]:
         """The recipe's lines, those for all stages and those for this one; a later one wins."""
-        every = [*stage.overrides, *general, *stage.lines]
-        return effective(stage.overrides, [*general, *stage.lines], {line: self._group(line) for line in every})
+        given = [*general, *stage.lines]
+        recipe = self._of_this_length(stage, {self._group(line) for line in given})
+        return effective(recipe, given, {line: self._group(line) for line in [*recipe, *given]})
+
+    def _of_this_length(self, stage: Stage, chosen: Collection[str | None]) -> list[str]:
+        """The recipe's lines, without a length where a budget or `debug` says how long the stage is. chosen: groups of given options."""
+        if "debug" in chosen:
+            return [line for line in stage.overrides if key_of(line) != "max_steps"]
+        if self.bought and stage.config is None and "experiment" not in chosen:
+            return [*stage.overrides, "max_steps=null"]
+        return list(stage.overrides)
 
     def _group(self, line: str) -> str | None:
         choices = parse([line], self.groups).choices
@@ -64,15 +78,18 @@ def compose_pipeline(
     recipe: the `stages` of the method's option, or those of an earlier pipeline's config. outer: the method's name and what the groups say.
     """
     lines = sorted_lines(overrides)
-    recipe, unread = _given_stages([line for line in lines.own if key_of(line) == "stages"], recipe)
-    stages, problems = ([], unread) if unread else read_recipe(recipe, lines.of_stage)
-    composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)))
+    own, wrong = _own_keys(outer, [line for line in lines.own if key_of(line) != "stages"])
+    budget, named = unit_of(own["budget"]) is not None, [line for line in lines.own if key_of(line) == "stages"]
+    recipe, unread = _given_stages(named, recipe)
+    stages, problems = ([], unread) if unread else read_recipe(recipe, lines.of_stage, budget=budget)
+    composer = Composer(config_dirs, options.groups(options.search_path(config_dirs)), budget and not named)
     attempts = [_attempt(stage, lines.general, composer) for stage in stages]
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
     seed = _seed(attempts, lines.general, outer)
     nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result, seed) for attempt in attempts]
-    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes)])]
-    result.config = {**_outer(nodes, outer, lines.own, result), "seed": seed}
+    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes), *wrong])]
+    given = {**own, "seed": seed, "method": {"name": outer["method"]["name"]}, "entering": None, "stages": nodes}
+    result.config = {**_last(nodes), **given}
     return result
 
 
@@ -203,25 +220,27 @@ def _wrong_inputs(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
     return problems
 
 
-def _outer(nodes: Sequence[Mapping[str, Any]], outer: Mapping[str, Any], own: Sequence[str], result: Composed) -> dict[str, Any]:
-    """The pipeline's config around its stages."""
-    last = dict(nodes[-1]["config"]) if nodes else {}
+def _last(nodes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The config of the last stage, by which pipelines are compared."""
+    found: Mapping[str, Any] = nodes[-1]["config"] if nodes else {}
+    return found
+
+
+def _own_keys(outer: Mapping[str, Any], lines: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The pipeline's own keys but `stages`, and what is wrong with the lines that set them."""
     budget = {"flops": None, "tokens": None, "gpu_seconds": None}
-    kept = {key: outer.get(key) for key in ("output_dir", "stages_dir", "resume", "budget")}
-    config = {**last, **kept, "method": {"name": outer["method"]["name"]}, "entering": None, "stages": list(nodes)}
-    config["resume"], config["budget"] = kept["resume"] or "auto", dict(kept["budget"] or budget)
-    parsed = parse([line for line in own if key_of(line) != "stages"], ())
-    result.problems += parsed.problems
+    config: dict[str, Any] = {key: outer.get(key) for key in ("output_dir", "stages_dir", "resume")}
+    config["resume"], config["budget"] = config["resume"] or "auto", dict(outer.get("budget") or budget)
+    parsed = parse(lines, ())
+    problems = list(parsed.problems)
     for value in parsed.values:
         key, _, below = value.key.partition(".")
         if key == "budget" and below in budget:
             config["budget"][below] = value.value
         elif key == "budget" or below:
-            result.problems.append(
-                Problem(value.text, f"there is no key '{value.key}'", suggest.hint(value.key, [f"budget.{k}" for k in budget]))
-            )
+            problems.append(Problem(value.text, f"there is no key '{value.key}'", suggest.hint(value.key, [f"budget.{k}" for k in budget])))
         else:
             config[key] = value.value
     store = config["stages_dir"] or STORE
     config["stages_dir"] = str(Path(store).expanduser().absolute()) if isinstance(store, str) else store
-    return config
+    return config, problems

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ WITHOUT_EFFECT = (
     "evaluation.suite", "data.cache_dir", "data.workers", "method.reference_cache", "rollout.folder", "hardware.time_limit",
     "hardware.node_memory_gb",
 )  # fmt: skip
+ROOMS = ("types", "functional", "data", "models", "rewards", "rollout", "methods")  # of this package, in which numbers are made
 READ_AS_DATA = ("data.train", "data.val", "data.sources")
 FOLDERS = ("path", "tokenizer", "value_from")  # keys whose value may be a folder of the current one, written without a slash
 
@@ -35,15 +37,24 @@ FOLDERS = ("path", "tokenizer", "value_from")  # keys whose value may be a folde
 def stage_hash(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """The name of a stage's folder in the store: the same for the same computation, wherever and by whichever pipeline it is made.
 
-    A function of the user counts by the file it is in, not by what that file imports.
+    A function of the user counts by the file it is in, not by what that file imports; this package by the sources of ROOMS.
 
     config: the stage's own, its inputs not entered. parents: hash of the stage behind each input.
     """
     named = entered(dict(config), {name: f"{PLACEHOLDER}{parent}" for name, parent in parents.items()})
-    content = {"posttrain": posttrain.__version__, "config": _by_content(without_effects(named)), "data": data_digests(named["data"])}
+    content = {"code": code_digest(), "config": _by_content(without_effects(named)), "data": data_digests(named["data"])}
     if named.get("entering"):
         content["entering"] = stage_hash(composed(named["entering"], named).config, {})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 of the sources of ROOMS; read once a process, which goes on with the code that it began with."""
+    package = Path(posttrain.__file__).parent
+    files = sorted(file for room in ROOMS for file in (package / room).rglob("*.py"))
+    parts = {file.relative_to(package).as_posix(): sha256_of(file) for file in files}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def without_effects(config: Mapping[str, Any]) -> dict[str, Any]:

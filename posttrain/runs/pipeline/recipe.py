@@ -10,11 +10,14 @@ from typing import Any
 from posttrain.errors import Problem
 from posttrain.runs import suggest
 from posttrain.runs.overrides import read
+from posttrain.runs.pipeline.lines import key_of
 
 KEYS = ("name", "overrides", "inputs", "share", "repeat")
 COMPOSED = (*KEYS, "seed", "config")  # of a stage that an earlier command line composed
 LIST, IN_FULL = "stages=[sft,dpo]", """'stages=[{name: a, overrides: ["method=sft"]}]'"""  # what to write
 NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+ROUNDING = 1e-9
+OF_ALL = {"output_dir": "output_dir=DIR; stages lie in DIR/1_NAME, ...", "stages_dir": "stages_dir=DIR", "resume": "resume=never"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,11 @@ class Stage:
     round: int = 0
 
 
-def read_recipe(nodes: Any, lines: Mapping[str, Sequence[str]]) -> tuple[list[Stage], list[Problem]]:
-    """The stages in order, and everything that is wrong with their names, inputs and shares. lines: of the command line, by stage."""
+def read_recipe(nodes: Any, lines: Mapping[str, Sequence[str]], *, budget: bool = False) -> tuple[list[Stage], list[Problem]]:
+    """The stages in order, and everything that is wrong with their names, inputs and shares.
+
+    lines: of the command line, by stage. budget: whether the pipeline has one, which the stages share.
+    """
     if not isinstance(nodes, list) or not nodes:
         return [], [Problem("stages", f"expected a list of stages, got {nodes!r}", f"{LIST}; posttrain list method shows recipes")]
     problems: list[Problem] = []
@@ -54,7 +60,8 @@ def read_recipe(nodes: Any, lines: Mapping[str, Sequence[str]]) -> tuple[list[St
         problems += [*wrong, *_bad_values(stated)]
         if not wrong:
             stages += _rounds(stated, rest, _handing_on(stages))
-    problems += [*_names(stages), *_unknown_lines(stages, lines), *_shares(stages)]
+    problems += [*_names(stages), *_unknown_lines(stages, lines), *_pipelines_own(stages)]
+    problems += _shares(stages) if budget else _shares_of_nothing(lines)
     return stages, problems
 
 
@@ -189,7 +196,33 @@ def _unknown_lines(stages: Sequence[Stage], lines: Mapping[str, Sequence[str]]) 
     return [Problem(f"stages.{name}.{line}", f"no stage is called {name}", suggest.hint(name, known)) for name, line in unknown.items()]
 
 
+def _pipelines_own(stages: Sequence[Stage]) -> list[Problem]:
+    """Keys of a stage that only the pipeline as a whole has."""
+    given = [(stage.name, line) for stage in stages for line in (*stage.overrides, *stage.lines)]
+    return [
+        Problem(f"stage {name}: {line}", "stages have no such key of their own, the pipeline has one", OF_ALL[key_of(line)])
+        for name, line in given
+        if key_of(line) in OF_ALL
+    ]
+
+
 def _shares(stages: Sequence[Stage]) -> list[Problem]:
-    """Shares of one budget cannot be more than all of it."""
-    total = sum(stage.share or 0.0 for stage in stages)
-    return [Problem("stages", f"the shares of the budget sum to {total:.3g}, more than 1", "lower one")] if total > 1 + 1e-9 else []
+    """Shares of one budget come to all of it, and leave something to the stages that have none."""
+    total, without = sum(stage.share or 0.0 for stage in stages), [stage.name for stage in stages if stage.share is None]
+    if total > 1 + ROUNDING:
+        return [Problem("stages", f"the shares of the budget sum to {total:.3g}, more than 1", "lower one")]
+    if total > 1 - ROUNDING:
+        hint = "lower a share, or give this stage one"
+        return [Problem(f"stage {name}: share", "the other stages' shares are the whole budget: nothing is left", hint) for name in without]
+    if stages and not without:
+        message = f"the shares of the budget sum to {total:.3g}, so that the rest would stay unspent"
+        return [Problem("stages", message, f"raise one, or stages.{stages[-1].name}.share=null: what is left")]
+    return []
+
+
+def _shares_of_nothing(lines: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """Shares that the command line gives, where there is no budget."""
+    given = [(name, line) for name, of_stage in lines.items() for line in of_stage if key_of(line) == "share"]
+    return [
+        Problem(f"stage {name}: share", f"{line} is a part of a budget, and there is none", "budget.flops=1e14") for name, line in given
+    ]

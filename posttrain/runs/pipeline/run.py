@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
+from uuid import uuid4
 
 import yaml
 
-from posttrain.errors import ConfigError, Problem, after_start
+from posttrain.errors import ConfigError, after_start
 from posttrain.runs import report
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import shown, write_atomic
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.pipeline import measured, store
+from posttrain.runs.pipeline.earlier import comes_to_the_same, differences_between
 from posttrain.runs.pipeline.mirror import mirror
 from posttrain.runs.pipeline.outcome import Ended, result_of_all, table_of
 from posttrain.runs.pipeline.parent import Parent
+from posttrain.runs.pipeline.shares import bounds_told
 from posttrain.runs.pipeline.wanted import Wanted, wanted
 from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
-from posttrain.runs.resume import CONFIG, differences, set_aside
+from posttrain.runs.resume import ANEW, CONFIG, set_aside
 from posttrain.runs.signals import HANDLED
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
@@ -73,32 +77,22 @@ def stops() -> Iterator[None]:
 
 
 def open_pipeline(config: dict[str, Any], folder: Path) -> None:
-    """Writes the folder's config.yaml. Raises ConfigError where a run or another pipeline lies there."""
+    """Writes the folder's config.yaml, and removes a result.json that is not of it. Tells which stages may end before their budget does.
+
+    Raises ConfigError where a run or another pipeline lies there.
+    """
     file = folder / CONFIG
     if config["resume"] == "never":
         set_aside(folder)
     elif file.is_file():
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if problems := _differences(there, config):
+        if problems := differences_between(there, config):
             raise ConfigError(problems)
+        if not comes_to_the_same(there, config):
+            (folder / store.RESULT).unlink(missing_ok=True)
     write_atomic(file, as_yaml(config))
-
-
-def _differences(there: Any, config: Mapping[str, Any]) -> list[Problem]:
-    hint = "choose another output_dir, or resume=never to set aside what is there"
-    before = there.get("stages") if isinstance(there, dict) else None
-    if not before:
-        return [Problem("output_dir", "holds something else than a pipeline", hint)]
-    names = [[(node["name"], node["inputs"]) for node in nodes] for nodes in (before, config["stages"])]
-    if names[0] != names[1]:
-        old, new = (", ".join(name for name, _ in found) for found in names)
-        return [Problem("stages", f"the pipeline in output_dir has {old}, this command {new}, or other inputs", hint)]
-    pairs = zip(before, config["stages"], strict=True)
-    return [
-        Problem(f"stage {now['name']}: {problem.where}", problem.message, problem.hint)
-        for old, now in pairs
-        for problem in differences(old["config"], now["config"])
-    ]
+    for line in bounds_told(config):
+        say(line)
 
 
 class Pipeline:
@@ -110,6 +104,7 @@ class Pipeline:
     def __init__(self, config: dict[str, Any], folder: Path, make: Callable[[dict[str, Any]], int], *, allow: Collection[str] = ()) -> None:
         self.config, self.folder, self.make, self.allow = config, folder, make, allow
         self.store = Path(config["stages_dir"])
+        self.command = config.get(ANEW) or (uuid4().hex if config["resume"] == "never" else None)
         self.ended: list[Ended] = []
         self.parent = Parent(config, folder)
 
@@ -129,10 +124,12 @@ class Pipeline:
         """Makes or finds the next stage; returns its exit code."""
         with after_start() if self.ended else nullcontext():
             stage = wanted(self.config, self.folder, self.ended)
-        with store.holding(self.store, stage.key, lambda: say(f"{stage.title}: another process is making it; waiting")) as folder:
+        wait = partial(say, f"{stage.title}: another process is making it; waiting")
+        with store.holding(self.store, stage.key, wait, self.command) as folder:
+            outdated = store.outdated(stage.place, folder)
             store.link(stage.place, folder)
             config = self._complete(stage, folder)
-            code, found = self._made(stage, config, folder)
+            code, found = self._made(stage, config, folder, outdated)
             self.ended.append(self._ended(stage, config, folder, status_of(code)))
         if not found:
             self._say_end(self.ended[-1], stage.title, code)
@@ -142,7 +139,7 @@ class Pipeline:
         """Takes the next stages from the store, where others have made them; stops at the first that is not finished."""
         for _ in range(count):
             stage = wanted(self.config, self.folder, self.ended)
-            folder = self.store / stage.key
+            folder = store.folder_of(self.store, stage.key, self.command)
             result = store.result_of(folder)
             if result is not None:
                 store.link(stage.place, folder)
@@ -151,17 +148,20 @@ class Pipeline:
                 return
 
     def _complete(self, stage: Wanted, folder: Path) -> dict[str, Any]:
-        return stage.complete(folder, self.config["resume"], self.parent.tracking(stage.config, stage.name))
+        return stage.complete(folder, self.parent.tracking(stage.config, stage.name))
 
     def _ended(self, stage: Wanted, config: dict[str, Any], folder: Path, status: Status) -> Ended:
-        reused = not store.was_begun(self.folder, stage.place.name, stage.key)
+        reused = not store.was_begun(self.folder, stage.place.name, folder)
         result = measured.as_asked(store.result_of(folder), config)
         return Ended(stage.name, stage.place, folder, stage.key, reused, status, config, result)
 
-    def _made(self, stage: Wanted, config: dict[str, Any], folder: Path) -> tuple[int, bool]:
-        """Makes the stage unless it is there; returns its exit code, and whether it was there."""
+    def _made(self, stage: Wanted, config: dict[str, Any], folder: Path, outdated: Path | None) -> tuple[int, bool]:
+        """Makes the stage unless it is there; returns its exit code, and whether it was there.
+
+        outdated: the folder in which it was made before, with other sources of this package.
+        """
         past = store.result_of(folder)
-        if past is not None and past["status"] == "finished" and config["resume"] != "never":
+        if past is not None and past["status"] == "finished":
             reason = store.distrust(folder, config)
             if reason is None:
                 say(f"{stage.title}: reused, {shown(folder)}")
@@ -170,8 +170,10 @@ class Pipeline:
                 return DONE, True
             say(f"{stage.title}: made anew, {reason}")
             store.begin_anew(folder)
+        elif outdated is not None:
+            say(f"{stage.title}: made anew, the code of posttrain is another than that of {shown(outdated)}")
         say(f"{stage.title}: {'continues' if (folder / 'checkpoints').is_dir() else 'begins'} in {shown(stage.place)}")
-        store.note_begun(self.folder, stage.place.name, stage.key)
+        store.note_begun(self.folder, stage.place.name, folder)
         return self.make(config), False
 
     def _say_end(self, stage: Ended, title: str, code: int) -> None:

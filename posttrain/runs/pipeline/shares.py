@@ -42,3 +42,13 @@ def spent_by(unit: str, result: Mapping[str, Any], config: Mapping[str, Any]) ->
         return float(counted["spent"])
     devices = config["hardware"]["nodes"] * config["hardware"]["devices"]
     return float(result["train_seconds"]) * devices if unit == "gpu_seconds" else float(result[unit])
+
+
+def bounds_told(config: Mapping[str, Any]) -> list[str]:
+    """A line for each stage of a pipeline with a budget that max_steps may end before its part of that is spent."""
+    bounds = [(node["name"], node["config"]["max_steps"]) for node in config["stages"]] if unit_of(config["budget"]) else []
+    return [
+        f"stage {name}: max_steps={steps} ends it there, also where some of its part of the budget is left"
+        for name, steps in bounds
+        if steps is not None
+    ]

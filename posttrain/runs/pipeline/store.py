@@ -15,25 +15,58 @@ from filelock import FileLock, Timeout
 from posttrain.errors import ConfigError
 from posttrain.models.integrity import verify
 from posttrain.runs.files import write_atomic
-from posttrain.runs.pipeline.identity import WITHOUT_EFFECT
+from posttrain.runs.pipeline.identity import WITHOUT_EFFECT, code_digest
 from posttrain.runs.resume import CONFIG, FREE, set_aside
 
 ARTIFACT, RESULT = "artifact", "result.json"
 BEGUN = ".begun"  # in a pipeline's folder: which of its stages it made itself
+COMMAND, CODE = ".command", ".code"  # in a stage's folder: the command that made it anew, and the sources that it was made with
 
 
 @contextmanager
-def holding(store: Path, key: str, waiting: Callable[[], None]) -> Iterator[Path]:
+def holding(store: Path, key: str, waiting: Callable[[], None], command: str | None = None) -> Iterator[Path]:
     """The stage's folder, which nobody else makes or changes inside the block. waiting: told once if somebody else has it now.
 
-    A holder that died has let go; its run may take a moment longer to end, and is waited for too.
+    A holder that died has let go; its run may take a moment longer to end, and is waited for too. command: see `folder_of`.
     """
-    folder = store / key
-    folder.mkdir(parents=True, exist_ok=True)
+    store.mkdir(parents=True, exist_ok=True)
     with _locked(store / f".{key}.lock", waiting):
+        folder = folder_of(store, key, command)
+        folder.mkdir(exist_ok=True)
+        if command is not None:
+            write_atomic(folder / COMMAND, f"{command}\n")
         with _locked(folder / ".lock", waiting):
             pass
         yield folder
+
+
+def folder_of(store: Path, key: str, command: str | None = None) -> Path:
+    """Where a stage lies, or is to be made: the newest of its folders KEY, KEY-2, KEY-3, ...
+
+    command: one that makes stages anew. It gets a folder of its own beside those that are there, which runs that started from them may
+    be reading, and finds that again as often as it needs the stage.
+    """
+    there = _folders(store, key)
+    if command is not None and (own := [folder for folder in there if _noted(folder / COMMAND) == command]):
+        return own[-1]
+    if command is None or not there or not (there[-1] / CONFIG).is_file():
+        return there[-1] if there else store / key
+    return store / f"{key}-{1 + _number(there[-1], key)}"
+
+
+def _folders(store: Path, key: str) -> list[Path]:
+    """All folders of a stage, oldest first."""
+    more = [folder for folder in store.glob(f"{key}-*") if folder.name[len(key) + 1 :].isdecimal()]
+    return sorted((folder for folder in (store / key, *more) if folder.is_dir()), key=lambda folder: _number(folder, key))
+
+
+def _number(folder: Path, key: str) -> int:
+    return int(folder.name[len(key) + 1 :] or 1)
+
+
+def _noted(file: Path) -> str | None:
+    """A line that was written down; None where it was not."""
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 @contextmanager
@@ -95,13 +128,19 @@ def link(place: Path, target: Path) -> None:
     os.replace(partial, place)
 
 
-def note_begun(pipeline: Path, name: str, key: str) -> None:
-    """Remember in a pipeline's folder that it made this stage itself, also where a kill ends that."""
+def note_begun(pipeline: Path, name: str, folder: Path) -> None:
+    """Remember in a pipeline's folder that it made this stage itself, also where a kill ends that; in the stage's, with what sources."""
     (pipeline / BEGUN).mkdir(exist_ok=True)
-    write_atomic(pipeline / BEGUN / name, f"{key}\n")
+    write_atomic(pipeline / BEGUN / name, f"{folder.name}\n")
+    write_atomic(folder / CODE, f"{code_digest()}\n")
 
 
-def was_begun(pipeline: Path, name: str, key: str) -> bool:
+def was_begun(pipeline: Path, name: str, folder: Path) -> bool:
     """Whether the pipeline in this folder made the stage itself."""
-    note = pipeline / BEGUN / name
-    return note.is_file() and note.read_text(encoding="utf-8").strip() == key
+    return _noted(pipeline / BEGUN / name) == folder.name
+
+
+def outdated(place: Path, folder: Path) -> Path | None:
+    """What the pipeline's link to a stage pointed to before it is to point to `folder`, if that was made with other sources."""
+    before = place.resolve()
+    return before if before != folder.resolve() and _noted(before / CODE) not in (None, code_digest()) else None

@@ -29,9 +29,9 @@ class Wanted:
     inputs: Mapping[str, str]
     config: dict[str, Any]
 
-    def complete(self, folder: Path, resume: str, tracking: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, folder: Path, tracking: Mapping[str, Any]) -> dict[str, Any]:
         """The config of the stage's run in `folder`, with everything that it needs to be made alone."""
-        return {**entered(self.config, self.inputs), "output_dir": str(folder), "resume": resume, "tracking": dict(tracking)}
+        return {**entered(self.config, self.inputs), "output_dir": str(folder), "resume": "auto", "tracking": dict(tracking)}
 
 
 def wanted(config: Mapping[str, Any], folder: Path, ended: Sequence[Ended]) -> Wanted:
