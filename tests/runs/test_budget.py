@@ -1,15 +1,18 @@
 """A run stops at its budget; interrupted and continued it stops at the same place with the same numbers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.budget.amount import Budget
 from posttrain.runs.budget.plan import nearest
+from posttrain.runs.budget.watch import BudgetWatch, Meter
 from posttrain.runs.check import check
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
+from posttrain.runs.ranks import Ranks
 
 BASE = (
     "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=100", "global_batch=2", "precision=float32",
@@ -92,3 +95,47 @@ def test_interrupted_and_continued_it_spends_the_same(tmp_path, overrides, monke
     }  # fmt: skip
     last, ended = ran(tmp_path / "whole", *line, budget)  # nothing is left to do
     assert (last, ended) == (again, continued)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    found = []
+    monkeypatch.setattr("posttrain.runs.job.report.show", lambda problems, **_: found.extend(problems))
+    return found
+
+
+def test_a_run_that_samples_goes_on_with_a_budget_that_it_did_not_have_before(tmp_path, told):
+    line, folder = (*METHODS["grpo"], "checkpoint.every_steps=1"), tmp_path / "run"
+    first, _ = ran(folder, *line, "max_steps=4")
+    second, _ = ran(folder, *line, f"budget.flops={2 * first['flops']}")
+    assert second["budget"]["spent"] == second["flops"] == pytest.approx(2 * first["flops"], rel=0.2)
+    third, _ = ran(folder, *line, f"budget.tokens={3 * first['tokens']}")  # another unit than the checkpoint's
+    assert third["budget"]["spent"] == third["tokens"] == pytest.approx(3 * first["tokens"], rel=0.2)
+    assert run_job(compose([*BASE, *line, f"budget.tokens={first['tokens']}", f"output_dir={folder}"])) == 2
+    assert (told[0].where, f"has spent {third['tokens']}" in told[0].message) == ("budget.tokens", True)
+    other, _ = ran(tmp_path / "other", *line, f"budget.flops={1.5 * third['flops']}", f"resume={folder}")
+    assert other["budget"]["spent"] == pytest.approx(1.5 * third["flops"], rel=0.2)
+
+
+def test_so_does_one_whose_steps_are_known_and_seconds_count_from_its_beginning(tmp_path, told):
+    folder = tmp_path / "run"
+    first, _ = ran(folder, "max_steps=4")
+    spent = first["train_seconds"]
+    second, _ = ran(folder, f"budget.gpu_seconds={spent + 1}")
+    assert second["steps"] > 4
+    assert second["budget"]["spent"] == pytest.approx(second["train_seconds"]) == pytest.approx(spent + 1, abs=0.5)
+    third, _ = ran(folder, f"budget.flops={1.5 * second['flops']}")
+    assert third["flops"] == pytest.approx(1.5 * second["flops"], rel=0.05)
+    assert run_job(compose([*BASE, f"budget.flops={first['flops']}", f"output_dir={folder}"])) == 2
+    assert (told[0].where, "the budget buys 4 steps" in told[0].message) == ("budget.flops", True)
+
+
+def test_seconds_of_devices_are_those_of_all_ranks_also_of_another_number_of_them():
+    recorder = SimpleNamespace(totals={"flops_before": 0.0, "flops": 0.0, "tokens": 0.0, "train_seconds": 10.0, "device_seconds": 20.0})
+    watch = BudgetWatch(Meter(Budget("gpu_seconds", 30.0), recorder, Ranks()))
+    watch.meter.measure(SimpleNamespace(device="cpu"))
+    watch._go_on(5)  # began on two devices, without a budget
+    assert (watch.meter.spent, list(watch.costs), watch._reached(5)) == (20.0, [4.0], False)
+    recorder.totals["device_seconds"] = 0.0
+    with pytest.raises(ConfigError, match="does not say the seconds"):
+        watch._go_on(5)

@@ -75,6 +75,12 @@ def schedule_fits_budget(config: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"scheduler.{key}", message, "give a fraction of the run, such as 0.05, or max_steps")
 
 
+def overspent(budget: Budget, step: int, *, by: str) -> Problem:
+    """What is wrong with a budget that a run has more than spent before it goes on. by: how that is known."""
+    hint = f"raise it to go on, or resume=never to begin anew with {budget.key}"
+    return Problem(budget.key, f"the run has come to step {step} already, and {by}, more than {budget.amount:.6g}", hint)
+
+
 def too_small(budget: Budget, first: float) -> Problem:
     """What is wrong with a budget that the first step would overspend."""
     return Problem(

@@ -17,7 +17,7 @@ from posttrain.models.flops import flop_model
 from posttrain.models.loading import base_where_adapted
 from posttrain.models.policy import PolicyModel
 from posttrain.runs import entering
-from posttrain.runs.budget.amount import Budget, budget_of, is_known_before, too_small
+from posttrain.runs.budget.amount import Budget, budget_of, is_known_before, overspent, too_small
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.trace import adapted
 from posttrain.runs.ranks import Ranks
@@ -27,13 +27,15 @@ from posttrain.runs.train import Job, plan_of
 def within_budget(job: Job, method: Method) -> Job:
     """The job with as many steps as its budget buys; the method's schedule then ends there. As it is without a budget that can tell.
 
-    Raises ConfigError for a budget that is smaller than one step.
+    Raises ConfigError for a budget that is smaller than one step, or than what the run that goes on has spent.
     """
-    budget = budget_of(job.config)
+    budget, most = budget_of(job.config), job.config["max_steps"]
     if budget is None or not is_known_before(job.config):
         return job
     before = entering.spent(job.config, budget.unit) + (job.flops if budget.unit == "flops" else 0.0)
     plan = bought(job.config, job.prepared, job.ranks, method, before=before)
+    if plan.steps < job.start.step and (most is None or plan.steps < most):
+        raise ConfigError(overspent(budget, job.start.step, by=f"the budget buys {plan.steps} steps: that is"))
     method.recipe = replace(method.recipe, max_steps=plan.steps)
     return replace(job, plan=plan)
 

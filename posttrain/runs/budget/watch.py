@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from posttrain.errors import ConfigError, after_start
+from posttrain.errors import ConfigError, Problem, after_start
 from posttrain.methods.base import Method
-from posttrain.runs.budget.amount import Budget, too_small
+from posttrain.runs.budget.amount import Budget, overspent, too_small
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.callbacks.record import StepRecorder
 from posttrain.runs.ranks import Ranks, sum_over_ranks
@@ -28,8 +28,8 @@ class Meter:
     def measure(self, module: LightningModule) -> None:
         """Ask all ranks for their seconds, where these are what counts; all take part."""
         if self.budget.unit == "gpu_seconds":
-            mine = {"seconds": self.recorder.totals["train_seconds"]}
-            self.seconds = sum_over_ranks(mine, module.device, together=1)["seconds"]
+            mine = {"seconds": self.recorder.totals["device_seconds"]}
+            self.seconds = sum_over_ranks(mine, module.device, together=1)["seconds"] / self.ranks.world
 
     @property
     def spent(self) -> float:
@@ -47,26 +47,49 @@ class Meter:
 class BudgetWatch(StepCallback):
     """Behind the recorder: stops at the step boundary that is nearest to the budget, and lets the schedule follow what is spent.
 
-    The next step is taken to cost what the step one rollout before it did. per_rollout: optimizer steps of a rollout.
+    The next step is taken to cost what the step one rollout before it did; the first ones after a run got a budget of this unit, what its
+    mean step did. per_rollout: optimizer steps of a rollout.
     """
 
     def __init__(self, meter: Meter, *, per_rollout: int = 1) -> None:
         self.meter = meter
         self.costs: deque[float] = deque(maxlen=per_rollout)
-        self._before = 0.0
+        self._before, self._began_with_it = 0.0, False
+
+    @property
+    def _budget(self) -> list[Any]:
+        """As it stands in checkpoints."""
+        return [self.meter.budget.unit, self.meter.budget.amount]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"costs": list(self.costs), "seconds": self.meter.seconds}
+        return {"costs": list(self.costs), "budget": self._budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.costs.extend(state_dict["costs"])
-        self.meter.seconds = state_dict["seconds"]
+        before = state_dict.get("budget", [None])
+        self._began_with_it = before == self._budget
+        if before[0] == self.meter.budget.unit:
+            self.costs.extend(state_dict["costs"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ConfigError where a run that goes on does not say what it has spent, or has spent more than the budget."""
         assert isinstance(pl_module, Method)
         pl_module.spent = lambda: self.meter.share
+        self.meter.measure(pl_module)
         self._before = self.meter.spent
+        if trainer.global_step > 0:
+            self._go_on(trainer.global_step)
         trainer.should_stop = trainer.should_stop or self._reached(trainer.global_step)
+
+    def _go_on(self, step: int) -> None:
+        """Of a run that began without this budget: its mean step for what the next one will cost, if it has something left to spend."""
+        totals, budget = self.meter.recorder.totals, self.meter.budget
+        if budget.unit == "gpu_seconds" and totals["train_seconds"] > 0 and not totals["device_seconds"]:
+            message = "the checkpoint that the run goes on from does not say the seconds of its devices"
+            raise ConfigError(Problem(budget.key, message, "another unit, or resume=never"))
+        if not self.costs:
+            self.costs.append((self.meter.spent - self.meter.entered) / step)
+        if not self._began_with_it and self.meter.spent - self.costs[0] / 2 > budget.amount:
+            raise ConfigError(overspent(budget, step, by=f"has spent {self.meter.spent:.6g}"))
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:
         self.meter.measure(module)

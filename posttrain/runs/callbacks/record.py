@@ -24,7 +24,8 @@ COUNTED = ("examples", "tokens", "generated")
 class StepRecorder(StepCallback):
     """One line a step: loss and the method's metrics over the whole step, gradient norm, learning rate, tokens and examples so far.
 
-    flops: operations that were spent on the model before training; `totals` holds them and those of the steps.
+    flops: operations that were spent on the model before training; `totals` holds them and those of the steps. Its device_seconds are this
+    rank's seconds times the number of ranks: their mean over ranks is the sum of seconds, also where a run goes on with other ranks.
 
     Random numbers are seeded from (seed, step, micro-batch, rank), so a resumed run draws what the uninterrupted one would have drawn.
     """
@@ -38,7 +39,7 @@ class StepRecorder(StepCallback):
         self.seed = seed
         self.ranks = ranks
         self.every_steps = every_steps
-        self.totals = dict.fromkeys((*COUNTED, "train_seconds", "flops", "flops_before"), 0.0)
+        self.totals = dict.fromkeys((*COUNTED, "train_seconds", "device_seconds", "flops", "flops_before"), 0.0)
         self.flops = flops
         self._lr = 0.0
         self._began = 0.0
@@ -66,6 +67,7 @@ class StepRecorder(StepCallback):
         self._stop_if_lost(step, sums.get("loss", 0.0), module.grad_norm)
         module.after_step(sums)
         self.totals["train_seconds"] += (seconds := time.perf_counter() - self._began)
+        self.totals["device_seconds"] += seconds * self.ranks.world
         notes, phases = self.steps.notes(step - 1), self.steps.pop_seconds()
         if step % self.every_steps == 0 or step == self.last or notes:
             counts = {name: self.totals[name] for name in COUNTED if name != "generated" or module.online}
