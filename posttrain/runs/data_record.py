@@ -43,8 +43,8 @@ def keep_data(folder: Path, prepared: Prepared, *, leads: bool = True) -> None:
         write_atomic(folder / FILE, json.dumps([item._asdict() for item in now], indent=1) + "\n")
 
 
-def finished_data_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Sources of a finished run whose contents are others by now. Of local files only, which are quickly compared."""
+def data_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Sources of a run whose contents are others by now than when it began. Of local files only, which are quickly compared."""
     before = _read(Path(config["output_dir"]))
     if before is None:
         return []

@@ -85,8 +85,13 @@ def result_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def check_left(config: Mapping[str, Any], budget: Budget) -> None:
     """Raises ConfigError where the run that was made first has spent all of the budget."""
     if (gone := spent(config, budget.unit)) >= budget.amount:
-        message = f"the run that is made first (entering) has spent {gone:.4g} of {budget.amount:.4g}, so nothing is left for this one"
-        raise ConfigError(Problem(budget.key, message, "raise the budget, or shorten the run in entering"))
+        raise ConfigError(nothing_left(gone, budget))
+
+
+def nothing_left(gone: float, budget: Budget) -> Problem:
+    """What is wrong with a budget that the run which is made first has all to itself. gone: what it spends."""
+    message = f"the run that is made first (entering) spends {gone:.4g} of {budget.amount:.4g}, so nothing is left for this one"
+    return Problem(budget.key, message, "raise the budget, or shorten the run in entering")
 
 
 def applied(config: dict[str, Any]) -> dict[str, Any]:

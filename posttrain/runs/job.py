@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, UserError
 from posttrain.runs import entering, report, suites
-from posttrain.runs.data_record import finished_data_problems, keep_data
+from posttrain.runs.data_record import data_problems, keep_data
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
@@ -74,9 +74,9 @@ def opened(config: dict[str, Any], folder: Path, allow_targets: Collection[str])
         ConfigError: the folder's run had another configuration or, finished, other data.
     """
     with alone_in(folder):
-        start = open_folder(config, folder)
+        start = open_folder(config, folder, more=data_problems)
         if start.finished:
-            if problems := finished_data_problems(config):
+            if problems := data_problems(config):
                 raise ConfigError(problems)
             print(f"{folder} is finished ({start.step} steps); raise max_steps to go on, or set resume=never to start over")
             suites.measure_later(config, allow=allow_targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,14 @@ class Start:
     finished: bool = False
 
 
-def open_folder(config: dict[str, Any], folder: Path) -> Start:
+def open_folder(config: dict[str, Any], folder: Path, *, more: Callable[[dict[str, Any]], Sequence[Problem]] = lambda config: ()) -> Start:
     """Decide how a run starts in `folder` and write its config.yaml. For the process that leads, before ranks exist.
 
     resume=auto continues the folder's own run from its newest checkpoint, or from the start if it has none. resume=never moves what
     the folder holds to `previous-N/`. Raises ConfigError if the folder's run had another configuration, or none that is still there (one
     that was refused before it measured anything does not count), or if `resume` names a run whose state does not fit into this one.
+
+    more: what else may keep a run from going on; nothing is written then.
     """
     old = folder / CONFIG
     if config["resume"] == "never":
@@ -73,7 +75,7 @@ def open_folder(config: dict[str, Any], folder: Path) -> Start:
     elif has_begun(folder):
         raise ConfigError(Problem("output_dir", f"{folder} holds a run without its {CONFIG}: is it this one?", f"put it back, {ELSEWHERE}"))
     start = find_start(config, folder)
-    if start.state is not None and not start.finished and (problems := list(_unfit(start.state, start.step, config))):
+    if start.state is not None and not start.finished and (problems := [*_unfit(start.state, start.step, config), *more(config)]):
         raise ConfigError(problems)
     if not start.finished:
         if _has_finished(folder):  # with another end than this configuration's, for which its result does not stand

@@ -93,20 +93,24 @@ def test_what_is_there_is_not_made_again_unless_it_is_damaged(tmp_path, tmp_path
     assert "stage grpo: optimizer.lr" in {problem.where for problem in raised.value.problems}
 
 
-def test_a_command_makes_a_shared_stage_anew_once_and_other_code_makes_it_again(tmp_path, tmp_path_factory, capfd, monkeypatch):
-    store = tmp_path_factory.mktemp("stages")
-    first = run(tmp_path / "one", store, "stages=[sft]")["stages"][0]
+def test_a_command_makes_a_shared_stage_anew_once_and_other_code_makes_it_again(tmp_path, capfd, monkeypatch):
+    line = [word for word in LINE if not word.startswith("rollout")]
+
+    def made(name, *overrides):
+        lines = [*line, "stages=[sft]", *overrides, f"output_dir={tmp_path}/{name}", f"stages_dir={tmp_path}/stages"]
+        assert run_job(of_command(compose_and_check(lines), "command")) == 0
+        return json.loads((tmp_path / name / "result.json").read_text())["stages"][0]
+
+    first = made("one")
     for name, reused in (("a", False), ("b", True)):
-        config = of_command(composed(tmp_path / name, store, "stages=[sft]", "resume=never"), "command")
-        assert run_job(config) == 0
-        (stage,) = json.loads((tmp_path / name / "result.json").read_text())["stages"]
+        stage = made(name, "resume=never")
         assert (stage["reused"], stage["hash"], stage["folder"]) == (reused, first["hash"], f"{first['folder']}-2")
     assert outcome(tmp_path / "one" / "1_sft") == outcome(tmp_path / "a" / "1_sft")
     assert (tmp_path / "one" / "1_sft").resolve().name == first["hash"], "where it was, for whoever reads it"
     for module in ("identity", "store"):
         monkeypatch.setattr(f"posttrain.runs.pipeline.{module}.code_digest", lambda: "other")
     capfd.readouterr()
-    assert run(tmp_path / "one", store, "stages=[sft]")["stages"][0]["hash"] != first["hash"]
+    assert made("one")["hash"] != first["hash"]
     assert "stage 1/1 sft: made anew, the code of posttrain is another than that of" in capfd.readouterr().out
 
 

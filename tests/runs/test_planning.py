@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from posttrain.data.tree import answered, collate
+from posttrain.errors import ConfigError
 from posttrain.functional.head import PLAIN_HEAD
 from posttrain.models import optimizers
 from posttrain.models.attention import backends
 from posttrain.models.loading import build_model
 from posttrain.models.policy import PolicyModel
-from posttrain.runs.commands.plan import workload_of
+from posttrain.runs.check import compose_and_check
+from posttrain.runs.commands.plan import planned, stages_with_budgets, workload_of
 from posttrain.runs.compose import compose
+from posttrain.runs.planning.charged import charge_of
 from posttrain.runs.planning.estimate import estimate
 from posttrain.runs.planning.memory import Setup, activations, head_bytes, most_tokens, peak_of, phases_of
 from posttrain.runs.planning.sampling import Sampling
@@ -30,6 +33,7 @@ from posttrain.runs.planning.shapes import ModelShape, Row
 from posttrain.runs.planning.states import optimizer_bytes, states_of
 from posttrain.runs.planning.strategies import BUCKET, SHARDINGS, Group
 from posttrain.runs.planning.trace import model_shape
+from posttrain.runs.rules import PLAN
 from posttrain.runs.train import untrained
 from posttrain.types import StepShare
 
@@ -187,3 +191,39 @@ def test_plan_and_run_differ_by_less_than_a_tenth(run: str, overhead: float, tmp
     shape = model_shape(config["model"], precision="float32")
     found = estimate(config, untrained(config), shape, workload_of(config), overhead=overhead)
     assert found.peak.total == pytest.approx(taken, rel=0.1)
+
+
+SMALL = ["model=nano", "hardware=cpu", "data.generator.train=64", "data.generator.held_out=4", "global_batch=8"]
+
+
+def charged(*overrides: str) -> tuple[int | None, dict[str, str]]:
+    """Steps of a run and the rows of its plan, with what its budget is charged for the run that is made first."""
+    config = compose_and_check([*SMALL, *overrides], rules=PLAN)
+    work, _ = planned(config, charge_of(config, planned))
+    return work.steps, dict(work.words)
+
+
+def test_a_plan_charges_the_budget_with_the_run_that_is_made_first(tmp_path: Path) -> None:
+    budget, first = "budget.tokens=20000", ",".join(f'"{line}"' for line in [*SMALL, "max_steps=20"])
+    alone, _ = charged(budget)
+    steps, words = charged(budget, f"entering=[{first}]")
+    assert alone is not None
+    assert steps is not None
+    assert 18 <= alone - steps <= 22
+    assert words["of the budget"].startswith("about")
+    place = tmp_path / "entering"
+    place.mkdir()
+    (place / "result.json").write_text(json.dumps({"status": "finished", "tokens": 15000, "flops": 1.0, "train_seconds": 1.0}))
+    (place / "config.yaml").write_text("hardware: {nodes: 1, devices: 1}")
+    steps, words = charged(budget, f"entering=[{first}]", f"output_dir={tmp_path}")
+    assert steps == pytest.approx(alone / 4, abs=2)
+    assert words["of the budget"] == "1.5e+04 tokens for the run that is made first"
+    with pytest.raises(ConfigError, match="nothing is left"):
+        charged("budget.tokens=15000", f"entering=[{first}]", f"output_dir={tmp_path}")
+
+
+def test_stages_are_planned_with_their_parts_of_the_budget() -> None:
+    config = compose_and_check(["method=nano_staged", "budget.tokens=1000"], rules=PLAN)
+    assert [stage["budget"]["tokens"] for stage in stages_with_budgets(config)] == [910.0, 45.0, pytest.approx(45.0)]
+    config = compose_and_check(["method=staged", "model=nano"], rules=PLAN)
+    assert [stage["budget"]["tokens"] for stage in stages_with_budgets(config)] == [None, None]

@@ -8,6 +8,7 @@ upper bounds. The reckoning is in `posttrain.runs.planning`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,11 @@ from posttrain.runs import report, rules, source
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
 from posttrain.runs.config_yaml import as_yaml
+from posttrain.runs.pipeline.shares import bounds_told, part_of, unit_of
 
 if TYPE_CHECKING:
+    from posttrain.runs.planning.charged import Charge
+    from posttrain.runs.planning.estimate import Estimate
     from posttrain.runs.planning.workload import Workload
 
 Rows = list[tuple[str, str]]
@@ -36,11 +40,23 @@ def run(call: Call) -> int:
     if not config["stages"]:
         show_run(console, config, call.allow_targets)
         return 0
-    for number, node in enumerate(config["stages"], 1):
+    for line in bounds_told(config):
+        console.print(line)
+    for number, (node, stage) in enumerate(zip(config["stages"], stages_with_budgets(config), strict=True), 1):
         console.rule(f"stage {number}/{len(config['stages'])}: {node['name']}", align="left")
         console.print(described(node))
-        show_run(console, node["config"], call.allow_targets)
+        show_run(console, stage, call.allow_targets)
     return 0
+
+
+def stages_with_budgets(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages' configs with their parts of the pipeline's budget, where each spends all of its own."""
+    unit, found, spent = unit_of(config["budget"]), list[dict[str, Any]](), 0.0
+    for number, node in enumerate(config["stages"]):
+        part = part_of(config["budget"], config["stages"], number, spent)
+        found.append(node["config"] if part is None else {**node["config"], "budget": part})
+        spent += 0.0 if part is None or unit is None else part[unit]
+    return found
 
 
 def described(node: Mapping[str, Any]) -> str:
@@ -53,21 +69,33 @@ def show_run(console: Console, config: dict[str, Any], allow_targets: Collection
     """Prints the plan of one run."""
     console.print(Syntax(as_yaml(config), "yaml", background_color="default"))
     from posttrain.runs.planning import show
-    from posttrain.runs.planning.estimate import estimate
+    from posttrain.runs.planning.charged import charge_of
     from posttrain.runs.planning.larger import larger_shapes
     from posttrain.runs.planning.machine import overhead_of
     from posttrain.runs.planning.remedies import remedies
-    from posttrain.runs.planning.trace import model_shape
-    from posttrain.runs.train import untrained
 
     overhead = overhead_of(config["hardware"]["accelerator"])  # before this process has done anything of its own
-    method = untrained(config, allow_targets=allow_targets)
-    work = workload_of(config)
-    found = estimate(config, method, model_shape(config["model"], precision=config["precision"]), work, overhead=overhead)
+    charge = charge_of(config, partial(planned, allow_targets=allow_targets), allow_targets=allow_targets)
+    work, found = planned(config, charge, allow_targets=allow_targets, overhead=overhead)
     advice = remedies(config, found, partial(with_adapters, config), larger_shapes(config["hardware"])) if found.fits is False else []
     show.plan(
         console, config, found, work, model=model_rows(config, allow_targets), checks=check_rows(config), remedies=advice
     )  # fmt: skip
+
+
+def planned(
+    config: dict[str, Any], charge: Charge | None = None, *, allow_targets: Collection[str] = (), overhead: float = 0.0
+) -> tuple[Workload, Estimate]:
+    """What a run computes on, and what that takes. charge: what its budget is charged with before."""
+    from posttrain.runs.planning.estimate import estimate
+    from posttrain.runs.planning.trace import model_shape
+    from posttrain.runs.train import untrained
+
+    work = workload_of(config, before=0.0 if charge is None else charge.amount or 0.0)
+    if charge is not None:
+        work = replace(work, words=(*work.words, ("of the budget", charge.words)))
+    shape = model_shape(config["model"], precision=config["precision"])
+    return work, estimate(config, untrained(config, allow_targets=allow_targets), shape, work, overhead=overhead)
 
 
 def with_adapters(config: dict[str, Any], option: str) -> Any:
@@ -79,8 +107,8 @@ def with_adapters(config: dict[str, Any], option: str) -> Any:
     return model_shape({**config["model"], "peft": node["peft"]}, precision=config["precision"])
 
 
-def workload_of(config: dict[str, Any]) -> Workload:
-    """What the run computes on: from the data where they are here, else an upper bound that says why."""
+def workload_of(config: dict[str, Any], *, before: float = 0.0) -> Workload:
+    """What the run computes on: from the data where they are here, else an upper bound that says why. before: see `workload.of_data`."""
     from posttrain.runs.inputs import load_inputs
     from posttrain.runs.planning import workload
 
@@ -91,7 +119,7 @@ def workload_of(config: dict[str, Any]) -> Workload:
         _, prepared = load_inputs(config)
     except ConfigError as error:  # no tokenizer without the hub: a plan then gives bounds, and says why
         return workload.bound(config, str(kind), error.problems[0].message)
-    return workload.of_data(config, prepared)
+    return workload.of_data(config, prepared, before=before)
 
 
 def model_rows(config: dict[str, Any], allow_targets: Collection[str] = ()) -> Rows:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import Problem
-from posttrain.runs.data_record import finished_data_problems
+from posttrain.runs import data_record
 from posttrain.runs.pipeline.identity import without_effects
 from posttrain.runs.pipeline.wanted import place_of
 from posttrain.runs.resume import differences
@@ -49,5 +49,5 @@ def data_problems(config: Mapping[str, Any], folder: Path) -> list[Problem]:
     return [
         Problem(f"stage {node['name']}: {problem.where}", problem.message, problem.hint)
         for node, stage in stages
-        for problem in finished_data_problems(stage)
+        for problem in data_record.data_problems(stage)
     ]

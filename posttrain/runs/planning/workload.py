@@ -49,18 +49,19 @@ def ranks_of(config: Config) -> Ranks:
     return placed(Ranks(world=devices_of(config)), config["hardware"])
 
 
-def of_data(config: Config, prepared: Prepared) -> Workload:
-    """From the tokenised data."""
-    return _online(config, prepared) if config["rollout"] is not None else _offline(config, prepared)
+def of_data(config: Config, prepared: Prepared, *, before: float = 0.0) -> Workload:
+    """From the tokenised data. before: what of the budget is spent before the run begins."""
+    return _online(config, prepared) if config["rollout"] is not None else _offline(config, prepared, before)
 
 
-def _offline(config: Config, prepared: Prepared) -> Workload:
+def _offline(config: Config, prepared: Prepared, before: float) -> Workload:
     from posttrain.data.plan import StepPlan
     from posttrain.runs.budget.plan import bought
     from posttrain.runs.train import plan_of, untrained
 
     ranks = ranks_of(config)
-    plan = bought(config, prepared, ranks, untrained(config)) if is_known_before(config) else plan_of(config, prepared, ranks)
+    known = is_known_before(config)
+    plan = bought(config, prepared, ranks, untrained(config), before=before) if known else plan_of(config, prepared, ranks)
     assert isinstance(plan, StepPlan)
     train, lengths = prepared.train, prepared.train.lengths
     steps = [plan.step(number) for number in range(min(plan.steps, LOOKED_AT))]

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
-from posttrain.runs.data_record import finished_data_problems
+from posttrain.runs.data_record import data_problems
 from posttrain.runs.resume import CONFIG, OF_NUMBERS, differences, find_start
 from posttrain.runs.suites import lacking
 
@@ -29,7 +29,7 @@ def is_finished(config: Mapping[str, Any]) -> bool:
         return False
     start = find_start(config, folder)
     problems = list(differences(load_config(folder / CONFIG), config, counted=OF_NUMBERS)) if start.state is not None else []
-    _refuse(folder, problems + (finished_data_problems(config) if start.finished else []))
+    _refuse(folder, problems + (data_problems(config) if start.finished else []))
     return start.finished and not lacking(config)
 
 
