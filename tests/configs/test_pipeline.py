@@ -280,8 +280,11 @@ def test_a_length_on_the_command_line_holds_beside_a_budget_and_is_told() -> Non
     assert [line.split(" ends")[0] for line in bounds_told(config)] == ["stage sft: max_steps=9"]
     given = composed("method=staged", "stages=[sft,{name: b, overrides: ['method=sft','max_steps=3']}]", BUDGET)
     assert [stage["max_steps"] for stage in configs(given).values()] == [None, 3]
-    assert [stage["max_steps"] for stage in configs(composed("method=staged", "debug=true")).values()] == [3, 3]
-    assert bounds_told(composed("method=staged")) == []
+    for option, lengths in (("debug=true", [3, 3]), ("debug=false", [450, 40]), ("experiment=null", [450, 40])):
+        assert [stage["max_steps"] for stage in configs(composed("method=staged", option)).values()] == lengths
+    assert [stage["max_steps"] for stage in configs(composed("method=staged", BUDGET, "debug=false")).values()] == [None, None]
+    named = composed("method=staged", BUDGET, "stages.sft.experiment=quickstart")
+    assert [stage["max_steps"] for stage in configs(named).values()] == [350, None]
 
 
 def test_budgets_and_keys_that_have_no_effect_on_a_stage_are_refused_together() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from posttrain.runs.pipeline.recipe import IN_FULL, LIST, Stage, read_recipe
 from posttrain.runs.pipeline.shares import unit_of
 
 STORE = "outputs/stages"
+NOTHING = (None, "false")  # options that choose none
 
 
 @dataclass
@@ -53,16 +54,15 @@ class Composer:
     def lines(self, stage: Stage, general: Sequence[str]) -> list[str]:
         """The recipe's lines, those for all stages and those for this one; a later one wins."""
         given = [*general, *stage.lines]
-        recipe = self._of_this_length(stage, {self._group(line) for line in given})
+        recipe = self._of_this_length(stage, {choice.group for choice in parse(given, self.groups).choices if choice.option not in NOTHING})
         return effective(recipe, given, {line: self._group(line) for line in [*recipe, *given]})
 
-    def _of_this_length(self, stage: Stage, chosen: Collection[str | None]) -> list[str]:
+    def _of_this_length(self, stage: Stage, chosen: Set[str]) -> list[str]:
         """The recipe's lines, without a length where a budget or `debug` says how long the stage is. chosen: groups of given options."""
-        if "debug" in chosen:
-            return [line for line in stage.overrides if key_of(line) != "max_steps"]
-        if self.bought and stage.config is None and "experiment" not in chosen:
-            return [*stage.overrides, "max_steps=null"]
-        return list(stage.overrides)
+        if stage.config is not None or not (self.bought or "debug" in chosen):
+            return list(stage.overrides)
+        lines = [line for line in stage.overrides if key_of(line) != "max_steps"]
+        return lines if {"debug", "experiment"} & chosen else [*lines, "max_steps=null"]  # also that of an experiment in the recipe
 
     def _group(self, line: str) -> str | None:
         choices = parse([line], self.groups).choices
