@@ -99,6 +99,8 @@ def test_a_stage_made_anew_lies_beside_the_one_that_others_read(tmp_path: Path) 
         "key", "key-2", "key-2", "key-2", "key-3", "key-2", "key-3",
     ]  # fmt: skip
     assert made("one", "other") == "other"
+    store.begin_anew(tmp_path / "key-2")  # found damaged
+    assert made("one") == "key-2"
     assert store.folder_of(tmp_path, "nothing", "one") == tmp_path / "nothing"
 
 

@@ -116,8 +116,11 @@ def _effect(key: str, config: Mapping[str, Any]) -> Any:
 
 
 def begin_anew(folder: Path) -> None:
-    """Move what a stage left aside."""
+    """Move what a stage left aside; the folder stays that of the command which it was made for."""
+    command = _noted(folder / COMMAND)
     set_aside(folder)
+    if command is not None:
+        write_atomic(folder / COMMAND, f"{command}\n")
 
 
 def link(place: Path, target: Path) -> None:
