@@ -139,7 +139,7 @@ def test_a_stage_is_of_the_code_that_made_it(tmp_path: Path, monkeypatch: pytest
     first = now()
     assert store.outdated(folder / "1_sft", new) is None
     assert now(edited="runs/plots.py") == first
-    assert now(edited="functional/advantages.py") != first
+    assert len({first, now(edited="rewards/principles.yaml"), now(edited="functional/advantages.py")}) == 3
     assert store.outdated(folder / "1_sft", new) == (folder / "stages" / "a").resolve()
     assert store.outdated(folder / "1_sft", folder / "stages" / "a") is None
     monkeypatch.undo()

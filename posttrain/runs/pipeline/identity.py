@@ -29,6 +29,7 @@ WITHOUT_EFFECT = (
     "evaluation.suite", "data.cache_dir", "data.workers", "method.reference_cache", "rollout.folder", "hardware.time_limit",
     "hardware.node_memory_gb",
 )  # fmt: skip
+SOURCES = (".py", ".yaml", ".jinja")
 ROOMS = ("types", "functional", "data", "models", "rewards", "rollout", "methods")  # of this package, in which numbers are made
 READ_AS_DATA = ("data.train", "data.val", "data.sources")
 FOLDERS = ("path", "tokenizer", "value_from")  # keys whose value may be a folder of the current one, written without a slash
@@ -50,9 +51,9 @@ def stage_hash(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 of the sources of ROOMS; read once a process, which goes on with the code that it began with."""
+    """SHA-256 of the sources of ROOMS and of what lies beside them; read once a process, which goes on with the code that it began with."""
     package = Path(posttrain.__file__).parent
-    files = sorted(file for room in ROOMS for file in (package / room).rglob("*.py"))
+    files = sorted(file for room in ROOMS for file in (package / room).rglob("*") if file.suffix in SOURCES)
     parts = {file.relative_to(package).as_posix(): sha256_of(file) for file in files}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
