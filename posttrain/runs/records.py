@@ -25,7 +25,7 @@ from posttrain.runs.files import write_atomic, writing
 
 Status = Literal["finished", "stopped", "failed"]
 LIBRARIES = ("posttrain", "torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "omegaconf", "mlflow", "numpy")
-OPTIONAL = ("stages", "budget", "entering")  # keys of result.json that most runs do not have
+OPTIONAL = ("stages", "budget", "entering", "end")  # keys of result.json that most runs do not have
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -160,7 +160,7 @@ class Result:
     train_seconds: wall time inside training, over all resumes. tokens_per_second: tokens / train_seconds.
     metrics: the final values, such as ``val/loss`` or ``eval/exact_match/accuracy``. artifact: its folder.
     stages: of a pipeline, what each came to. budget: unit, asked and spent, where there was one. entering: what the run cost that this
-    one starts from; `spent` of the budget holds it, the counts above do not.
+    one starts from; `spent` of the budget holds it, the counts above do not. end: max_steps, epochs and budget that were asked for.
     """
 
     status: Status
@@ -179,6 +179,17 @@ class Result:
     stages: Sequence[Mapping[str, Any]] | None = None
     budget: Mapping[str, Any] | None = None
     entering: Mapping[str, Any] | None = None
+    end: Mapping[str, Any] | None = None
+
+
+def reopen(path: Path) -> None:
+    """Take back that a run is finished, since it goes on. Nothing where there is no such result.json, or a damaged one."""
+    try:
+        past = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    if past["status"] == "finished":
+        write_atomic(path, json.dumps({**past, "status": "stopped"}, indent=2, allow_nan=False) + "\n")
 
 
 def write_result(path: Path, result: Result) -> None:

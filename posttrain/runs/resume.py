@@ -39,6 +39,8 @@ FITTING = (
     "model.peft.target_parameters", "model.peft.modules_to_save",
 )  # fmt: skip
 
+END = ("max_steps", "epochs", "budget")  # what says where a run ends
+
 # What of this changes the numbers that a run comes to, or what they mean: a run that is compared with others is to be as it is asked for.
 OF_NUMBERS = (
     "precision", "max_steps", "epochs", "budget", "validate.max_examples", "validate.at_start", "validate.at_end", "evaluation.exact_match",
@@ -78,9 +80,9 @@ def open_folder(config: dict[str, Any], folder: Path, *, more: Callable[[dict[st
     if start.state is not None and not start.finished and (problems := [*_unfit(start.state, start.step, config), *more(config)]):
         raise ConfigError(problems)
     if not start.finished:
-        if _has_finished(folder):  # with another end than this configuration's, for which its result does not stand
-            (folder / RESULT).unlink()
         write_atomic(old, as_yaml(config))
+    elif end_of(there := _config_of(folder)) != end_of(config):  # a longer run was asked for, and never began
+        write_atomic(old, as_yaml({**there, **end_of(config)}))
     return start
 
 
@@ -118,12 +120,22 @@ def _unfit(state: Path, step: int, config: Mapping[str, Any]) -> Iterator[Proble
     if corruption := found.corruption:
         hint = f"remove {found.path} to continue from the one before it"
         yield Problem("resume", f"the checkpoint {found.path} is damaged: {corruption}", hint)
-    own = state.absolute().parents[2] == Path(config["output_dir"]).absolute()
-    if not own and config["max_steps"] is not None and step > config["max_steps"]:
-        yield Problem(
-            "max_steps", f"the checkpoint that resume names is of step {step}, and this run ends at {config['max_steps']}", "raise it"
-        )
+    if config["max_steps"] is not None:
+        yield from past_the_end(Start(state, step), config, config["max_steps"])
     yield from _strangers(state, config)
+
+
+def past_the_end(start: Start, config: Mapping[str, Any], last: int) -> Iterator[Problem]:
+    """What is wrong where a run would begin behind its own last step: it would train nothing, and hand on what is not this run's."""
+    if start.state is None or start.step <= last:
+        return
+    if start.state.absolute().parents[2] == Path(config["output_dir"]).absolute():
+        whose, hint = "the run in output_dir has come to", "raise it, choose another output_dir, or resume=never to set aside what is there"
+    else:
+        whose, hint = "the checkpoint that resume names is of", "raise it"
+    given = [f"budget.{unit}" for unit, amount in (config["budget"] or {}).items() if amount is not None]
+    key = "max_steps" if config["max_steps"] == last else next(iter(given), "epochs")
+    yield Problem(key, f"{whose} step {start.step}, and this run ends at {last}", hint)
 
 
 def _strangers(state: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -161,14 +173,13 @@ def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:
     past = _past(folder)
     if past is None:
         return False
-    before = _config_of(folder)
-    same_end = all(before.get(key) == config.get(key) for key in ("max_steps", "epochs", "budget"))
-    return bool(past["status"] == "finished" and past["steps"] == step and same_end)
+    asked = past.get("end") or end_of(_config_of(folder))  # results that were written before they held it
+    return bool(past["status"] == "finished" and past["steps"] == step and asked == end_of(config))
 
 
-def _has_finished(folder: Path) -> bool:
-    past = _past(folder)
-    return past is not None and past["status"] == "finished"
+def end_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run is to end, as result.json keeps it: config.yaml has what the newest command asked for, whether it got there or not."""
+    return {key: config.get(key) for key in END}
 
 
 def _past(folder: Path) -> dict[str, Any] | None:

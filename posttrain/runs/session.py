@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
-from posttrain.errors import after_start
+from posttrain.errors import ConfigError, after_start
 from posttrain.evaluation.suites.registry import Suite
 from posttrain.methods.base import Method
 from posttrain.runs import entering, plots, preflight, reports, targets
@@ -29,10 +29,10 @@ from posttrain.runs.opening import Opening, next_commands, paths_of, print_sampl
 from posttrain.runs.progress import closing_panel
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.ranks import Ranks, barrier, placed
-from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, write_result
+from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, reopen, write_result
 from posttrain.runs.reference_cache import with_cached_reference
 from posttrain.runs.reporter import Reporter
-from posttrain.runs.resume import find_start
+from posttrain.runs.resume import end_of, find_start, past_the_end
 from posttrain.runs.signals import StopRequest, stop_on_signals
 from posttrain.runs.strategies import distribution_of
 from posttrain.runs.suites import check_suites, measure_end, suites_of
@@ -80,6 +80,8 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         doubts = preflight.run(job, method)
         if config["method"].get("reference") == "cached":
             job = within_budget(with_cached_reference(job), method)
+        if problems := list(past_the_end(start, config, job.plan.steps)):
+            raise ConfigError(problems)
         session = Session(job, method, stop, doubts)
         try:
             session.run()
@@ -114,6 +116,7 @@ class Session:
         job = self.job
         self.reporter.rewind(-1 if job.start.state is None else job.start.step)
         if job.ranks.leads:
+            reopen(job.folder / "result.json")
             self.tracker.start(run_info(job))
         trainer = build_trainer(job, [RanksAgree(job, self.doubts), Opening(job, self.reporter), *self.callbacks, FirstStep(self.reporter)])
         fit(job, self.method, trainer, self.loader)
@@ -213,6 +216,7 @@ class Session:
             mlflow_run_id=self.tracker.run_id,
             budget=self._budget(),
             entering=self._entered(),
+            end=end_of(self.job.config),
         )
 
     def _entered(self) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.base_config import load_config
-from posttrain.runs.resume import OTHER_VERSION, differences
+from posttrain.runs.records import reopen
+from posttrain.runs.resume import OTHER_VERSION, differences, find_start, open_folder
 from posttrain.runs.study.reuse import is_finished
 
 STEPS = 16
@@ -124,6 +125,36 @@ def test_a_finished_run_says_so(undisturbed):
     assert outcome(undisturbed) == before
 
 
+def test_a_finished_run_that_was_to_go_on_and_died_goes_on(undisturbed, tmp_path):
+    """Whatever killed it before it had made a checkpoint of its own: what was finished is the shorter run."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    further = {**load_config(folder), "max_steps": STEPS + 2, "output_dir": str(folder)}
+    for _ in range(2):
+        assert not open_folder(further, folder).finished
+    assert not is_finished(further)
+    assert find_start({**further, "max_steps": STEPS}, folder).finished
+    reopen(folder / "result.json")  # as when it trains
+    assert not find_start({**further, "max_steps": STEPS}, folder).finished
+    code, output = run(folder, f"max_steps={STEPS + 2}")
+    assert code == 0, output
+    ended = json.loads((folder / "result.json").read_text())
+    assert (ended["status"], ended["steps"], ended["end"]["max_steps"]) == ("finished", STEPS + 2, STEPS + 2)
+
+
+@pytest.mark.parametrize("shorter", [f"max_steps={STEPS - 1}", "epochs=0.1"])
+def test_a_run_is_not_made_shorter_than_it_is(undisturbed, tmp_path, shorter):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    before = outcome(folder)
+    code, output = run(folder, *(["max_steps=null"] if "epochs" in shorter else []), shorter)
+    assert code == 2, output
+    assert f"has come to step {STEPS}, and this run ends at" in output
+    assert shorter.split("=")[0] in output
+    assert outcome(folder) == before
+    assert "is finished" in run(folder)[1]
+
+
 def test_another_configuration_in_the_same_folder_is_refused(undisturbed):
     code, output = run(undisturbed, "optimizer.lr=0.1")
     assert code == 2
@@ -153,12 +184,18 @@ def test_other_data_in_the_same_file_is_refused(tmp_path):
         assert f"data.train: {data} has other contents" in output
         assert "resume=never" in output
     assert outcome(folder) == before
-    config = load_config(folder)
-    with pytest.raises(ConfigError, match="has other contents"):
-        is_finished(config)  # as a sweep or a study asks
+    asked = load_config(folder)
+    assert asked["max_steps"] == 4
     data.write_text("\n".join(rows[0]))
-    assert is_finished(config)
-    assert attempt(2)[1] == 0
+    assert not is_finished(asked)  # of the four steps two were made
+    assert "is finished (2 steps)" in attempt(2)[0]
+    config = load_config(folder)
+    assert config["max_steps"] == 2
+    assert is_finished(config)  # as a sweep or a study asks
+    data.write_text("\n".join(rows[1]))
+    with pytest.raises(ConfigError, match="has other contents"):
+        is_finished(config)
+    data.write_text("\n".join(rows[0]))
     assert attempt(4)[1] == 0
     data.write_text("\n".join(rows[1]))
     (folder / "data.json").unlink()  # as a run that was made before there was one
