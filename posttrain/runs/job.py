@@ -17,6 +17,7 @@ from posttrain.runs.data_record import data_problems, keep_data
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
+from posttrain.runs.signals import Stopped
 
 log = logging.getLogger(__name__)
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -38,9 +39,9 @@ def exit_code(action: Callable[[], int]) -> int:
     except UserError as error:
         report.show(error.problems, started=error.started)
         return WRONG
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
         print("interrupted; the same command starts or continues the run", file=sys.stderr)
-        return INTERRUPTED
+        return stop.code if isinstance(stop, Stopped) else INTERRUPTED
     except Exception:
         traceback.print_exc()
         return FAILED
@@ -118,6 +119,10 @@ def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -
             for line in report.lines(error.problems):
                 print(f"rank {ranks.rank}: {line}", file=sys.stderr)
             return WRONG
+        except Stopped as stop:
+            if ranks.leads:
+                raise
+            return stop.code
 
     return exit_code(action)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerStatus
 from transformers.utils.logging import disable_progress_bar
 
 from posttrain.errors import ConfigError, after_start
@@ -20,6 +19,7 @@ from posttrain.runs.budget.plan import within_budget
 from posttrain.runs.budget.watch import BudgetWatch
 from posttrain.runs.callbacks.preflight import FirstStep, RanksAgree
 from posttrain.runs.callbacks.record import StepRecorder
+from posttrain.runs.callbacks.save import SignalsReturned
 from posttrain.runs.context import check_context
 from posttrain.runs.data_record import keep_data
 from posttrain.runs.handover import save_run_artifact
@@ -33,7 +33,7 @@ from posttrain.runs.records import Result, Status, open_log, peak_memory_bytes, 
 from posttrain.runs.reference_cache import with_cached_reference
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import end_of, find_start, past_the_end
-from posttrain.runs.signals import StopRequest, stop_on_signals
+from posttrain.runs.signals import Stopped, StopRequest, stop_on_signals
 from posttrain.runs.strategies import distribution_of
 from posttrain.runs.suites import check_suites, measure_end, suites_of
 from posttrain.runs.tracking.base import Tracker
@@ -57,7 +57,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[str] = ()) -> int:
-    """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it."""
+    """Train one run as one of its ranks; returns the exit code: 0, or 128 + signal where a signal stopped it at the end of a step.
+
+    Raises Stopped where one stopped it before the first step or after the last.
+    """
     ranks = placed(ranks, config["hardware"])
     quiet_libraries()
     disable_progress_bar()  # a bar a file written is of no use beside ours
@@ -86,11 +89,11 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         try:
             session.run()
         except BaseException as error:
-            session.end_early("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            session.end_early("stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
             raise
         finally:
             session.loader.close()
-        return stop.exit_code
+        return stop.exit_code if stop.agreed else 0
 
 
 class Session:
@@ -118,10 +121,10 @@ class Session:
         if job.ranks.leads:
             reopen(job.folder / "result.json")
             self.tracker.start(run_info(job))
-        trainer = build_trainer(job, [RanksAgree(job, self.doubts), Opening(job, self.reporter), *self.callbacks, FirstStep(self.reporter)])
+        before = [SignalsReturned(self.stop), RanksAgree(job, self.doubts), Opening(job, self.reporter)]
+        trainer = build_trainer(job, [*before, *self.callbacks, FirstStep(self.reporter)])
         fit(job, self.method, trainer, self.loader)
-        if trainer.state.status == TrainerStatus.INTERRUPTED:
-            raise KeyboardInterrupt
+        self.stop.end_steps()
         if self.stop.agreed:
             self._close(trainer, "stopped", None)
         else:
@@ -140,6 +143,7 @@ class Session:
         if job.ranks.leads and self.measures.scores:
             self.tracker.artifact(keep_scores(job.folder, self.measures.scores), "eval")
         artifact = save_run_artifact(job, method, self.reporter.latest)
+        barrier()  # the leading rank alone has written: groups of parts of the ranks, as sharding has them, would not wait as long
         self._report(method)
         barrier()  # what is left is for the leading rank alone, and may take longer than a collective would wait
         if artifact is not None and (suites := suites_of(job.config)):
@@ -178,6 +182,8 @@ class Session:
             log.error("%s", error)
 
     def _close(self, trainer: Trainer, status: Status, artifact: Path | None) -> None:
+        if status == "finished":
+            self.stop.ignore()
         self.reporter.close()
         if not self.job.ranks.leads:
             return

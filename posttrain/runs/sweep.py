@@ -27,6 +27,7 @@ from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.resume import of_command
 from posttrain.runs.search import settings
+from posttrain.runs.signals import Stopped, stop_on_signals
 from posttrain.runs.slurm import launch as slurm
 from posttrain.runs.slurm.chain import Wish
 from posttrain.runs.slurm.live import Live, live_in
@@ -288,7 +289,11 @@ def run_job_file(config: DictConfig) -> int:
     """One job, wherever the launcher has put it; returns its exit code. A stop signal ends the whole sweep."""
     from posttrain.runs.job import run_isolated
 
-    code = run_isolated(load_config(Path(config[JOB_KEY])), allow_targets=list(config[ALLOW_KEY]))
+    try:
+        with stop_on_signals():  # also one that the job had no use for any more
+            code = run_isolated(load_config(Path(config[JOB_KEY])), allow_targets=list(config[ALLOW_KEY]))
+    except Stopped as stop:
+        raise KeyboardInterrupt from stop
     if code in STOPPED:
         raise KeyboardInterrupt
     return code

@@ -22,6 +22,7 @@ def test_ranks_over_two_nodes_meet_at_the_first_one() -> None:
 
 def test_a_clusters_signal_wins_over_the_one_before_it_and_ranks_agree() -> None:
     stop = StopRequest()
+    stop.begin_steps()
     stop(signal.SIGTERM, None)
     assert (stop.exit_code, stop.agreed) == (143, False)
     stop(signal.SIGUSR2, None)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from posttrain.runs import checkpoint
 from posttrain.runs.callbacks.base import StepCallback
@@ -17,6 +17,16 @@ from posttrain.runs.reporter import Reporter
 from posttrain.runs.signals import HANDLED, StopRequest
 
 log = logging.getLogger(__name__)
+
+
+class SignalsReturned(Callback):
+    """First of all callbacks: Lightning has put a SIGTERM handler in front of ours, which would have ranks wait for each other."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.install()
 
 
 class CheckpointWriter(StepCallback):
@@ -48,7 +58,7 @@ class CheckpointWriter(StepCallback):
         self._told = not keep_best
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop.install()  # Lightning has put its SIGTERM handler in front
+        self.stop.begin_steps()
         self._saved_at = time.monotonic()
 
     def on_step_end(self, trainer: Trainer, module: Any) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 from uuid import uuid4
 
@@ -29,21 +26,13 @@ from posttrain.runs.pipeline.wanted import Wanted, wanted
 from posttrain.runs.progress import duration
 from posttrain.runs.records import Status, write_result
 from posttrain.runs.resume import ANEW, CONFIG, set_aside
-from posttrain.runs.signals import HANDLED
+from posttrain.runs.signals import HANDLED, Stopped, stop_on_signals
 from posttrain.runs.tracking.mlflow import closing_hint
 from posttrain.runs.tracking.sweep import is_mlflow
 from posttrain.runs.tracking.sync import complete
 
 DONE, FAILED = 0, 1
 STOPPED = tuple(128 + number for number in HANDLED)
-
-
-class Stopped(KeyboardInterrupt):
-    """A stop signal came while no stage was running."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.code = 128 + number
 
 
 def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collection[str] = ()) -> int:
@@ -55,25 +44,9 @@ def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collect
     """
     from posttrain.runs.job import run_isolated
 
-    with alone_in(folder), stops():
+    with alone_in(folder), stop_on_signals():  # while a stage runs, they are for it
         open_pipeline(config, folder)
         return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets), allow=allow_targets).run()
-
-
-@contextmanager
-def stops() -> Iterator[None]:
-    """Inside the block stop signals raise Stopped, unless a stage runs: then they are for it."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    handled = HANDLED if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, stop) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def open_pipeline(config: dict[str, Any], folder: Path) -> None:
@@ -114,7 +87,7 @@ class Pipeline:
         try:
             code = next((code for _ in self.config["stages"] if (code := self.stage())), DONE)
             status = status_of(code)
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, Stopped) as stop:
             code, status = (stop.code if isinstance(stop, Stopped) else 130), "stopped"
         finally:
             self.close(status)
