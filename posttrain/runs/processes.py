@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from posttrain.runs.signals import HANDLED
+from posttrain.runs.threads import usable_cores
 
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2
@@ -28,13 +29,19 @@ def free_port() -> int:
 
 
 def rank_environment(rank: int, world: int, port: int, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of one rank, in torchrun's names; CPU threads are divided among the ranks."""
-    threads = max(1, (os.cpu_count() or 1) // world)
+    """The environment of one rank, in torchrun's names.
+
+    OMP_NUM_THREADS: its share of the cores that this process may use, or what `base` says where that is less: what `base` says was for one
+    process, and now there are as many as ranks.
+    """
+    share = max(1, usable_cores(base) // world)
+    given = base.get("OMP_NUM_THREADS", "")
+    threads = min(share, int(given)) if given.isdecimal() and int(given) else share
     ours = {
         "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "NODE_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads,
     }  # fmt: skip
-    return {"OMP_NUM_THREADS": str(threads), **base, **{name: str(value) for name, value in ours.items()}}
+    return {**base, **{name: str(value) for name, value in ours.items()}}
 
 
 def run_ranks(command: Sequence[str], world: int) -> int:
@@ -54,18 +61,29 @@ def run_ranks(command: Sequence[str], world: int) -> int:
 
 
 def run_child(command: Sequence[str]) -> int:
-    """Run `command` in a process that ends with this one; stop signals go to it, and it is waited for. Returns its exit code."""
+    """Run `command` in a process that ends with this one; stop signals go to it, and it is waited for. Returns its exit code.
+
+    A signal that came when the child was as good as done is for what it is a part of: this process gets it afterwards.
+    """
     environment = {**os.environ, WITH_PARENT: "1"}
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-    with _ending_with_us([child]):
-        return _exit_code(child.wait())
+    with _ending_with_us([child]) as heard:
+        code = _exit_code(child.wait())
+    if heard and not code:
+        signal.raise_signal(heard[-1])
+    return code
 
 
 @contextmanager
-def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Inside the block stop signals go to the processes; at its end none of them is left. Only the main thread may handle signals."""
+def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Inside the block stop signals go to the processes, and into the list; at its end no process is left.
+
+    Only the main thread may handle signals.
+    """
+    heard: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -73,7 +91,7 @@ def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[No
     handled = HANDLED if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, forward) for number in handled}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,13 +8,16 @@ import time
 
 import pytest
 
+from posttrain.runs.processes import rank_environment
+from posttrain.runs.threads import CORES
+
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 def stop(number, frame):
     time.sleep(0.3)
     Path(sys.argv[1]).write_text("saved")
-    sys.exit(128 + number)
+    sys.exit(0 if "done" in sys.argv else 128 + number)
 signal.signal(signal.SIGINT, stop)
 signal.signal(signal.SIGTERM, stop)
 Path(sys.argv[2]).write_text(str(os.getpid()))
@@ -33,3 +36,31 @@ def test_a_stop_signal_reaches_the_child_once_and_is_waited_for(tmp_path, number
     os.killpg(parent.pid, number)
     assert parent.wait(20) == 128 + number
     assert saved.read_text() == "saved"
+
+
+def test_a_signal_that_a_child_has_no_use_for_stops_what_it_is_a_part_of(tmp_path):
+    saved, there = tmp_path / "saved", tmp_path / "pid"
+    command = [sys.executable, "-c", PARENT, sys.executable, "-c", CHILD, str(saved), str(there), "done"]
+    parent = subprocess.Popen(command)
+    while not there.exists() or not there.read_text():
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(20) == -signal.SIGTERM
+    assert saved.read_text() == "saved"
+
+
+@pytest.mark.parametrize(
+    ("world", "base", "threads"),
+    [
+        (2, {}, 4),
+        (2, {"OMP_NUM_THREADS": "8"}, 4),  # as a process has it that is to use all of its cores
+        (2, {"OMP_NUM_THREADS": "1"}, 1),
+        (2, {"OMP_NUM_THREADS": ""}, 4),
+        (2, {"OMP_NUM_THREADS": "6", CORES: "6"}, 3),  # a SLURM task's
+        (16, {}, 1),
+    ],
+)
+def test_ranks_share_the_cores_that_this_process_may_use(monkeypatch, world, base, threads):
+    monkeypatch.setattr("posttrain.runs.threads.os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr("posttrain.runs.threads.os.cpu_count", lambda: 64)
+    assert rank_environment(1, world, 1234, base)["OMP_NUM_THREADS"] == str(threads)

@@ -16,7 +16,7 @@ import yaml
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
 from posttrain.runs.sweep_record import Outcome
-from posttrain.runs.threads import spin_briefly
+from posttrain.runs.threads import CORES, spin_briefly
 
 PORTS = range(10_000, 30_000)  # below those that systems give out by themselves
 WAIT_SECONDS = 0.2
@@ -104,6 +104,7 @@ def _begun() -> Task:
     spin_briefly()
     task = Task.from_environment(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(task.cpus))
+    os.environ[CORES] = str(task.cpus)  # for ranks that this task itself starts
     return task
 
 
