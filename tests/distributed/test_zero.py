@@ -11,6 +11,7 @@ from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
 from tests.distributed.ranks import start_ranks
 from tests.distributed.test_sharded import BASE, assert_same, rows
+from tests.methods.test_idle_steps import LEVEL
 
 SPLIT = ("method=sft", "data=arithmetic", "max_tokens=100", "max_length=90", "checkpoint.every_steps=2", "checkpoint.keep_last=9")
 ON = {"2": ("hardware=2xcpu_zero2",), "3": ("hardware=2xcpu_zero3",)}
@@ -27,6 +28,7 @@ def folder(tmp_path_factory):
     for before, stage in (("2", "2"), ("3", "3"), ("1", "3")):
         at_two = root.joinpath("sft", before, *STEP_TWO)
         runs.append([*BASE, *SPLIT, *ON[stage], *FROM_TWO, f"resume={at_two}", f"output_dir={root / 'resumed' / (before + stage)}"])
+    runs += [[*LEVEL, *ON[stage], "max_steps=2", f"output_dir={root / 'level' / stage}"] for stage in ON]
     assert start_ranks(runs, root / "runs.json") == 0
     at_two = root.joinpath("sft", "3", *STEP_TWO)
     again = [*BASE, *SPLIT, *FROM_TWO, "hardware=cpu", f"resume={at_two}", f"output_dir={root / 'resumed' / '31'}"]
@@ -66,6 +68,16 @@ def test_the_artifact_is_what_lies_on_the_ranks(folder):
     ids = torch.arange(40)[None]
     with torch.no_grad():
         torch.testing.assert_close(*(model(ids).logits for model in models), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ON)
+def test_a_step_without_a_gradient_moves_nothing(folder, stage):
+    """All answers have the same reward: without ZeRO neither weights nor moments nor the count of steps change, and decay does nothing."""
+    states = [shards.load_whole(folder / "level" / stage / "checkpoints" / f"step-{step:08d}" / "state.ckpt") for step in (1, 2)]
+    assert [row["grad_norm"] for row in losses(folder / "level" / stage)] == [0.0, 0.0]
+    weights = [state["state_dict"] for state in states]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert not any(state["optimizer_states"][0]["state"] for state in states)
 
 
 @pytest.mark.parametrize(

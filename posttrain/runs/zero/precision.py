@@ -58,6 +58,29 @@ class ZeroPrecision(DeepSpeedPrecision):
             model.grad_norm = float(norm)
 
 
+def pass_over_zero_gradients(zero: Any) -> None:
+    """Let the optimizer move nothing and count no step where the gradient is exactly 0, as methods do elsewhere.
+
+    The engine tells the norm just before the optimizer steps, once for each of its groups; what it lends the optimizer as gradients is
+    its own to let go of, so it is put back. zero: the engine's optimizer.
+    """
+    lent: list[tuple[nn.Parameter, Tensor | None]] = []
+
+    def take(base: Optimizer, *_: Any) -> None:
+        if zero._global_grad_norm == 0.0:
+            lent.extend((parameter, parameter.grad) for group in base.param_groups for parameter in group["params"])
+            for parameter, _gradient in lent:
+                parameter.grad = None
+
+    def give_back(*_: Any) -> None:
+        for parameter, gradient in lent:
+            parameter.grad = gradient
+        lent.clear()
+
+    zero.optimizer.register_step_pre_hook(take)
+    zero.optimizer.register_step_post_hook(give_back)
+
+
 def engine_of(model: LightningModule) -> DeepSpeedEngine:
     """The engine that wraps a module in training."""
     engine = model.trainer.model

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from posttrain.methods.base import Method
 from posttrain.runs import shards
 from posttrain.runs.zero.pieces import optimizer_part, restore_optimizer, whole_tensors
-from posttrain.runs.zero.precision import ZeroPrecision
+from posttrain.runs.zero.precision import ZeroPrecision, pass_over_zero_gradients
 from posttrain.runs.zero.sharding import WeightsInPieces, WholeWeights
 
 
@@ -78,6 +78,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert optimizer is not None
         self.groups = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
         engine, zero = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        pass_over_zero_gradients(zero)
         if isinstance(self.sharding, WeightsInPieces):
             assert isinstance(model, Method)
             self.sharding.begin(model, engine.optimizer.parameter_offload)
