@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.runs.strategies.registry import Distribution, strategy
+from posttrain.runs.strategies.registry import PATIENCE, Distribution, strategy
 
 
 @strategy("single", "ddp")
@@ -18,4 +18,4 @@ def data_parallel(config: Mapping[str, Any]) -> Distribution:
     hardware = config["hardware"]
     if hardware["nodes"] * hardware["devices"] == 1:
         return Distribution("auto", Replicated())
-    return Distribution(DDPStrategy(process_group_backend=hardware["backend"], broadcast_buffers=False), Replicated())
+    return Distribution(DDPStrategy(process_group_backend=hardware["backend"], broadcast_buffers=False, timeout=PATIENCE), Replicated())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.runs.strategies.registry import Distribution, strategy
+from posttrain.runs.strategies.registry import PATIENCE, Distribution, strategy
 from posttrain.runs.zero_rules import STAGES
 
 
@@ -20,7 +20,8 @@ def zero(config: Mapping[str, Any]) -> Distribution:
     hardware = config["hardware"]
     stage = STAGES[hardware["strategy"]]
     sharding = WeightsInPieces() if stage == 3 else WholeWeights()
-    return Distribution(ZeroStrategy(settings(config, stage), sharding, process_group_backend=hardware["backend"]), sharding)
+    made = ZeroStrategy(settings(config, stage), sharding, process_group_backend=hardware["backend"], timeout=PATIENCE)
+    return Distribution(made, sharding)
 
 
 def settings(config: Mapping[str, Any], stage: int) -> dict[str, Any]:

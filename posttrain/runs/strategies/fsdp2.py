@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.runs.strategies.registry import Distribution, strategy
+from posttrain.runs.strategies.registry import PATIENCE, Distribution, strategy
 
 
 @strategy("fsdp2")
@@ -23,6 +23,7 @@ def fully_sharded(config: Mapping[str, Any]) -> Distribution:
         data_parallel_size=hardware["nodes"] * hardware["devices"] // together,
         tensor_parallel_size=together,
         process_group_backend=f"cpu:gloo,cuda:{backend}" if offload else backend,
+        timeout=PATIENCE,
     )
     dtype = torch.bfloat16 if config["precision"] == "bf16" else None
     if together > 1:

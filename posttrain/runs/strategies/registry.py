@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from posttrain.models.sharding import Sharding
 
 Config = Mapping[str, Any]
+# How long a rank waits for the others. PyTorch's half an hour is less than the leading one may need to write a large artifact to a slow
+# disk; a rank that dies is noticed by what has started it.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)

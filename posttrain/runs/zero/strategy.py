@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class ZeroStrategy(DeepSpeedStrategy):
     strategy, can go on from it.
     """
 
-    def __init__(self, settings: dict[str, Any], sharding: WholeWeights, *, process_group_backend: str) -> None:
-        super().__init__(config=settings, process_group_backend=process_group_backend)
+    def __init__(self, settings: dict[str, Any], sharding: WholeWeights, *, process_group_backend: str, timeout: timedelta) -> None:
+        super().__init__(config=settings, process_group_backend=process_group_backend, timeout=timeout)
         self.sharding = sharding
         self.groups: list[list[nn.Parameter]] = []
         self.saved: shards.Stored | None = None  # the checkpoint that is being loaded
