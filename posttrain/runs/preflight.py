@@ -27,6 +27,7 @@ from posttrain.models.policy import causal_lm
 from posttrain.models.tokenizers import end_token_ids
 from posttrain.runs import float8_rules, machine
 from posttrain.runs.planning.estimate import adapters_off_restore
+from posttrain.runs.planning.shapes import Weights
 from posttrain.runs.planning.states import States, states_of
 from posttrain.runs.planning.strategies import SHARDINGS, Group
 from posttrain.runs.planning.trace import adapted
@@ -66,17 +67,21 @@ class Subject:
         return adapted(base_where_adapted(self.job.config["model"]))
 
     @cached_property
+    def weights(self) -> Weights:
+        """Bytes of the model's, whole."""
+        config = self.job.config
+        return weights_of(self.shapes, causal_lm(self.shapes), config["model"].get("peft"), config["precision"])
+
+    @cached_property
     def kept(self) -> States:
         """What a device keeps from step to step, from shapes alone."""
         config, world = self.job.config, self.job.ranks.world
         model, hardware = config["model"], config["hardware"]
-        weights = weights_of(self.shapes, causal_lm(self.shapes), model.get("peft"), config["precision"])
         copies = self.method.copies(adapters_off_restore=adapters_off_restore(model.get("peft")))
-        sharding = SHARDINGS[choice_of(config).name]
         return states_of(
-            weights,
+            self.weights,
             config["optimizer"],
-            sharding,
+            SHARDINGS[choice_of(config).name],
             Group(world, gpus=hardware["accelerator"] == "cuda", half=config["precision"] != "float32", copies=copies),
             offload=hardware["offload"],
             together=hardware["tensor_parallel"],
@@ -131,6 +136,18 @@ def memory(subject: Subject) -> Iterator[Finding]:
     hint = "posttrain plan with the same words says what to change"
     if needed > NEARLY * free:
         yield Finding(Problem("hardware", words, hint), needed > free)
+
+
+@check
+def cached_reference(subject: Subject) -> Iterator[Finding]:
+    """The model whose log-probabilities are computed before training fits into what is free: every device has it whole."""
+    if subject.job.config["method"].get("reference") != "cached":
+        return
+    needed, free = subject.weights.packed_bytes, free_memory(subject.job)
+    words = f"cached takes a whole model on every device before training, {needed / GIB:.2f} GiB, of which {free / GIB:.2f} GiB are free"
+    hint = "method.reference=copy, which fsdp2 and zero3 cut over the devices"
+    if needed > NEARLY * free:
+        yield Finding(Problem("method.reference", words, hint), needed > free)
 
 
 @check

@@ -27,12 +27,14 @@ from posttrain.runs.commands.plan import planned, stages_with_budgets, workload_
 from posttrain.runs.compose import compose
 from posttrain.runs.planning.charged import charge_of
 from posttrain.runs.planning.estimate import estimate
-from posttrain.runs.planning.memory import Setup, activations, head_bytes, most_tokens, peak_of, phases_of
+from posttrain.runs.planning.memory import REFERENCE, Setup, activations, head_bytes, most_tokens, peak_of, phases_of
+from posttrain.runs.planning.remedies import remedies
 from posttrain.runs.planning.sampling import Sampling
 from posttrain.runs.planning.shapes import ModelShape, Row
 from posttrain.runs.planning.states import optimizer_bytes, states_of
 from posttrain.runs.planning.strategies import BUCKET, SHARDINGS, Group
 from posttrain.runs.planning.trace import model_shape
+from posttrain.runs.planning.workload import Workload
 from posttrain.runs.rules import PLAN
 from posttrain.runs.train import untrained
 from posttrain.types import StepShare
@@ -108,6 +110,25 @@ def test_weights_are_counted(nano: ModelShape) -> None:
     scales = (1 + 4 / 256) / 64
     assert adapted.weights.frozen_bytes == pytest.approx(2 * (1_018_240 - linears) + (0.5 + scales) * linears, rel=1e-3)
     assert not adapted.head_trained
+
+
+def test_a_cached_references_model_is_whole_where_the_policy_is_cut(nano: ModelShape) -> None:
+    cut = setup(strategy="fsdp2", devices=64, cached=True, row=Row(((8, 0),), 4))
+    peak = peak_of(nano, cut)
+    assert peak.name == REFERENCE
+    assert peak.parts["weights"] == nano.weights.packed_bytes
+    assert peak_of(nano, replace(cut, cached=False, copies=1)).total < peak.total
+    assert peak_of(nano, setup(cached=True)) == peak_of(nano, setup())  # a whole policy in training takes more
+
+
+def test_a_cached_reference_that_does_not_fit_has_a_way_out() -> None:
+    config = compose(["method=dpo", "model=nano", "data=arithmetic_pairs", "method.reference=cached", "hardware=8xa100"])
+    config["hardware"] |= {"strategy": "fsdp2", "memory_gb": 0.004, "nodes": 8}
+    shape = model_shape(config["model"], precision=config["precision"])
+    work = Workload(Row(((8, 0),), 4), 1, 8.0, 4.0, 64.0, 1, False, None, ())
+    found = estimate(config, untrained(config), shape, work, overhead=0.0)
+    assert found.peak.name == REFERENCE
+    assert next(iter(remedies(config, found, lambda _: shape, {}))).override == "method.reference=copy"
 
 
 def test_checkpointing_keeps_inputs_and_one_layer(nano: ModelShape) -> None:

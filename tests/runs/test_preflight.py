@@ -67,6 +67,15 @@ def test_memory(tmp_path: Path, weights: float, stops: bool | None, monkeypatch:
     assert found("memory", subject(tmp_path, kept=States(2 * GIB, 0, 0, 0, Buffers(), 0), hardware={"devices": 8})) == [("hardware", True)]
 
 
+@pytest.mark.parametrize(("weights", "stops"), [(0.5, None), (0.9, False), (1.1, True)])
+def test_a_cached_references_whole_model(tmp_path: Path, weights: float, stops: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the policy is cut: what it keeps on a device is little here."""
+    monkeypatch.setattr(preflight, "available_memory", lambda: 16.0 * GIB)
+    given = subject(tmp_path, method={"reference": "cached"}, hardware={"devices": 2})
+    given.weights = SimpleNamespace(packed_bytes=weights * 8 * GIB)
+    assert found("cached_reference", given) == ([] if stops is None else [("method.reference", stops)])
+
+
 @pytest.mark.parametrize(("free", "stops"), [(100.0, None), (7.0, False), (4.0, True)])
 def test_disk(tmp_path: Path, free: float, stops: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=free * GIB))

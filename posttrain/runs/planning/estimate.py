@@ -84,6 +84,7 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         attention=model.get("attention", "auto"),
         optimizer=config["optimizer"],
         copies=method.copies(adapters_off_restore=adapters_off_restore(model.get("peft"))),
+        cached=config["method"].get("reference") == "cached",
         heads=method.language_model,
         several=work.micro_batches > 1,
         row=work.row,

@@ -17,6 +17,7 @@ from posttrain.runs.planning.strategies import SHARDINGS, Group
 FLOAT = 4
 ALLOCATOR = "allocator"
 LOADING, SAMPLING, TRAINING, STEP = "loading", "sampling", "forward, backward", "optimizer step"
+REFERENCE = "cached reference"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Setup:
 
     devices: over all nodes. together: of them, that share each micro-batch; the activations that each keeps are counted as if it computed
     alone, which are more. context: of them, that a micro-batch's row is cut over; cut: by which attention. row: the whole micro-batch.
-    copies: frozen models beside the policy. heads: whether the output head is used. several: whether a step has more than one micro-batch a
-    device. packs: whether sampling packs linear layers. overhead: bytes that are there before anything of ours (interpreter and libraries,
-    or the CUDA context). slack: share of what comes and goes that the allocator holds beyond it.
+    copies: frozen models beside the policy. cached: whether a reference computes its log-probabilities before training. heads: whether the
+    output head is used. several: whether a step has more than one micro-batch a device. packs: whether sampling packs linear layers.
+    overhead: bytes that are there before anything of ours (interpreter and libraries, or the CUDA context). slack: share of what comes and
+    goes that the allocator holds beyond it.
     """
 
     precision: str
@@ -49,6 +51,7 @@ class Setup:
     context: int = 1
     cut: str = "ring"
     packs: bool = False
+    cached: bool = False
 
     @property
     def half(self) -> bool:
@@ -69,6 +72,8 @@ def phases_of(model: ModelShape, setup: Setup) -> tuple[Phase, ...]:
         found.insert(0, _sampling(model, setup, setup.sampling, kept))
     if SHARDINGS[setup.strategy].enters_whole:
         found.insert(0, _loading(model, setup, kept))
+    if setup.cached:
+        found.insert(0, _reference(model, setup))
     return tuple(_with_slack(phase, setup) for phase in found)
 
 
@@ -125,6 +130,14 @@ def _loading(model: ModelShape, setup: Setup, kept: States) -> Phase:
     return Phase(
         LOADING, {**_base(setup, kept, 0.0), "weights": whole, "frozen copy": kept.copies, "gradients": 0.0, "optimizer state": 0.0}
     )
+
+
+def _reference(model: ModelShape, setup: Setup) -> Phase:
+    """Before the policy is there, and before ranks are connected: every device has a whole model, whatever cuts the policy."""
+    alone = replace(setup, context=1)
+    process, weights = "process and libraries" if setup.accelerator == "cpu" else "CUDA context", model.weights
+    parts = {process: setup.overhead, "weights": float(weights.packed_bytes), "passing by": recomputed(model, alone)}
+    return Phase(REFERENCE, {**parts, "output head": head_bytes(model, alone).block})
 
 
 def _training(model: ModelShape, setup: Setup, kept: States) -> Phase:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.runs.planning.estimate import Estimate
-from posttrain.runs.planning.memory import Setup, most_tokens, peak_of
+from posttrain.runs.planning.memory import REFERENCE, Setup, most_tokens, peak_of
 from posttrain.runs.planning.shapes import ModelShape, Row
+from posttrain.runs.planning.strategies import SHARDINGS
 
 Config = Mapping[str, Any]
 ENOUGH = 2  # listed at least, and no further than to what fits
@@ -47,6 +48,8 @@ def _changes(
 ) -> Iterator[tuple[str, Change]]:  # fmt: skip
     setup, hardware, peft = found.setup, config["hardware"], config["model"].get("peft")
     assert found.capacity is not None
+    if found.peak.name == REFERENCE and SHARDINGS[setup.strategy].weights:
+        yield "method.reference=copy", _set(cached=False, copies=setup.copies + 1)
     if not setup.checkpointing:
         yield "model.gradient_checkpointing=true", _set(checkpointing=True)
     if setup.row.tokens > setup.row.longest_path:
