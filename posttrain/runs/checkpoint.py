@@ -7,10 +7,11 @@ import math
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from posttrain.runs.files import sync_path, write_atomic, writing
 
@@ -38,10 +39,17 @@ class Checkpoint:
     def corruption(self) -> str:
         """Which of the files have other contents than were written, in words; empty if none has. Reads them all.
 
-        Archives as torch.save writes them hold a checksum of each part; shards of PyTorch's distributed checkpoints hold none.
+        Archives as torch.save writes them hold a checksum of each part, and a shard is a row of such archives, one a tensor. The record has
+        those of other files.
         """
-        files = [self.state] if self.state.is_file() else sorted(file for file in self.state.rglob("*") if file.is_file())
-        return ", ".join(f"{file.name} has other contents than were written" for file in files if _is_corrupt(file))
+        corrupt = [name for name, crc in _meta(self.path).get("crc32", {}).items() if _crc32(self.path / name) != crc]
+        if self.state.is_file():
+            corrupt += [self.state.name] if is_corrupt(self.state) else []
+        elif not corrupt:  # what lies where in the shards is in one of those
+            from posttrain.runs.shards import corrupt_files
+
+            corrupt += corrupt_files(self.state)
+        return ", ".join(f"{Path(name).name} has other contents than were written" for name in corrupt)
 
     @property
     def state(self) -> Path:
@@ -92,7 +100,9 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
         for file in (path for path in partial.rglob("*") if path.is_file()):
             sync_path(file)
         done = Checkpoint(final, step, None if score is None or math.isnan(score) else score)
-        write_atomic(partial / META, json.dumps({"step": done.step, "score": done.score, "bytes": _sizes(partial)}))
+        sizes = _sizes(partial)
+        crc32 = {name: _crc32(partial / name) for name in sizes if not zipfile.is_zipfile(partial / name)}
+        write_atomic(partial / META, json.dumps({"step": done.step, "score": done.score, "bytes": sizes, "crc32": crc32}))
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
@@ -100,14 +110,17 @@ def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
     return done
 
 
-def _is_corrupt(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
+def is_corrupt(file: Path | BinaryIO) -> bool:
+    """Whether an archive has other contents than were written, by its checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is not None
     except zipfile.BadZipFile:
         return True
+
+
+def _crc32(file: Path) -> int:
+    return zlib.crc32(file.read_bytes())
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.futures import Future
 from torch.optim import Optimizer
 
+from posttrain.runs.checkpoint import is_corrupt
+
 REST = "rest.pt"
+READERS = 8  # threads that compare checksums
 Tensors = dict[str, Tensor]
 
 
@@ -103,6 +108,22 @@ def load_whole(path: Path) -> dict[str, Any]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         dcp.load(targets, checkpoint_id=path, no_dist=True)
     return joined(_rest(path), targets)
+
+
+def corrupt_files(path: Path) -> list[str]:
+    """Names of a checkpoint's files that have other contents than were written, by the checksums in them. Reads all of them."""
+    stored: dict[Any, Any] = dcp.FileSystemReader(path).read_metadata().storage_data
+    pieces = sorted({(place.relative_path, place.offset, place.length) for place in stored.values()})
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda piece: _is_corrupt_piece(path / piece[0], *piece[1:]), pieces)
+        wrong = dict.fromkeys(name for (name, _, _), corrupt in zip(pieces, found, strict=True) if corrupt)
+    return [*([REST] if is_corrupt(path / REST) else []), *wrong]
+
+
+def _is_corrupt_piece(file: Path, offset: int, length: int) -> bool:
+    with open(file, "rb") as whole:
+        whole.seek(offset)
+        return is_corrupt(BytesIO(whole.read(length)))
 
 
 class Stored:

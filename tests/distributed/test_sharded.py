@@ -2,16 +2,21 @@
 
 import json
 import math
+import shutil
+from datetime import timedelta
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from posttrain.runs import shards
+from posttrain.errors import ConfigError
+from posttrain.runs import checkpoint, shards
 from posttrain.runs.compose import compose
+from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.job import run_job
-from posttrain.runs.strategies import rule
+from posttrain.runs.resume import open_folder
+from posttrain.runs.strategies import distribution_of, rule
 from tests.distributed.ranks import start_ranks
 
 BASE = ("model=nano", "tracking=none", "evaluation=none", "limit=24", "global_batch=4", "max_steps=3", "max_tokens=160", "max_length=96")
@@ -70,6 +75,33 @@ def test_checkpoints_pass_between_shards_and_whole_weights(folder):
     last = [row for row in rows(folder / "sft" / "1") if row["step"] == 3 and "loss" in row]
     for name in ("1", "alone"):
         assert_same([row for row in rows(folder / "resumed" / name) if "loss" in row], last)
+
+
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "rest.pt"])
+def test_a_shard_whose_contents_changed_is_named(folder, tmp_path, name):
+    """Of the right size, with numbers that nobody has written: what ranks read of it would train on."""
+    run = tmp_path / "run"
+    shutil.copytree(folder / "sft" / "2", run)
+    (run / "result.json").unlink()
+    config = compose([*BASE, *SFT, "hardware=2xcpu_fsdp", f"output_dir={run}"])
+    (run / "config.yaml").write_text(as_yaml(config))
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest is not None
+    assert newest.corruption == ""
+    content = bytearray((newest.state / name).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(255 - byte for byte in content[middle : middle + 4])
+    (newest.state / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"step-00000003 is damaged: {name} has other contents than were written"):
+        open_folder(config, run)
+    shutil.rmtree(newest.path)
+    assert open_folder(config, run).step == 2
+
+
+@pytest.mark.parametrize("hardware", ["2xcpu", "2xcpu_fsdp", "2xcpu_zero2", "2xcpu_zero3"])
+def test_ranks_wait_while_the_leading_one_writes_a_large_artifact(hardware):
+    strategy = distribution_of(compose([*BASE, *SFT, f"hardware={hardware}"])).strategy
+    assert strategy._timeout >= timedelta(hours=6)
 
 
 def test_the_artifact_is_what_lies_on_the_ranks(folder):
