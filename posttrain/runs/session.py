@@ -87,7 +87,8 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
             raise ConfigError(problems)
         session = Session(job, method, stop, doubts)
         try:
-            session.run()
+            with stop.before_errors():
+                session.run()
         except BaseException as error:
             session.end_early("stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
             raise

@@ -67,6 +67,19 @@ class StopRequest:
         if self.signal is not None and not self.agreed:
             raise Stopped(self)
 
+    @contextmanager
+    def before_errors(self) -> Iterator[None]:
+        """Raises Stopped instead of an error inside the block where a signal was given: other ranks have left for it, in the middle of what
+        this one was waiting for."""
+        try:
+            yield
+        except Exception:
+            self._take_turn()
+            raise
+
+    def _take_turn(self) -> None:
+        """A handler runs when Python code does: of a signal that came while this process waited in a collective, here."""
+
     def ignore(self) -> None:
         """The run is done, and a signal changes nothing about that."""
         self.heeds = "never"
