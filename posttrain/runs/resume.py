@@ -77,7 +77,8 @@ def open_folder(config: dict[str, Any], folder: Path, *, more: Callable[[dict[st
     elif has_begun(folder):
         raise ConfigError(Problem("output_dir", f"{folder} holds a run without its {CONFIG}: is it this one?", f"put it back, {ELSEWHERE}"))
     start = find_start(config, folder)
-    if start.state is not None and not start.finished and (problems := [*_unfit(start.state, start.step, config), *more(config)]):
+    goes_on = start.state is not None and not start.finished
+    if goes_on and (problems := [*_unfit(start, config), *_overspent(folder, config), *more(config)]):
         raise ConfigError(problems)
     if not start.finished:
         write_atomic(old, as_yaml(config))
@@ -114,15 +115,16 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Start:
     return Start(_sound(found), found.step)
 
 
-def _unfit(state: Path, step: int, config: Mapping[str, Any]) -> Iterator[Problem]:
+def _unfit(start: Start, config: Mapping[str, Any]) -> Iterator[Problem]:
     """Why a checkpoint cannot be gone on from. Reads all of it, which the process that leads does once."""
-    found = checkpoint.Checkpoint(state.parent, step)
+    assert start.state is not None
+    found = checkpoint.Checkpoint(start.state.parent, start.step)
     if corruption := found.corruption:
         hint = f"remove {found.path} to continue from the one before it"
         yield Problem("resume", f"the checkpoint {found.path} is damaged: {corruption}", hint)
     if config["max_steps"] is not None:
-        yield from past_the_end(Start(state, step), config, config["max_steps"])
-    yield from _strangers(state, config)
+        yield from past_the_end(start, config, config["max_steps"])
+    yield from _strangers(start.state, config)
 
 
 def past_the_end(start: Start, config: Mapping[str, Any], last: int) -> Iterator[Problem]:
@@ -130,7 +132,7 @@ def past_the_end(start: Start, config: Mapping[str, Any], last: int) -> Iterator
     if start.state is None or start.step <= last:
         return
     if start.state.absolute().parents[2] == Path(config["output_dir"]).absolute():
-        whose, hint = "the run in output_dir has come to", "raise it, choose another output_dir, or resume=never to set aside what is there"
+        whose, hint = "the run in output_dir has come to", f"raise it, {ELSEWHERE}"
     else:
         whose, hint = "the checkpoint that resume names is of", "raise it"
     given = [f"budget.{unit}" for unit, amount in (config["budget"] or {}).items() if amount is not None]
@@ -167,6 +169,15 @@ def _given(path: Path) -> checkpoint.Checkpoint:
             if folder != path.parent or found.path == path:
                 return found
     raise ConfigError(Problem("resume", f"{path} holds no complete checkpoint", "give RUN, RUN/checkpoints or RUN/checkpoints/step-N"))
+
+
+def _overspent(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """A budget that the folder's run has spent already, where it was given a larger one."""
+    before = (_past(folder) or {}).get("budget")
+    now = (config["budget"] or {}).get(before["unit"]) if before else None
+    if before and now is not None and now < min(before["asked"], before["spent"]):
+        message = f"the run in output_dir has spent {before['spent']:.6g}, and this command gives it {now:.6g}"
+        yield Problem(f"budget.{before['unit']}", message, f"raise it, {ELSEWHERE}")
 
 
 def _finished(folder: Path, config: Mapping[str, Any], step: int) -> bool:

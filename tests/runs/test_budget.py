@@ -69,11 +69,13 @@ def test_budgets_that_cannot_be(tmp_path, monkeypatch):
     assert [problem.where for problem in stepped] == ["scheduler.warmup"]
 
 
-def test_whichever_comes_first_and_seconds(tmp_path):
+def test_whichever_comes_first_and_seconds(tmp_path, capsys):
     result, _ = ran(tmp_path / "steps", "budget.tokens=1e9", "max_steps=2")
     assert (result["steps"], result["budget"]["spent"]) == (2, result["tokens"])
     result, _ = ran(tmp_path / "seconds", "budget.gpu_seconds=1.5", "log.every_steps=9")
     assert result["budget"]["spent"] == pytest.approx(1.5, abs=0.5)
+    assert run_job(compose([*BASE, "budget.gpu_seconds=0.1", f"output_dir={tmp_path / 'seconds'}"])) == 2  # it has spent more
+    assert "budget.gpu_seconds: the run in output_dir has spent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", [(), METHODS["grpo"]], ids=["sft", "grpo"])
