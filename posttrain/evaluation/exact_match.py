@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.evaluation.generation import greedy
 from posttrain.evaluation.scores import Scores, names_of
-from posttrain.rewards.answers import choice_letter, final_answer, same_answer
+from posttrain.rewards.agreement import agrees, divided
+from posttrain.rewards.answers import final_answer, same_answer
+from posttrain.rewards.choices import choice_letter
 from posttrain.rollout.base import Generator
 
 
@@ -78,7 +80,9 @@ def exact_match(
 def check(example: Checkable, completion: str) -> Checked:
     """Compare one completion with what its example expects."""
     extracted = extract(completion, expected=example.answer)
-    correct = (extracted is not None and same_answer(extracted, example.answer)) or same_answer(completion, example.answer)
+    correct = (extracted is not None and agrees(extracted, example.answer)) or (
+        same_answer(completion, example.answer) and divided(completion, example.answer)
+    )
     return Checked(example.example_index, example.prompt_text, completion, example.answer, extracted, correct)
 
 

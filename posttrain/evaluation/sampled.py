@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posttrain.rewards.answers import same_answer
+from posttrain.rewards.agreement import agrees, same_value
 
 
 def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray:
@@ -28,10 +28,10 @@ def majority(extracted: Sequence[str | None], expected: str) -> float:
     votes: list[list[str]] = []
     for answer in extracted:
         if answer is not None:
-            group = next((group for group in votes if same_answer(group[0], answer)), None)
+            group = next((group for group in votes if same_value(group[0], answer)), None)
             if group is None:
                 votes.append(group := [])
             group.append(answer)
     most = max(map(len, votes), default=0)
     leading = [group[0] for group in votes if len(group) == most]
-    return sum(same_answer(answer, expected) for answer in leading) / len(leading) if leading else 0.0
+    return sum(agrees(answer, expected) for answer in leading) / len(leading) if leading else 0.0

@@ -1,37 +1,35 @@
 r"""Final answers: find the one a text commits to, and decide whether two answers are the same. Pure, linear time, never raises.
 
 Finding (`final_answer`), the first rule that applies: the last closed ``\boxed{...}``; the last closed ``<answer>...</answer>``; the line
-after the last ``####`` (GSM8K); the words after the last "answer is" / "answer:", but for one that only says "correct" or the like of an
-answer that was given before; the last number of the text. A text that is the expected answer and nothing else gives it (`gives`), whatever
-it would be taken for otherwise.
+after the last ``####`` that is no heading (GSM8K); the words after the last "answer is" / "answer:", but for one that only says "correct"
+or the like of an answer that was given before; the last number of the text. A text that is the expected answer and nothing else gives it
+(`agreement.gives`), whatever it would be taken for otherwise.
 
 Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had for almost nothing:
 - Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``;
   ``0.333 != 1/3``.
 - Dropped before comparing: the outer ``$...$``, ``\(...\)``, ``\[...\]`` and ``**``, one trailing period, ``$``, ``%`` and degree signs
   (so ``50% == 50`` and ``50% != 0.5``), LaTeX spacing and ``\text{}`` wrappers, the parentheses of a lone choice letter.
-- Units and words stay: ``42 apples != 42``. Everything that is not a number is text, compared without case and without spaces around
-  punctuation: ``(1, 2) == (1,2)``, ``Paris == paris``, ``x = 5 != 5``.
+- Units and words stay: ``42 apples != 42`` (but agree, see `agreement`). Everything that is not a number is text, compared without case
+  and without spaces around punctuation: ``(1, 2) == (1,2)``, ``Paris == paris``, ``x = 5 != 5``.
 - An answer that is empty after this equals nothing.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from fractions import Fraction
 
 from posttrain.data.boxed import boxed
+from posttrain.data.hashes import after_hashes
 
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
-_FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
+FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
 _PHRASE = re.compile(
     r"answer(?:\*\*)? ?(?:is\b(?!n't)|:)(?:\*\*)?[ :]?(?: ?(?:therefore|thus|hence|then|simply|clearly|just)\b,? ?)?", re.IGNORECASE
 )
 _COMMENT = re.compile(r"(?:in)?correct\b|right\b|wrong\b|not\b", re.IGNORECASE)  # on an answer that was given before
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
-# English "answer is", Vietnamese "chon" (choose) and "dap an (dung) la" (the (right) answer is)
-_PICKS = r"(?:answer|ch\u1ecdn|\u0111\u00e1p \u00e1n(?: \u0111\u00fang)?)(?:\*\*)?(?: is| l\u00e0)?:?(?:\*\*)?"
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _DECIMAL = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,3}))?", re.ASCII)
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\{([^{}]*)\}")
@@ -43,59 +41,28 @@ _MINUS = {0x2212: "-", 0x2013: "-", 0x00A0: " ", 0x202F: " "}
 
 def final_answer(text: str) -> str | None:
     """The answer that `text` commits to, as written there, or None if it names none. Rules and their order: see the module."""
-    for rule in (boxed, _tagged, _after_hashes, _after_phrase, _last_number):
+    for rule in (boxed, tagged, after_hashes, _after_phrase, _last_number):
         if found := rule(text):
             return found
     return None
 
 
-def gives(text: str, expected: str) -> bool:
-    """Whether the final answer of `text`, or all of it, is the expected one."""
-    return same_answer(final_answer(text) or "", expected) or same_answer(text, expected)
-
-
 def same_answer(a: str, b: str) -> bool:
     """Whether two answers are the same number or the same text; symmetric. What counts as the same: see the module."""
-    left, right = _normalise(a), _normalise(b)
+    left, right = normalised(a), normalised(b)
     if not left or not right:
         return False
     if left == right:
         return True
-    value, other = _rational(left), _rational(right)
+    value, other = rational(left), rational(right)
     return value is not None and value == other
 
 
-def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
-    r"""The option of a multiple-choice question that `text` picks, upper case, or None if it picks none or is unclear.
-
-    The first that applies: the last ``\boxed{B}`` or ``<answer>B</answer>``; the last "answer is (B)" / "Answer: B" / Vietnamese
-    "dap an: B"; a text that starts with the letter alone ("B", "B.", "(B) because"); the only letter in parentheses. A capital inside a
-    sentence ("A dog ...") is no choice, nor is a small letter with a word behind it ("the answer is a bit ...").
-    """
-    group = f"([{letters.upper()}{letters.lower()}])"
-    marked = boxed(text) or _tagged(text)
-    if marked is not None and (match := re.fullmatch(rf"\(?{group}[.)]?", _normalise(marked))):
-        return match[1].upper()
-    small = rf"[{letters.lower()}](?=[*]{{0,3}}(?:[),:;*]|\.(?!\w)|\s*$|\s*\n))"
-    if matches := re.findall(rf"(?i:{_PICKS} ?(?:option |choice )?)[(*]{{0,3}}([{letters.upper()}]|{small})(?!\w)", text):
-        return str(matches[-1]).upper()
-    if match := re.match(rf"[(*]{{0,3}}{group}(?:[.):*]|\s*$)", text.lstrip()):
-        return match[1].upper()
-    bracketed = {letter.upper() for letter in re.findall(rf"\({group}\)", text)}
-    return bracketed.pop() if len(bracketed) == 1 else None
-
-
-def _tagged(text: str) -> str | None:
+def tagged(text: str) -> str | None:
     """What stands between the last <answer> and </answer>; of a sentence there, what it says the answer is."""
     found = _TAGGED.findall(text)
     inside = found[-1].strip() if found else ""
     return _after_phrase(inside) or inside or None
-
-
-def _after_hashes(text: str) -> str | None:
-    """The rest of the line after the last ``####``."""
-    _, mark, rest = text.rpartition("####")
-    return (rest.strip().split("\n", 1)[0].strip() or None) if mark else None
 
 
 def _after_phrase(text: str) -> str | None:
@@ -111,7 +78,7 @@ def _after_phrase(text: str) -> str | None:
             _SENTENCE_END.split(text[match.end() : limit].lstrip(), maxsplit=1)[0].strip().strip("*").strip().removesuffix(".").strip()
         )
         if sentence and not _COMMENT.match(sentence):
-            return sentence
+            return sentence.rstrip("!") or sentence
         comment = comment or sentence
     return comment or None
 
@@ -120,7 +87,7 @@ def _last_number(text: str) -> str | None:
     r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``. A minus between two numbers subtracts, it is no sign."""
     text = text.translate(_MINUS)
     last: re.Match[str] | None = None
-    for pattern in (_NUMBER, _FRACTION):
+    for pattern in (NUMBER, FRACTION):
         for match in pattern.finditer(text):
             if last is None or match.end() >= last.end():
                 last = match
@@ -131,7 +98,7 @@ def _last_number(text: str) -> str | None:
     return ("-" if signed else "") + last[0]
 
 
-def _normalise(answer: str) -> str:
+def normalised(answer: str) -> str:
     """The answer without the decoration that never changes its meaning; text is case-folded."""
     text = answer.translate(_MINUS).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
     text = _WRAPPER.sub(r"\1", text).replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "")
@@ -140,7 +107,7 @@ def _normalise(answer: str) -> str:
     return text[1] if re.fullmatch(r"\([a-z]\)", text) else text
 
 
-def _rational(text: str) -> Fraction | None:
+def rational(text: str) -> Fraction | None:
     r"""The exact value of a decimal, ``a/b`` or ``\frac{a}{b}``; None if `text` is not a number."""
     sign = 1
     if match := re.fullmatch(r"([+-]?)\\frac(?:\{([^{}]*)\}\{([^{}]*)\}|(\d)(\d))", text):
@@ -161,14 +128,3 @@ def _decimal(text: str) -> Fraction | None:
     whole, fraction, exponent = (match[2] or "").replace(",", ""), match[3] or "", int(match[4] or 0)
     value = Fraction(int(whole + fraction)) * Fraction(10) ** (exponent - len(fraction))
     return -value if match[1] == "-" else value
-
-
-def as_number(answer: str) -> float | None:
-    r"""The value of an answer that is a number (``1,234``, ``1/2``, ``\frac{1}{2}``, ``$5``), infinite if too large; None if it is none."""
-    value = _rational(_normalise(answer))
-    if value is None:
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf

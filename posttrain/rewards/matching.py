@@ -7,8 +7,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from posttrain.rewards.answers import as_number, choice_letter, final_answer, gives, same_answer
+from posttrain.rewards.agreement import amount, divided, gives, one_unit
+from posttrain.rewards.answers import final_answer, same_answer
 from posttrain.rewards.base import Reward, Unscored
+from posttrain.rewards.choices import choice_letter
 from posttrain.types import Sample
 
 NO_ANSWER = "no expected answer: the data has none"
@@ -53,7 +55,7 @@ class ExactMatch(Matching):
 
 
 class Numeric(Matching):
-    """The final answer is a number near the expected one: |a - b| <= max(absolute, relative * |b|)."""
+    """The final answer is a number near the expected one: |a - b| <= max(absolute, relative * |b|), with no other unit than that."""
 
     def __init__(self, *, absolute: float = 0.0, relative: float = 1e-6, **common: Any) -> None:
         super().__init__(**common)
@@ -63,21 +65,23 @@ class Numeric(Matching):
         """As `Matching`; Unscored too where the expected answer is no number."""
         return [
             Unscored("the expected answer is no number: " + sample.answer[:80])
-            if sample.answer is not None and as_number(final_of(sample.answer)) is None
+            if sample.answer is not None and amount(final_of(sample.answer)) is None
             else self._value(sample.completion, sample.answer)
             for sample in samples
         ]
 
     def matches(self, completion: str, answer: str) -> bool:
         """See the class."""
-        found, expected = as_number(final_answer(completion) or ""), as_number(final_of(answer))
-        if found is None or expected is None or not math.isfinite(found):
+        said, meant = final_answer(completion) or "", final_of(answer)
+        given, wanted = amount(said), amount(meant)
+        if given is None or wanted is None or not one_unit(given, wanted) or not divided(said, meant):
             return False
-        return abs(found - expected) <= max(self.absolute, self.relative * abs(expected))
+        found, expected = given.number, wanted.number
+        return math.isfinite(found) and abs(found - expected) <= max(self.absolute, self.relative * abs(expected))
 
 
 class Choice(Matching):
-    """The option that the completion picks (see `answers.choice_letter`) is the expected letter."""
+    """The option that the completion picks (see `choices.choice_letter`) is the expected letter."""
 
     def __init__(self, *, letters: str = "ABCDE", **common: Any) -> None:
         super().__init__(**common)

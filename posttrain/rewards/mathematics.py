@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from posttrain.rewards.answers import as_number, final_answer, gives
+from posttrain.rewards.agreement import amount, gives
+from posttrain.rewards.answers import final_answer
 from posttrain.rewards.base import Isolated, Unscored
+from posttrain.rewards.forms import brackets, in_value_form
 from posttrain.rewards.matching import NO_ANSWER, final_of
 from posttrain.types import Sample
 
@@ -24,9 +26,10 @@ class Math(Isolated):
     r"""Whether the final answer equals the expected one: `1/2 = 0.5 = \frac12`, `1,234 = 1234`, `x+1 = 1+x`, `{1,2} = {2,1}`.
 
     The final answer: the last closed box, what stands in <answer> tags, what follows ####, what follows "answer is", the last number
-    (`answers.final_answer`). It, or the whole text, is compared exactly first (`answers.same_answer`); where that says no, math-verify
-    decides, unless both are numbers, the expected answer is plain words, or the two differ in a subscript (`12_5`: the base of a number)
-    or a unit, which it does not look at. An answer it cannot read is wrong, one on which it takes too long or crashes is not scored.
+    (`answers.final_answer`). It, or the whole text, is compared exactly first (`agreement.gives`); where that says no, math-verify
+    decides, unless both are numbers, the expected answer is plain words, or the two differ in a subscript (`12_5`: the base of a number),
+    a unit or the brackets of a list, which it does not look at. An expression that is left to carry out is wrong: `47+35` for 82
+    (`forms.in_value_form`). An answer it cannot read is wrong, one on which it takes too long or crashes is not scored.
 
     right: the value of an answer that matches. wrong: of one that does not. symbolic: whether math-verify is asked at all.
     """
@@ -67,10 +70,12 @@ class Math(Isolated):
 
 def decided(found: str, expected: str) -> bool:
     """Whether the exact comparison has the last word: of numbers, of words (letters would be variables), of very long answers, and where
-    subscripts or units differ."""
+    an operation is left to carry out, or subscripts, units or brackets differ."""
     if max(len(found), len(expected)) > LONGEST or not _FORMULA.search(expected):
         return True
-    if as_number(found) is not None and as_number(expected) is not None:
+    if amount(found) is not None and amount(expected) is not None:
+        return True
+    if not in_value_form(found, expected) or brackets(found) != brackets(expected):
         return True
     units = _unit(found), _unit(expected)
     return _subscripts(found) != _subscripts(expected) or (all(units) and units[0] != units[1])

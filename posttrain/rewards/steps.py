@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.rewards.answers import final_answer, same_answer
+from posttrain.rewards.agreement import agrees
+from posttrain.rewards.answers import final_answer
 from posttrain.rewards.base import Reward, Unscored
 from posttrain.rewards.matching import NO_ANSWER, final_of
 from posttrain.types import Sample
@@ -38,7 +39,7 @@ class Trajectory(Reward):
         reached = share_reached(split_steps(sample.completion, self.separator), expected) if expected else None
         if sample.answer is None:
             return reached or 0.0
-        outcome = float(same_answer(final_answer(sample.completion) or "", final_of(sample.answer)))
+        outcome = float(agrees(final_answer(sample.completion) or "", final_of(sample.answer)))
         return outcome if reached is None else (1 - self.step_weight) * outcome + self.step_weight * reached
 
 
@@ -52,7 +53,7 @@ def share_reached(steps: Sequence[str], expected: Sequence[str]) -> float:
     values = [final_answer(step) or "" for step in steps]
     start = reached = 0
     for wanted in expected:
-        found = next((place for place in range(start, len(values)) if same_answer(values[place], wanted)), None)
+        found = next((place for place in range(start, len(values)) if agrees(values[place], wanted)), None)
         if found is not None:
             start, reached = found + 1, reached + 1
     return reached / len(expected)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.rewards.answers import final_answer, same_answer
+from posttrain.rewards.agreement import agrees
+from posttrain.rewards.answers import final_answer
 from posttrain.rewards.base import Reward
 from posttrain.rewards.matching import final_of
 from posttrain.rewards.wording import ALTERNATIVES, DISRESPECT, GUIDING, REFUSING, UNSAFE, mentions, words
@@ -89,7 +90,7 @@ class Teacher(Reward):
     def _correctness(self, sample: Sample) -> float:
         if sample.answer is None:
             return 1.0
-        right = same_answer(final_answer(sample.completion) or "", final_of(sample.answer))
+        right = agrees(final_answer(sample.completion) or "", final_of(sample.answer))
         return float(right or not (sample.meta.get("reveal") or _COMMITS.search(sample.completion)))
 
     def _guidance(self, sample: Sample) -> float:
@@ -119,4 +120,4 @@ def leaks(text: str, answer: str) -> bool:
     """Whether a text contains the answer, as a number or as words of its own."""
     number = re.escape(answer.strip())
     found = bool(number) and re.search(rf"(?<![\w.,]){number}(?![\w]|[.,]\d)", text, re.IGNORECASE) is not None
-    return found or same_answer(final_answer(text) or "", answer)
+    return found or agrees(final_answer(text) or "", answer)

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.rewards.answers import choice_letter, final_answer, gives, same_answer
+from posttrain.rewards.agreement import agrees, gives, same_value
+from posttrain.rewards.answers import final_answer, same_answer
+from posttrain.rewards.choices import choice_letter
+from posttrain.rewards.forms import brackets, in_value_form
 
 FOUND = [
     (r"so \boxed{\frac{1}{2}} ok", r"\frac{1}{2}"),
@@ -51,6 +54,10 @@ FOUND = [
     ("no idea", None),
     ("", None),
     ("####", None),
+    ("#### Step 1: add 2 and 3\nso we get 5", "5"),
+    ("#### Step 1: add\n2+3 is 5\n#### Step 2: finish\nThe answer is 5", "5"),
+    ("#### 72 clips\n\nI hope this helps", "72 clips"),
+    ("The answer is 42!", "42"),
     (r"\boxed{}", None),
 ]
 
@@ -120,6 +127,56 @@ def test_different(a: str, b: str) -> None:
     assert not same_answer(b, a)
 
 
+AGREE = [
+    ("18 dollars", "18"),
+    ("72 clips", "72"),
+    ("1,234 dollars", "1234"),
+    (r"42\text{ dollars}", "42"),
+    ("$18$ dollars", "18"),
+    ("approximately 42", "42"),
+    ("42, since 40+2=42", "42"),
+    ("42 (forty-two)", "42"),
+    ("that she has 18 eggs left", "18"),
+    ("-5 degrees", "-5"),
+    (r"\frac{1}{2} cup", "0.5"),
+    ("42", "42 dollars"),
+    ("18 dollar", "18 dollars in total"),
+    ("10 km/h", "10"),
+    ("5 m", "5 m"),
+    ("2/4", "1/2"),
+    ("4/2", "4/2"),
+]
+DISAGREE = [
+    ("5 cm", "5 m"),
+    ("5 or 6", "5"),
+    ("5 apples and 6 pears", "5"),
+    ("not 42", "42"),
+    ("at least 42", "42"),
+    ("42 million", "42"),
+    ("42 and a half", "42"),
+    ("42x", "42"),
+    ("42 x", "42"),
+    ("x = 42", "42"),
+    ("5!", "5"),
+    ("2 pi", "2"),
+    ("246/3", "82"),
+    (r"\frac{246}{3}", "82"),
+    ("18 clips", "18 dollars"),
+]
+
+
+@pytest.mark.parametrize(("found", "expected"), AGREE)
+def test_a_number_among_words_agrees(found: str, expected: str) -> None:
+    assert agrees(found, expected)
+    assert gives(rf"\boxed{{{found}}}", expected)
+
+
+@pytest.mark.parametrize(("found", "expected"), DISAGREE)
+def test_a_number_that_words_or_operations_change_does_not(found: str, expected: str) -> None:
+    assert not agrees(found, expected)
+    assert not gives(rf"\boxed{{{found}}}", expected)
+
+
 LETTERS = [
     ("B", "B"),
     ("b", "B"),
@@ -146,6 +203,36 @@ LETTERS = [
     ("answer: (d) since", "D"),
     ("Because", None),
     ("", None),
+    ("A) 3\nB) 4\n\nThe correct option is B.", "B"),
+    ("A. 12 is too small.\nB. 15 fits, so B is right.", "B"),
+    ("**A** is wrong. **B** is correct.", "B"),
+    ("(A) is wrong, (B) is right", "B"),
+    ("(A) is wrong, it is (B)", "B"),
+    ("Answer: A, B, C, D", None),
+    ("The answer is A or B", None),
+    ("The answer is (A) and (C).", None),
+    ("A is right and B is right", None),
+    ("A) 3\nB) 4", None),
+    ("Answer:\nB", "B"),
+    ("**Answer:**\n\nB", "B"),
+    ("The answer is:\n\nB", "B"),
+    ("<answer>B. Paris</answer>", "B"),
+    ("<answer>B) Paris</answer>", "B"),
+    (r"\boxed{B. Paris}", "B"),
+    (r"\boxed{B: Paris}", "B"),
+    (r"\boxed{A, B}", None),
+    (r"\boxed{A and B}", None),
+    ("<answer>A or B</answer>", None),
+    ("The answer is $B$.", "B"),
+    (r"The answer is \(B\).", "B"),
+    (r"The answer is \textbf{B}", "B"),
+    ("The correct option is B.", "B"),
+    ("I choose B.", "B"),
+    ("I'd go with (D).", "D"),
+    ("The correct answer is not A. The answer is B", "B"),
+    ("The answer is A, which rules out B", "A"),
+    ("B. Paris", "B"),
+    ("I choose a dog", None),
 ]
 
 
@@ -176,6 +263,9 @@ def test_nothing_raises_and_comparing_is_symmetric(a: str, b: str) -> None:
     assert found is None or found
     assert choice_letter(a) in {None, *"ABCDE"}
     assert same_answer(a, b) == same_answer(b, a)
+    assert same_value(a, b) == same_value(b, a)
+    assert in_value_form(a, b) in {True, False}
+    assert brackets(a) == brackets(a)
 
 
 @given(st.integers(), st.integers(min_value=0, max_value=10**6))
@@ -203,7 +293,39 @@ def _balanced(text: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "piece", ["\\boxed{", "}", "{", "1", "1,", " ", "answer is ", "#", "\\text{", "\\frac{", "(", "1e", "1/", "\\boxed ", "$", "**", "\\"]
+    "piece",
+    [
+        "A) ",
+        "A, ",
+        "A is ",
+        "(A) ",
+        "I choose ",
+        " or ",
+        "#### ab\n",
+        "5 ab ",
+        "=",
+        "!",
+        "|",
+        "\\cdot ",
+        "10^",
+        "\\boxed{",
+        "}",
+        "{",
+        "1",
+        "1,",
+        " ",
+        "answer is ",
+        "#",
+        "\\text{",
+        "\\frac{",
+        "(",
+        "1e",
+        "1/",
+        "\\boxed ",
+        "$",
+        "**",
+        "\\",
+    ],
 )
 def test_time_is_linear(piece: str) -> None:
     """A quadratic rule would take minutes on these 300,000 characters; ten times the usual time is allowed."""
@@ -211,5 +333,7 @@ def test_time_is_linear(piece: str) -> None:
     start = time.perf_counter()
     final_answer(text)
     same_answer(text, text + "1")
+    agrees(text, "5")
+    in_value_form(text[:30_000], "5"), brackets(text)
     choice_letter(text)
     assert time.perf_counter() - start < 5.0

@@ -25,6 +25,38 @@ DIFFERENT = [
     (r"\boxed{12_5}", "12_3"), (r"\boxed{12}", "12_3"), (r"\boxed{0.0000004}", "0.0000001"), (r"\boxed{0.0}", "0.0000001"), (r"\boxed{0.0000001}", "10^{-8}"),
     (r"\boxed{\frac{1}{20!}}", r"\frac{1}{21!}"), (r"\boxed{5\text{ m}}", r"5\text{ cm}"), ("2+3", "5"),
 ]  # fmt: skip
+VALUES = [
+    ("#### 82", "82"), (r"\boxed{2^{10}}", "2^{10}"), (r"\boxed{2\sqrt{3}}", r"\sqrt{12}"), (r"\boxed{2\cdot\sqrt{3}}", r"2\sqrt{3}"),
+    (r"\boxed{2\pi}", r"2\pi"), (r"\boxed{\pi \cdot 2}", r"2\pi"), (r"\boxed{3\times 10^{8}}", "300000000"), (r"\boxed{50\%}", "50"),
+    (r"\boxed{47+35=82}", "82"), (r"\boxed{-\frac{1}{2}}", "-0.5"), (r"\boxed{1+\sqrt{2}}", r"\sqrt{2}+1"),
+    (r"\boxed{\frac{3}{2}+\frac{\sqrt{5}}{2}}", r"\frac{3+\sqrt5}{2}"), (r"\boxed{x=5}", "5"), (r"\boxed{3+2i}", "2i+3"),
+    (r"\boxed{x^2+2x+1}", "(x+1)^2"), (r"\boxed{\frac{\pi}{4}}", r"\frac{1}{4}\pi"), (r"\boxed{90^\circ}", "90"),
+    (r"\boxed{\{3,2\}}", r"\{2,3\}"), (r"\boxed{(0,1)}", "(0,1)"), (r"\boxed{[0, 1/2)}", r"[0,\frac{1}{2})"),
+    (r"\boxed{(-\infty,0)\cup(1,\infty)}", r"(-\infty, 0) \cup (1, \infty)"), (r"\boxed{\left(\frac12, 3\right)}", "(0.5,3)"),
+    (r"\boxed{e^2}", "e^2"), (r"\boxed{\ln 2}", r"\ln 2"), (r"\boxed{\frac{\ln 8}{3}}", r"\ln 2"), ("The answer is 18 dollars.", "18"),
+    ("#### 72 clips", "72"), ("The answer is 3 eggs", "3"), ("The answer is 624 pages.", "624"), ("The answer is 1,234 dollars", "1234"),
+    ("#### 72 clips\n\nI hope this helps", "72"), (r"\boxed{42 dollars}", "42"), (r"\boxed{42\text{ dollars}}", "42"),
+    ("The answer is 42!", "42"), ("The answer is approximately 42.", "42"), ("The answer is 42, since 40+2=42.", "42"),
+    ("The answer is 42 (forty-two)", "42"), (r"\boxed{42}", "42 dollars"), ("The answer is that she has 18 eggs left.", "18"),
+    ("The answer is -5 degrees", "-5"), ("The answer is $18$ dollars", "18"), (r"The answer is \frac{1}{2} cup", "1/2"),
+    ("The answer is 5 cm", "5 cm"), ("The answer is 10 hours", "10"), ("The answer is 10 km/h", "10"),
+    ("The answer is 42, because it is.", "42"), ("The answer is 50 percent", "50"), ("The answer is 5 m.", "5"),
+    ("#### Step 1: add 2 and 3\nso we get 5", "5"), ("#### Step 1: add\n2+3 is 5\n#### Step 2: finish\nThe answer is 5", "5"),
+]  # fmt: skip
+LEFT_UNDONE = [
+    ("#### 47+35", "82"), (r"\boxed{123*456}", "56088"), ("#### 24*60*60", "86400"), ("<answer>(44 + 19) * 35</answer>", "2205"),
+    (r"\boxed{\binom{10}{3}}", "120"), (r"\boxed{\gcd(12,18)}", "6"), (r"\boxed{17 \mod 5}", "2"), (r"\boxed{\max(3,5)}", "5"),
+    (r"\boxed{\frac{d}{dx}x^2}", "2x"), (r"\boxed{2^{10}}", "1024"), (r"\boxed{\sqrt{16}}", "4"), (r"\boxed{246/3}", "82"),
+    ("246/3", "82"), (r"\boxed{\frac{246}{3}}", "82"), (r"\boxed{5!}", "120"), ("The answer is 5!", "120"), (r"\boxed{12 \cdot 3}", "36"),
+    (r"\boxed{5}{}\boxed{3(4)}", "12"), (r"\boxed{\sin 30^\circ}", r"\frac12"), (r"\boxed{(0,1)}", r"\{0,1\}"),
+    (r"\boxed{(2,3)}", r"\{2,3\}"), (r"\boxed{(3,2)}", r"\{2,3\}"), (r"\boxed{[0,1]}", "(0,1)"), (r"\boxed{(0,1]}", "(0,1)"),
+    (r"\boxed{\{0,1\}}", "(0,1)"), (r"\boxed{\int_0^1 2x dx}", "1"), (r"\boxed{(47+35, 3)}", "(82,3)"), (r"\boxed{5!}", "5"),
+    ("The answer is 5 or 6", "5"), ("The answer is not 42", "42"), ("The answer is 42 million", "42"), ("The answer is 42x", "42"),
+    ("The answer is 5 cm", "5 m"), ("The answer is 5 apples and 6 pears", "5"), ("The answer is x = 5 + 1", "5"),
+    ("The answer is at least 42", "42"), ("The answer is 42 and a half", "42"), (r"\boxed{7-3}", "4"),
+    (r"\boxed{\frac{1}{2}+\frac{1}{3}}", r"\frac{5}{6}"), (r"\boxed{1/2+1/3}", "5/6"), (r"\boxed{\sqrt{2}\cdot\sqrt{3}}", r"\sqrt{6}"),
+    (r"\boxed{\log_2 8}", "3"), (r"\boxed{|-5|}", "5"),
+]  # fmt: skip
 MONSTERS = [
     "{" * 3000 + "}" * 3000, "2^{2^{2^{99}}}", "10**10**10", "10^{10^{10}}", "99999999!", "9!!!!!!!", r"\frac{1}{" * 200 + "2" + "}" * 200,
     r"\sqrt{" * 300 + "2" + "}" * 300, r"\int_0^\infty e^{x^{x^x}}dx", r"\sum_{n=1}^{99999999} n!", r"\prod_{n=1}^{10^9} n^n", "(" * 2000, "x" * 50000,
@@ -51,6 +83,14 @@ def test_what_is_the_same() -> None:
     assert built("math", right=2.0, wrong=-1.0).measure([sample("5"), sample("4")]) == [2.0, -1.0]
     assert built("math", symbolic=False).measure([sample(r"\boxed{x+1}", "1+x")]) == [0.0]
     assert component.measure([sample("5", None)])[0].reason.startswith("no expected answer")
+
+
+def test_values_count_whatever_the_words_and_expressions_left_to_carry_out_do_not() -> None:
+    component = built("math")
+    right = component.measure([sample(text, answer) for text, answer in VALUES])
+    wrong = component.measure([sample(text, answer) for text, answer in LEFT_UNDONE])
+    assert [case for case, value in zip(VALUES, right, strict=True) if value != 1.0] == []
+    assert [case for case, value in zip(LEFT_UNDONE, wrong, strict=True) if value != 0.0] == []
 
 
 @pytest.mark.slow

@@ -11,10 +11,9 @@ from posttrain.data.boxed import boxed
 from posttrain.data.formats.fields import conversation, filled, meta_of, text_of, turn
 from posttrain.data.formats.messages import below_system, tools_of
 from posttrain.data.formats.registry import RowError, register
+from posttrain.data.hashes import after_hashes
 from posttrain.types import Example
 
-_HASHES = re.compile("#{4,}")
-_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")  # no command of LaTeX
 OWN = ("question", "answer", "context", "options")
 
 
@@ -69,11 +68,4 @@ def convert_deepmath(row: Mapping[str, Any], *, solution: Literal[1, 2, 3] = 1, 
 
 def final_answer(text: str) -> str | None:
     r"""What follows the last ``####`` that is no heading of Markdown, on its line; else the content of the last ``\boxed{}``."""
-    for mark in reversed(list(_HASHES.finditer(text))):
-        said, _, more = text[mark.end() :].strip().partition("\n")
-        before = text[: mark.start()].rpartition("\n")[2]
-        if not said:
-            break
-        if before.strip() or not more.strip() or not _WORD.search(said):
-            return said.strip()
-    return boxed(text)
+    return after_hashes(text) or boxed(text)
