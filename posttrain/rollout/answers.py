@@ -18,10 +18,12 @@ STOPPED, CUT = 1, 2
 class Answers:
     """S answers of at most `limit` tokens; answers to one request follow each other, in the order of the requests.
 
+    steered: whether to keep log-probabilities of the distribution that is drawn from besides.
+
     Raises DataError for a prompt without tokens.
     """
 
-    def __init__(self, requests: Sequence[Request], limit: int, stops: Stops) -> None:
+    def __init__(self, requests: Sequence[Request], limit: int, stops: Stops, *, steered: bool = False) -> None:
         refuse_empty([request.prompt for request in requests])
         self.requests, self.limit, self.stops = requests, limit, stops
         self.first = np.cumsum([0, *(request.samples for request in requests)])
@@ -30,6 +32,7 @@ class Answers:
         self.keys = np.concatenate(keys) if keys else np.zeros(0, np.uint64)
         self.tokens = np.empty((total, limit), np.int32)  # memory that is not written to is not taken
         self.logps = np.empty((total, limit), np.float32)
+        self.drawn = np.empty((total, limit), np.float32) if steered else None
         self.counts = np.zeros(total, np.int64)
         self.ends = np.zeros(total, np.int8)
 
@@ -41,8 +44,8 @@ class Answers:
         """The random number of the next token of each row, float64 [B]."""
         return uniforms(self.keys[rows], self.counts[rows])
 
-    def add(self, rows: np.ndarray, tokens: np.ndarray, logps: np.ndarray) -> np.ndarray:
-        """Put one token behind each of the answers `rows` [B]; returns which go on, bool [B].
+    def add(self, rows: np.ndarray, tokens: np.ndarray, logps: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Put one token behind each of the answers `rows` [B]; returns which go on, bool [B]. logps, drawn: see Completion.
 
         Raises FloatingPointError where a log-probability is no number.
         """
@@ -50,6 +53,8 @@ class Answers:
             raise FloatingPointError("the model's logits are not finite, so nothing can be sampled")
         self.tokens[rows, self.counts[rows]] = tokens
         self.logps[rows, self.counts[rows]] = logps
+        if self.drawn is not None:
+            self.drawn[rows, self.counts[rows]] = drawn
         self.counts[rows] += 1
         stopped = self.stops.reached(tokens, self.tokens, rows, self.counts[rows])
         ends = np.where(stopped, STOPPED, np.where(self.counts[rows] == self.limit, CUT, 0))
@@ -63,4 +68,5 @@ class Answers:
     def _completion(self, row: int) -> Completion:
         count = self.counts[row]
         finish = "stop" if self.ends[row] == STOPPED else "length"
-        return Completion(self.tokens[row, :count].copy(), self.logps[row, :count].copy(), finish)  # type: ignore[arg-type]
+        drawn = None if self.drawn is None else self.drawn[row, :count].copy()
+        return Completion(self.tokens[row, :count].copy(), self.logps[row, :count].copy(), finish, drawn)  # type: ignore[arg-type]

@@ -49,6 +49,12 @@ class Sampling:
         """Whether tokens seen before matter."""
         return self.repetition_penalty != 1.0
 
+    @property
+    def steers(self) -> bool:
+        """Whether tokens are drawn from another distribution than softmax(logits / temperature): truncated, or penalised."""
+        truncates = self.top_k is not None or self.top_p < 1.0 or self.min_p > 0.0
+        return self.temperature > 0 and (truncates or self.penalises)
+
 
 @dataclass(frozen=True)
 class Request:

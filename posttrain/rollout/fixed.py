@@ -89,7 +89,7 @@ class FixedStep:
         batch.tokens, batch.positions = batch.tokens.clone(), batch.positions.clone()
         self.used = torch.tensor([cohort.used for cohort in batch.cohorts], device=device)
         self.uniform = torch.empty(len(batch), dtype=torch.float64, device=device)
-        self.drawn = torch.empty(2, len(batch), dtype=torch.float64, device=device)
+        self.drawn = torch.empty(3, len(batch), dtype=torch.float64, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
 
@@ -98,7 +98,7 @@ class FixedStep:
         return self.of == shapes(batch)
 
     def __call__(self, uniform: np.ndarray) -> np.ndarray:
-        """uniform: float64 [B], a random number of each answer -> float64 [2, B], tokens and their log-probabilities."""
+        """uniform: float64 [B], a random number of each answer -> float64 [3, B], tokens and both their log-probabilities."""
         given = torch.from_numpy(uniform)
         self.uniform.copy_(given.pin_memory() if self.uniform.is_cuda else given, non_blocking=True)
         if self.calls == 1 and self.uniform.is_cuda:
@@ -120,8 +120,8 @@ class FixedStep:
         batch = self.batch
         hidden = FixedDecode(batch.cohorts, self.used)
         logits = self.logits(batch.tokens[:, None], batch.positions[:, None], hidden)
-        tokens, logps = sample(logits, self.uniform, self.sampling, batch.seen)
-        self.drawn.copy_(torch.stack([tokens.double(), logps.double()]))
+        tokens, *logps = sample(logits, self.uniform, self.sampling, batch.seen)
+        self.drawn.copy_(torch.stack([tokens.double(), *(part.double() for part in logps)]))
         batch.tokens.copy_(tokens)
         batch.positions.add_(1)
         self.used.add_(1)

@@ -55,7 +55,7 @@ class Decoder:
 
         Raises DataError for an empty prompt, FloatingPointError for logits that are not finite.
         """
-        answers = Answers(requests, self.sampling.max_new_tokens, self.stops)
+        answers = Answers(requests, self.sampling.max_new_tokens, self.stops, steered=self.sampling.steers)
         waiting = deque(sorted((i for i, r in enumerate(requests) if r.samples), key=lambda i: -len(requests[i].prompt)))
         live = Batch.empty(self.device)
         try:
@@ -127,7 +127,7 @@ class Decoder:
             batch.settle(answers.add(batch.rows[batch.alive], *_tokens_and_logps(drawn[:, batch.alive])))
 
     def _fixed_step(self, answers: Answers, batch: Batch) -> np.ndarray | None:
-        """Tokens and log-probabilities [2, B]; None, from then on, where the model's forward cannot be captured."""
+        """Tokens and log-probabilities [3, B]; None, from then on, where the model's forward cannot be captured."""
         if self.step is None or not self.step.fits(batch):
             self.step = FixedStep(batch, self._next_logits, self.sampling, self.pool)
         try:
@@ -149,8 +149,9 @@ class Decoder:
 
     def _draw(self, answers: Answers, batch: Batch, logits: Tensor) -> None:
         uniform = self._to_device(answers.uniforms(batch.rows))
-        tokens, logps = sample(logits, uniform, self.sampling, batch.seen)
-        drawn = torch.stack([tokens.double(), logps.double()]).cpu().numpy()  # the one time a step that the host waits for the device
+        tokens, *logps = sample(logits, uniform, self.sampling, batch.seen)
+        found = torch.stack([tokens.double(), *(part.double() for part in logps)])
+        drawn = found.cpu().numpy()  # the one time a step that the host waits for the device
         batch.advance(tokens, answers.add(batch.rows, *_tokens_and_logps(drawn)))
 
     def _cohort(self, requests: Sequence[Request]) -> Cohort:
@@ -182,8 +183,8 @@ class Decoder:
         return torch.from_numpy(array).to(self.device)
 
 
-def _tokens_and_logps(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return drawn[0].astype(np.int64), drawn[1].astype(np.float32)
+def _tokens_and_logps(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return drawn[0].astype(np.int64), drawn[1].astype(np.float32), drawn[2].astype(np.float32)
 
 
 def alike(lengths: Sequence[int]) -> list[slice]:

@@ -37,7 +37,7 @@ class TransformersGenerator(Generator):
     def generate(self, requests: Sequence[Request], *, sampling: Sampling | None = None) -> list[list[Completion]]:
         """See Generator. Raises DataError for an empty prompt, FloatingPointError for logits that are not finite."""
         asked = sampling or self.sampling
-        answers = Answers(requests, asked.max_new_tokens, self.stops(asked))
+        answers = Answers(requests, asked.max_new_tokens, self.stops(asked), steered=asked.steers)
         prompts = [request.prompt for request in requests for _ in range(request.samples)]
         with decoding_mode(self.policy.model), packed_linears(self.policy.model):
             for rows in batches([len(prompt) for prompt in prompts], asked.max_new_tokens, self.batch_tokens):
@@ -72,9 +72,10 @@ class _Draw(LogitsProcessor):
         if self.sampling.penalises:
             self._see(input_ids, scores)
         uniform = torch.from_numpy(self.answers.uniforms(self.rows)).to(scores.device)
-        tokens, logps = sample(scores.float(), uniform, self.sampling, self.seen)
-        drawn = torch.stack([tokens.double(), logps.double()]).cpu().numpy()[:, self.alive]
-        self.alive[self.alive] = self.answers.add(self.rows[self.alive], drawn[0].astype(np.int64), drawn[1].astype(np.float32))
+        tokens, *logps = sample(scores.float(), uniform, self.sampling, self.seen)
+        drawn = torch.stack([tokens.double(), *(part.double() for part in logps)]).cpu().numpy()[:, self.alive]
+        known = (part.astype(np.float32) for part in drawn[1:])
+        self.alive[self.alive] = self.answers.add(self.rows[self.alive], drawn[0].astype(np.int64), *known)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
     def _see(self, input_ids: Tensor, scores: Tensor) -> None:

@@ -156,7 +156,7 @@ Unit = tuple[int, ...]
 
 
 def parts_of(rollout: Rollout, max_tokens: int, units: Sequence[Sequence[Unit]] | None = None) -> list[Part]:
-    """The answers that the loss reads as trees of at most max_tokens tokens, with the sampler's log-probabilities as column `sampler`.
+    """The answers that the loss reads as trees of at most max_tokens tokens, with the sampler's log-probabilities as columns.
 
     units: of each group, the answers that are read together and must share a tree; an answer that a tree's units name twice is in it once.
     None: every kept answer is read by itself.
@@ -200,7 +200,10 @@ def _part(group: Group, number: int, units: Sequence[Unit]) -> Part:
     read = [answer for unit in units for answer in unit]
     answers = tuple(dict.fromkeys(read))
     some = [group.completions[answer] for answer in answers]
-    tree = answered(group.prompt, [completion.tokens for completion in some], {"sampler": [completion.logps for completion in some]})
+    columns = {"sampler": [completion.logps for completion in some]}
+    if all(completion.drawn is not None for completion in some):
+        columns["drawn"] = [completion.drawn for completion in some if completion.drawn is not None]
+    tree = answered(group.prompt, [completion.tokens for completion in some], columns)
     if len(read) > len(answers):
         ends = dict(zip(answers, tree.marks.tolist(), strict=True))
         tree = replace(tree, marks=np.array([ends[answer] for answer in read], np.int32), values=np.full(len(read), np.nan, np.float32))

@@ -17,11 +17,12 @@ from posttrain.rollout.base import Sampling
 BLOCK = 256  # tokens summed together; the cumulative sum runs over blocks, then within one
 
 
-def sample(logits: Tensor, uniform: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [B] and their log-probabilities float32 [B].
+def sample(logits: Tensor, uniform: Tensor, sampling: Sampling, seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens int64 [B], their log-probabilities float32 [B], and those under the distribution that was drawn from, float32 [B].
 
     logits: [B, V], at least float32; may be overwritten. uniform: float64 [B], in (0, 1). seen: bool [B, V], tokens that the repetition
-    penalty holds for; None without one. The log-probabilities are those of softmax(logits / temperature), before penalty and truncation.
+    penalty holds for; None without one. The first log-probabilities are those of softmax(logits / temperature), before penalty and
+    truncation; the last are the same where there is neither, and where the likeliest token is taken.
     """
     greedy = sampling.temperature == 0
     if not greedy and sampling.temperature != 1.0:
@@ -29,13 +30,15 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling, seen: Tensor | N
     steered = logits if seen is None else penalised(logits, seen, sampling.repetition_penalty)
     if greedy:
         tokens = steered.argmax(-1)
-        return tokens, _logps(logits, tokens)
-    if steered is logits and not _truncates(sampling):
-        return _draw_whole(logits, uniform)
+        logps = _logps(logits, tokens)
+        return tokens, logps, logps
+    if not sampling.steers:
+        tokens, logps = _draw_whole(logits, uniform)
+        return tokens, logps, logps
     values, index = candidates(steered, sampling)
     picked = invert(*_masses(values), uniform)
     tokens = picked if index is None else index.gather(1, picked[:, None])[:, 0]
-    return tokens, _logps(logits, tokens)
+    return tokens, _logps(logits, tokens), _logps(values, picked)
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -108,10 +111,6 @@ def _masses(logits: Tensor, top: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 def _logps(logits: Tensor, tokens: Tensor) -> Tensor:
     return (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).float()
-
-
-def _truncates(sampling: Sampling) -> bool:
-    return sampling.top_k is not None or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
 
 def _cumulative(x: Tensor) -> Tensor:

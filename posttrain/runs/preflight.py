@@ -25,7 +25,7 @@ from posttrain.methods.base import Method
 from posttrain.models.loading import base_where_adapted
 from posttrain.models.policy import causal_lm
 from posttrain.models.tokenizers import end_token_ids
-from posttrain.runs import float8_rules, machine
+from posttrain.runs import float8_rules, machine, online_doubts
 from posttrain.runs.planning.estimate import adapters_off_restore
 from posttrain.runs.planning.shapes import Weights
 from posttrain.runs.planning.states import States, states_of
@@ -158,6 +158,12 @@ def float8(subject: Subject) -> Iterator[Finding]:
     capability = torch.cuda.get_device_capability(subject.job.device)
     if capability < float8_rules.LEAST:
         yield Finding(float8_rules.too_old(torch.cuda.get_device_name(subject.job.device), ".".join(map(str, capability))), True)
+
+
+@check
+def own_answers(subject: Subject) -> Iterator[Finding]:
+    """Answers come from the policy that learns, and judges are models."""
+    yield from map(Finding, online_doubts.doubts(subject.job.config))
 
 
 @check

@@ -20,11 +20,13 @@ class Completion:
     tokens: int32 [L], as sampled, what ended it included (a stop token, the tokens of a stop string). logps: float32 [L], log-probability
     of each token under the model at the sampling temperature, before any truncation (top-k, top-p, min-p) or penalty: what the trainer
     computes. Greedy answers (temperature 0) have those of temperature 1. finish: stop, or length where max_new_tokens cut it off.
+    drawn: float32 [L], under the distribution that it was drawn from, where truncation or a penalty makes that another one; else None.
     """
 
     tokens: np.ndarray
     logps: np.ndarray
     finish: Literal["stop", "length"]
+    drawn: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

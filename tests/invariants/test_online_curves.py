@@ -53,6 +53,12 @@ def test_an_on_policy_step_has_ratio_one_and_no_mismatch(curve):
         assert row["mismatch/abs"] < 1e-5
 
 
+def test_truncated_sampling_is_seen_and_corrected(curve):
+    for row in curve(*GRPO, "rollout.top_k=20", "method.importance=truncate"):
+        assert row["mismatch/abs"] < 1e-5
+        assert row["off_policy/abs"] > 0.1
+
+
 def test_group_advantages_sum_to_zero_so_does_the_first_loss(curve):
     assert curve(*KINDS["fixed length"])[0]["loss"] == pytest.approx(0.0, abs=1e-6)
 

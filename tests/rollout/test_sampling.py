@@ -61,7 +61,7 @@ def test_draws_follow_the_probabilities(choice):
     logits, ids = logits_of(1), torch.tensor([[4, 9, 31]])
     seen = torch.zeros(1, 97, dtype=torch.bool).scatter_(1, ids, True) if sampling.penalises else None
     uniform = torch.from_numpy(uniforms(sample_keys(3, draws), np.zeros(draws, np.int64)))
-    tokens, logps = sample(logits.expand(draws, -1).clone(), uniform, sampling, None if seen is None else seen.expand(draws, -1))
+    tokens, logps, drawn = sample(logits.expand(draws, -1).clone(), uniform, sampling, None if seen is None else seen.expand(draws, -1))
     want = warped(logits, ids, sampling)[0].double().numpy()
     counts = np.bincount(tokens.numpy(), minlength=97)
     assert counts[want == 0].sum() == 0
@@ -72,6 +72,8 @@ def test_draws_follow_the_probabilities(choice):
         assert chisquare(found, expected / expected.sum() * found.sum()).pvalue > 1e-3
     plain = (logits / sampling.temperature).log_softmax(-1)[0]
     torch.testing.assert_close(logps, plain[tokens], rtol=1e-5, atol=1e-5)
+    if sampling.temperature:
+        torch.testing.assert_close(drawn.exp(), torch.from_numpy(want)[tokens].float(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_models_answers_have_its_probabilities():

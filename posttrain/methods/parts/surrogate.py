@@ -19,12 +19,15 @@ from posttrain.methods.parts.online import Online, column
 from posttrain.methods.parts.recipe import Recipe
 from posttrain.types import PolicyTokens, TokenStats, TokenTree
 
+MEASURES = ("mismatch/abs", "mismatch/kl", "mismatch/outside")
+
 
 class Surrogate(Online, ABC):
     """An online method with a loss on sampled tokens that carry advantages.
 
     loss: from posttrain.functional.policy. importance: from posttrain.functional.importance, corrects for a sampler whose
-    log-probabilities differ from the trainer's; None leaves them alone (the mismatch is logged). entropy_coef: of an entropy bonus,
+    log-probabilities differ from the trainer's, or that draws from a truncated or penalised distribution; None leaves them alone (the
+    mismatch is logged, and off_policy/* for that distribution). entropy_coef: of an entropy bonus,
     averaged as the loss is. Further keys: see `posttrain.methods.parts.online.Online`.
     """
 
@@ -85,10 +88,16 @@ class Surrogate(Online, ABC):
         return loss, metrics
 
     def _corrected(self, tree: TokenTree, tokens: PolicyTokens) -> tuple[PolicyTokens, dict[str, Tensor]]:
-        """The tokens with the correction for the sampler's own log-probabilities, and the raw mismatch as parts of the step's means."""
+        """The tokens with the correction for the distribution that was drawn from, and the raw mismatch as parts of the step's means.
+
+        mismatch/*: to the sampler's log-probabilities before truncation and penalties. off_policy/*: to those after them, if there are any.
+        """
         compare = self.importance or partial(correction, most=None)
         weights, sums = compare(tokens.old, column(tree, "sampler"), tokens.sequence, len(tokens.lengths))
-        parts = {name: sums[name] / tokens.step_tokens for name in ("mismatch/abs", "mismatch/kl", "mismatch/outside")}
+        parts = {name: sums[name] / tokens.step_tokens for name in MEASURES}
+        if "drawn" in tree.columns:
+            weights, sums = compare(tokens.old, column(tree, "drawn"), tokens.sequence, len(tokens.lengths))
+            parts |= {name.replace("mismatch", "off_policy"): sums[name] / tokens.step_tokens for name in MEASURES}
         return tokens if self.importance is None else replace(tokens, correction=weights), parts
 
     def after_step(self, sums: Mapping[str, float]) -> None:
