@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,6 +47,8 @@ class Code(Reward):
             return list(pool.map(self._value, samples))
 
     def _value(self, sample: Sample) -> float:
+        if not is_python(sample):
+            return Unscored(f"tests in another language than Python: {sample.meta['language']}")
         outcome = self.judge(sample)
         if outcome is None:
             return Unscored("no tests")
@@ -61,19 +64,30 @@ class Code(Reward):
         return self.partial * outcome.passed / outcome.total if outcome.passed else self.fail
 
     def judge(self, sample: Sample) -> Outcome | None:
-        """What became of the tests of one answer; None if there are none."""
+        """What became of the tests of one answer; None if there are none, or not in Python."""
         meta = sample.meta
-        if (meta.get("language") or "python") != "python":
+        if not is_python(sample):
             return None
         if meta.get("test") and meta.get("entry_point"):
             return self._check(sample.completion, str(meta["test"]), str(meta["entry_point"]), str(meta.get("prompt") or ""))
-        tests = [*(meta.get("tests") or ()), *((meta.get("challenge_tests") or ()) if self.use_challenge_tests else ())]
+        tests = [*listed(meta.get("tests")), *(listed(meta.get("challenge_tests")) if self.use_challenge_tests else ())]
         if not tests:
             return None
         code = program_of(sample.completion, tested_names(tests))
-        return run_tests(code, setup=str(meta.get("setup") or ""), tests=[str(test) for test in tests], limits=self.limits)
+        return run_tests(code, setup=str(meta.get("setup") or ""), tests=tests, limits=self.limits)
 
     def _check(self, answer: str, test: str, entry_point: str, prompt: str) -> Outcome:
         code = program_of(answer, (entry_point,))
         program = code if defines(code, entry_point) else prompt + code  # an answer may also continue the prompt
         return run_check(program, test, entry_point, self.limits, setup=prompt)
+
+
+def is_python(sample: Sample) -> bool:
+    """Whether a task's tests are in Python: it says so (`Python`, `python3`, `py`), or names no language."""
+    language = str(sample.meta.get("language") or "python").strip().casefold()
+    return re.fullmatch(r"(?:python|py)[ -]?(?:3(?:\.\d+)?)?", language) is not None
+
+
+def listed(tests: Any) -> list[str]:
+    """A task's tests, each as text; a text alone is one test."""
+    return [tests] if isinstance(tests, str) and tests.strip() else [str(test) for test in tests or ()]

@@ -97,3 +97,16 @@ def test_the_config_states_the_defaults() -> None:
     assert config.pop("_target_") == "posttrain.rewards.code.Code"
     stated, default = Code(**config), Code()
     assert vars(stated) == vars(default)
+
+
+@pytest.mark.parametrize("language", ["Python", "python3", "py", "Python 3", ""])
+def test_pythons_names_are_known_and_a_text_is_one_test(language: str) -> None:
+    meta = {"tests": "assert add(1, 2) == 3", "language": language}
+    reward = Code()
+    assert reward.measure([sample(block("def add(a, b):\n    return a + b"), meta)]) == [1.0]
+
+
+def test_another_language_is_told_as_the_reason() -> None:
+    (value,) = Code().measure([sample("x", {"tests": ["assert 1"], "language": "Rust"})])
+    assert math.isnan(value)
+    assert getattr(value, "reason", "") == "tests in another language than Python: Rust"
