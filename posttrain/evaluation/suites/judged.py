@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from posttrain.rewards.backends.base import Backend
 from posttrain.rewards.base import Unscored
 from posttrain.rewards.judge import CRITERIA, Comparisons, Verdict, agreed
 from posttrain.types import Sample
+
+log = logging.getLogger(__name__)
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -78,6 +81,8 @@ def judged(
     """
     from posttrain.runs.against import opponent, opponent_folder
 
+    if backend.stand_in:
+        log.warning("no model judges: a stand-in rule does (%s). Name a judge: backend=openai or local, with its model", backend.stand_in)
     asked = asking(
         tokenizer, data=data, limit=limit, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, format=format, system=system
     )

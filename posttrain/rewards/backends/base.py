@@ -38,6 +38,11 @@ class Backend(ABC):
         """A reply to each, in order. Raises nothing that one question is to blame for."""
 
     @property
+    def stand_in(self) -> str:
+        """The rule, in words, that decides in place of a model's opinion; empty where a model judges."""
+        return ""
+
+    @property
     def operations(self) -> float:
         """Floating-point operations of a model in this process so far; what another machine computes is not known."""
         return 0.0

@@ -29,6 +29,11 @@ class Scripted(Backend):
             raise ConfigError(Problem("reward.judge.backend.text", message))
         self.prefer, self.text = prefer, text
 
+    @property
+    def stand_in(self) -> str:
+        """See `Backend`."""
+        return f"an answer that contains {self.text!r} wins" if self.text else f"the {self.prefer} answer wins"
+
     def ask(self, questions: Sequence[Question]) -> list[str | Silence]:
         """As a model would write it: `Rating: [[7]]`, or the question's verdict."""
         return [self._rate(*question.answers) if len(question.answers) == 1 else self._compare(question) for question in questions]
