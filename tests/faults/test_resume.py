@@ -187,7 +187,8 @@ def test_other_data_in_the_same_file_is_refused(tmp_path):
     assert load_config(folder)["max_steps"] == 2  # nothing was written
     asked = {**load_config(folder), "max_steps": 4}
     data.write_text("\n".join(rows[0]))
-    assert not is_finished(asked)  # of the four steps two were made
+    with pytest.raises(ConfigError, match="max_steps: the run in output_dir has 2, this command 4"):
+        is_finished(asked)  # of the four steps two were made
     assert "is finished (2 steps)" in attempt(2)[0]
     config = load_config(folder)
     assert config["max_steps"] == 2
