@@ -74,8 +74,8 @@ class PolicyModel(nn.Module):
         output = self.causal_lm.get_output_embeddings()
         assert isinstance(output, nn.Module)
         head = self.head if temperature == 1.0 else replace(self.head, temperature=self.head.temperature * temperature)
-        bias = output.bias if isinstance(output, nn.Linear) else None
-        return token_stats(hidden[tree.source], dense_head(output), tree.target, bias, head=head, slopes=slopes, **asked)
+        weight, bias = dense_head(output), head_bias(output)
+        return token_stats(hidden[tree.source], weight, tree.target, bias, head=head, slopes=slopes, **asked)
 
     def hidden(self, tree: TokenTree, *, noise: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Final hidden states [T, H] of a tree, and the auxiliary loss."""
@@ -152,22 +152,57 @@ def _leaf_names(model: nn.Module) -> set[str]:
     return {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
 
 
+def head_in_use(output: nn.Module) -> nn.Module:
+    """The head that computes now: of one that is trained in full beside its base, the copy, or the base while adapters are off."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(output, ModulesToSaveWrapper):
+        return output
+    chosen = output.original_module if output.disable_adapters else output.modules_to_save[output.active_adapters[0]]
+    assert isinstance(chosen, nn.Module)
+    return head_in_use(chosen)
+
+
 def dense_head(output: nn.Module) -> Tensor:
-    """The head's weight [V, H]; adapters on the head are folded in, differentiably."""
+    """The weight [V, H] of the head in use; adapters on it are folded in, differentiably.
+
+    Adapters' dropout cannot be folded in: `peft.checked_targets` refuses it there.
+    """
     if isinstance(output, nn.Linear):
         return output.weight
     from peft.tuners.lora import LoraLayer
-    from peft.utils.other import ModulesToSaveWrapper
 
-    if isinstance(output, ModulesToSaveWrapper):
-        return dense_head(output.modules_to_save[output.active_adapters[0]])
-    if isinstance(output, LoraLayer):
-        base = output.get_base_layer().weight
-        assert isinstance(base, Tensor)
-        if output.disable_adapters:
-            return base
-        deltas: list[Tensor] = [output.get_delta_weight(name) for name in output.active_adapters]  # type: ignore[operator]
-        return base + torch.stack(deltas).sum(0)
-    weight = output.weight
+    output = head_in_use(output)
+    if not isinstance(output, LoraLayer):
+        assert isinstance(output.weight, Tensor)
+        return output.weight
+    weight = output.get_base_layer().weight
     assert isinstance(weight, Tensor)
+    if output.disable_adapters:
+        return weight
+    deltas: list[Tensor] = [output.get_delta_weight(name) for name in output.active_adapters]  # type: ignore[operator]
+    weight = weight + torch.stack(deltas).sum(0)
+    for name in output.active_adapters:
+        if name in output.lora_magnitude_vector:
+            magnitude = output.lora_magnitude_vector[name].weight
+            assert isinstance(magnitude, Tensor)
+            weight = weight * _dora_scale(magnitude, weight)
     return weight
+
+
+def head_bias(output: nn.Module) -> Tensor | None:
+    """The bias [V] of the head in use, None without one. Adapters leave it as it is."""
+    if isinstance(output, nn.Linear):
+        return output.bias
+    from peft.tuners.lora import LoraLayer
+
+    output = head_in_use(output)
+    base = output.get_base_layer() if isinstance(output, LoraLayer) else output
+    bias = base.bias if isinstance(base, nn.Linear) else None
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
+
+
+def _dora_scale(magnitude: Tensor, adapted: Tensor) -> Tensor:
+    """[V, 1]: DoRA's magnitude over the norm of each row, which counts as a constant (arXiv:2402.09353, section 4.3)."""
+    return (magnitude / torch.linalg.norm(adapted.detach(), dim=1))[:, None]

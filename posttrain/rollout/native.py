@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.functional.head import compute_dtype, finished_logits, head_logits
 from posttrain.models.decoding import decoding_mode
 from posttrain.models.packed import Product, packed_linears, packed_product
-from posttrain.models.policy import PolicyModel, dense_head
+from posttrain.models.policy import PolicyModel, dense_head, head_bias
 from posttrain.rollout import attention
 from posttrain.rollout.answers import Answers
 from posttrain.rollout.base import Generator, Request, Sampling
@@ -173,7 +173,7 @@ class Decoder:
     def _projection(self, dtype: torch.dtype) -> Product:
         """The head in a type, packed where it can be."""
         output: Any = self.policy.causal_lm.get_output_embeddings()
-        weight, bias = dense_head(output).to(dtype), output.bias if isinstance(output, nn.Linear) else None
+        weight, bias = dense_head(output).to(dtype), head_bias(output)
         product = packed_product(weight)
         if product is None:
             return lambda hidden: head_logits(hidden.to(dtype), weight, bias, self.head)

@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain.errors import DataError, Problem, UserError
 from posttrain.runs import (
+    adapter_rules,
     context_rules,
     float8_rules,
     machine_rules,
@@ -249,6 +250,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(budget_is_one, ("budget",)),
     Rule(schedule_fits_budget, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
+    Rule(adapter_rules.adapters_are_possible, ("model.peft",)),
     Rule(rewards_are_in_range, ("reward",)),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),

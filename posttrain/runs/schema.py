@@ -24,7 +24,7 @@ class KeysOf:
     name: str
 
 
-Adapter = Annotated[dict[str, Any] | None, KeysOf("posttrain.models.peft.PeftOptions")]
+Adapter = Annotated[dict[str, Any] | None, KeysOf("posttrain.models.peft_options.PeftOptions")]
 
 
 class Group(BaseModel):
@@ -78,7 +78,7 @@ class Model(Group):
     compile: bool = False
     float8: Literal["tensorwise", "rowwise"] | None = Field(None, description="scales of 8-bit matrix products in the blocks; null = none")
     architecture: dict[str, Any] | None = Field(None, description="keys of the transformers config, used with weights=random")
-    peft: Annotated[dict[str, Any] | None, KeysOf("posttrain.models.peft.PeftOptions")] = Field(
+    peft: Annotated[dict[str, Any] | None, KeysOf("posttrain.models.peft_options.PeftOptions")] = Field(
         None, description="adapter; null = train all weights"
     )
 

@@ -47,6 +47,7 @@ CASES = {
         ["hardware=2xcpu_fsdp", "hardware.context_parallel=2", "hardware.tensor_parallel=2"],
         ["not known to be cut right at the same time"],
     ),
+    "adapters on nothing": (["model/peft=lora", "model.peft.targets=[]"], ["model.peft.targets: nothing would have adapters"]),
     "quantised and sharded": (["hardware=2xcpu_fsdp", "model/peft=qlora"], ["nf4 are packed", "hardware.strategy=ddp"]),
     "8-bit moments and sharded": (["hardware=2xcpu_fsdp", "optimizer=adamw_8bit"], ["in blocks of whole weights", "optimizer=adamw"]),
     "offload without shards": (["hardware=2xcpu", "hardware.offload=true"], ["does not say that there are any", "fsdp2"]),
@@ -86,12 +87,42 @@ CASES = {
 }
 
 
+SEVERAL = {
+    "adapters that train nothing": (
+        ["model/peft=qlora_int8", "model.peft.r=0", "model.peft.alpha=0", "model.peft.dropout=-0.5", "model.peft.outlier_threshold=-3"],
+        [
+            "model.peft.r: expected a number at least 1, got 0",
+            "model.peft.alpha: expected a number above 0",
+            "model.peft.dropout: expected a number at least 0 and below 1, got -0.5",
+            "model.peft.outlier_threshold: expected a number at least 0",
+        ],
+    ),
+    "keys of a quantisation that is not there": (
+        ["model/peft=qlora_int8", "model.peft.compute_dtype=float32", "model.peft.double_quantise=false"],
+        ["model.peft.compute_dtype: has no effect with quantise=int8: it belongs to nf4", "model.peft.double_quantise"],
+    ),
+    "adapters on what is no matrix": (
+        ["model/peft=lora", "model.peft.targets=[mlp,norm,q_proj]", "model.peft.modules_to_save=[self_attn]"],
+        [
+            "'mlp' (Qwen3MLP) cannot have adapters: it has no matrix of its own (name what is inside: down_proj, gate_proj, up_proj)",
+            "'norm' (Qwen3RMSNorm) cannot have adapters",
+            "'q_proj' is also trained in full, by modules_to_save",
+        ],
+    ),
+}
+
+
 @pytest.mark.parametrize(("arguments", "expected"), CASES.values(), ids=CASES)
 def test_mistake(posttrain: Callable[..., Any], tmp_path: Path, arguments: list[str], expected: list[str]) -> None:
     outcome = posttrain(*arguments)
     assert_user_error(outcome, "posttrain: 1 problem, nothing was started", *expected)
     assert outcome.seconds < 10  # a second on idle cores; what is not imported for it is test_speed's to tell
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "expected"), SEVERAL.values(), ids=SEVERAL)
+def test_mistakes_that_are_told_together(posttrain: Callable[..., Any], arguments: list[str], expected: list[str]) -> None:
+    assert_user_error(posttrain(*arguments), f"posttrain: {len(expected)} problems, nothing was started", *expected)
 
 
 def test_several_mistakes_at_once(posttrain: Callable[..., Any]) -> None:

@@ -52,7 +52,7 @@ def test_source_reading_agrees_with_python(target: str) -> None:
 
 
 def test_dataclass_fields_are_parameters() -> None:
-    signature = read_signature("posttrain.models.peft.PeftOptions")
+    signature = read_signature("posttrain.models.peft_options.PeftOptions")
     assert signature is not None
     assert signature.parameters["kind"].annotation == Literal["lora", "dora", "rslora", "pissa"]
     assert signature.parameters["r"].annotation is int

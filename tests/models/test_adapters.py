@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.errors import ConfigError
 from posttrain.models.loading import build_model
-from posttrain.models.peft import apply_peft, disabling_restores_base, find_targets, merge, peft_options
+from posttrain.models.peft import apply_peft, disabling_restores_base, merge
+from posttrain.models.peft_options import peft_options
+from posttrain.models.peft_targets import find_targets
 
 KINDS = ["lora", "dora", "rslora", "pissa"]
 
@@ -112,6 +114,37 @@ def test_targets_that_match_nothing_list_what_there_is(conf) -> None:
     assert "k_proj, lm_head, o_proj, q_proj, v_proj" in targets
     assert "experts.down_proj, experts.gate_up_proj" in parameters
     assert "model.peft.modules_to_save" in modules
+
+
+@pytest.mark.parametrize(
+    ("keys", "problems"),
+    [
+        ({"target_parameters": ["q_proj.weight"]}, ["'q_proj.weight' has adapters by targets already"]),
+        ({"targets": ["q_proj"], "target_parameters": ["norm.weight"]}, ["'norm.weight' cannot have adapters: it is no matrix"]),
+        (
+            {"targets": ["q_proj", "v_proj"], "modules_to_save": ["v_proj", "layers"]},
+            ["'layers' is a list of modules", "'q_proj' is also", "'v_proj' is also"],
+        ),
+        (
+            {"targets": ["q_proj"], "target_parameters": ["v_proj.weight"], "modules_to_save": ["v_proj"]},
+            ["'v_proj.weight' is also trained"],
+        ),
+        ({"modules_to_save": ["self_attn", "mlp"]}, ["every linear layer is trained in full"]),
+    ],
+)
+def test_what_cannot_be_adapted_is_told_before_peft_sees_it(conf, keys, problems) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_peft(build_model(conf("nano"), dtype=torch.float32), {"kind": "lora", **keys})
+    assert len(caught.value.problems) == len(problems)
+    for problem, words in zip(caught.value.problems, problems, strict=True):
+        assert words in str(problem)
+
+
+def test_a_layer_may_be_trained_in_full_beside_adapters_on_all_others(conf) -> None:
+    model = apply_peft(build_model(conf("nano"), dtype=torch.float32), {"kind": "lora", "modules_to_save": ["q_proj"]})
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and "q_proj" in name]
+    assert trained
+    assert not any("lora" in name for name in trained)
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
