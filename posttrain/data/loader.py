@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from posttrain.data.examples import Examples
+from posttrain.data.held_out import spread
 from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.stretch import WHOLE, stretch_of
@@ -55,7 +56,8 @@ class TreeLoader:
         """This rank's micro-batches of one optimizer step; mismatched: see `posttrain.data.mismatched`."""
         planned = self.plan.step(step)
         if mismatched:
-            return self._mismatched([index for indices in planned.split[self.rank] for index in indices], planned.share)
+            ranks = [[index for indices in micro_batches for index in indices] for micro_batches in planned.split]
+            return self._mismatched(ranks, planned.share)
         trees = (micro_batch(self.examples, indices, planned.share) for indices in planned.split[self.rank])
         return (stretch_of(tree, self.stretch) for tree in trees)
 
@@ -78,13 +80,14 @@ class TreeLoader:
     def _elsewhere(self) -> Mismatched:
         return Mismatched(self.examples, tells=self.rank == 0)
 
-    def _mismatched(self, indices: Sequence[int], share: StepShare) -> Iterator[TokenTree]:
-        """Split anew: an answer to another prompt has another length."""
-        examples = [self._elsewhere[index] for index in indices]
-        lengths = np.array([len(example.ids) for example in examples], np.int64)
-        most = max(self.plan.max_tokens, int(lengths.max(initial=0)))
-        for group in balance(lengths, first_fit(lengths, most), most):
-            yield stretch_of(collate([examples[place] for place in group], share), self.stretch)
+    def _mismatched(self, ranks: Sequence[Sequence[int]], share: StepShare) -> Iterator[TokenTree]:
+        """Split anew: an answer to another prompt has another length. As many on every rank. ranks: the examples of each."""
+        lengths = [np.array([self._elsewhere.length(index) for index in indices], np.int64) for indices in ranks]
+        most = max(self.plan.max_tokens, *(int(some.max(initial=0)) for some in lengths))
+        bins = max(first_fit(some, most) for some in lengths)
+        mine = ranks[self.rank]
+        for group in balance(lengths[self.rank], bins, most):
+            yield stretch_of(micro_batch(self._elsewhere, [mine[place] for place in group], share), self.stretch)
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.given}
@@ -101,9 +104,10 @@ def micro_batch(examples: Examples, indices: Sequence[int], share: StepShare) ->
 
 
 class EvaluationBatches:
-    """A rank's share of the first `limit` examples, every example once; as many micro-batches on every rank, made when they are asked for.
+    """A rank's share of `limit` examples that are spread over all, each once; as many micro-batches on every rank, made when asked for.
 
-    A tree's share states the totals over all ranks. stretch: what of each row is this process's.
+    An example that is longer than max_tokens is a micro-batch of its own. A tree's share states the totals over all ranks. stretch: what
+    of each row is this process's.
     """
 
     def __init__(
@@ -116,13 +120,13 @@ class EvaluationBatches:
         limit: int | None = None,
         stretch: Stretch = WHOLE,
     ) -> None:
-        count = len(examples) if limit is None else min(limit, len(examples))
-        lengths = examples.lengths[:count]
-        bins = -(-first_fit(lengths, max_tokens) // ranks) * ranks
+        chosen = np.array(spread(range(len(examples)), limit), np.int64)
+        sizes = np.minimum(examples.lengths[chosen], max_tokens)
+        bins = -(-first_fit(sizes, max_tokens) // ranks) * ranks
         self.examples = examples
         self.stretch = stretch
-        self.groups = balance(lengths, bins, max_tokens)[rank::ranks]
-        self.share = StepShare(float(examples.targets[:count].sum(dtype=np.float64)), count, bins)
+        self.groups = [[int(chosen[place]) for place in group] for group in balance(sizes, bins, max_tokens)[rank::ranks]]
+        self.share = StepShare(float(examples.targets[chosen].sum(dtype=np.float64)), len(chosen), bins)
 
     def __len__(self) -> int:
         return len(self.groups)

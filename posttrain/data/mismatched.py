@@ -49,6 +49,11 @@ class Mismatched:
         weights = np.concatenate([np.zeros(first, np.float32), other.weights[begin:]])[: self.longest]
         return tree_of([(ids, weights)])
 
+    def length(self, index: int) -> int:
+        """Tokens of one example with its other answer."""
+        asked, other = self.examples[index], self.examples[self.partner(index)]
+        return min(answer_start(asked) + len(other.ids) - answer_start(other), self.longest)
+
     def partner(self, index: int) -> int:
         """The example whose answer goes with the prompt of `index`."""
         far = index + max(1, len(self) // 2)

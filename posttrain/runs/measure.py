@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.held_out import spread
 from posttrain.data.loader import EvaluationBatches
 from posttrain.data.prepare import Prepared
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
@@ -144,13 +145,3 @@ def answering(count: int, of: int, longest: int) -> str:
     if count == of:
         return f"answering {count} held-out prompts (at most {longest} tokens each)"
     return f"answering {count} of {of} held-out prompts (at most {longest} tokens each; evaluation.exact_match.share=null for all of them)"
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` items spread over a sequence, so that a mixture's later sources are heard too; more of them include the fewer ones.
-
-    Places are taken in the order of their binary digits read backwards: the first, the middle, the quarters (van der Corput).
-    """
-    width = max(len(items) - 1, 1).bit_length()
-    places = sorted(range(len(items)), key=lambda place: int(f"{place:0{width}b}"[::-1], 2))
-    return [items[place] for place in sorted(places[:count])]

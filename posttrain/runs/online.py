@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.held_out import spread
 from posttrain.data.mixture import epoch_order
 from posttrain.data.prepare import Prepared
 from posttrain.errors import ConfigError, Problem
@@ -35,7 +36,7 @@ from posttrain.runs import targets
 from posttrain.runs.budget.amount import length_of
 from posttrain.runs.callbacks.base import StepCallback
 from posttrain.runs.files import write_atomic
-from posttrain.runs.measure import Measures, answering, spread
+from posttrain.runs.measure import Measures, answering
 from posttrain.runs.opponents import Opponents
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter

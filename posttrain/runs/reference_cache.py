@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from posttrain.data.cache import cache_root, fetch
+from posttrain.data.held_out import spread
 from posttrain.data.loader import micro_batch
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.prepare import tokenizer_digest
@@ -119,7 +120,7 @@ def _needed(job: Job) -> dict[Part, list[np.ndarray]]:
     first = np.zeros(1, seen.dtype)  # what a rank without work in a step computes on
     wanted: list[tuple[TokenizedSet, np.ndarray]] = [(train, np.union1d(first, seen))]
     if val is not None:
-        wanted.append((val, np.arange(len(val) if limit is None else min(limit, len(val)))))
+        wanted.append((val, np.union1d(first, spread(range(len(val)), limit))))
     rows: dict[Part, list[np.ndarray]] = {}
     for examples, indices in wanted:
         for number, part in enumerate(examples.parts):

@@ -58,7 +58,7 @@ class Validate(Group):
     every_steps: Count | None = Field(None, description="optimizer steps between validations; null = only at start and end")
     at_start: bool = True
     at_end: bool = True
-    max_examples: Count | None = Field(500, description="validation examples used; null = all")
+    max_examples: Count | None = Field(500, description="validation examples used, spread over all; null = all")
 
 
 class Model(Group):

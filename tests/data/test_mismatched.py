@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -114,3 +116,25 @@ def test_a_step_is_read_with_other_answers():
     other = [tree.ids.tolist() for tree in loader.step_trees(0, mismatched=True)]
     assert plain == [[4, 5, 6, 14, 15], [1, 2, 11, 12, 3, 13]]
     assert sorted(other, key=len) == [[4, 5, 6, 11, 12], [1, 2, 14, 15, 3, 16, 17, 18]]
+
+
+@pytest.mark.parametrize("split", [[[[0], [1], [2]], [[3], [], []]], [[[], []], [[0, 1], [2, 3]]]])
+def test_every_rank_reads_a_step_in_as_many_trees(split):
+    """A rank whose answers need fewer, or that has none at all, runs the model on one token instead."""
+
+    class Plan:
+        ranks, micro_batches, steps, max_tokens = 2, len(split[0]), 1, 5
+
+        def step(self, number: int):
+            return SimpleNamespace(split=split, share=None)
+
+    trees = [list(TreeLoader(FOUR, Plan(), rank=rank).step_trees(0, mismatched=True)) for rank in (0, 1)]
+    assert len(trees[0]) == len(trees[1]) > 1
+    assert sum(len(tree.mark) for some in trees for tree in some) == 4
+    assert all(len(tree.ids) <= 5 for some in trees for tree in some)
+    assert any(len(tree.ids) == 1 and len(tree.target) == 0 for some in trees for tree in some)
+
+
+def test_lengths_are_known_without_making_the_examples():
+    for view in (Mismatched(FOUR), Mismatched(Kept(([1, 2, 3, 4], [11]), ([5], [12, 13, 14, 15])))):
+        assert [view.length(place) for place in range(len(view))] == [len(view[place].ids) for place in range(len(view))]

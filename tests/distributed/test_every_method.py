@@ -32,7 +32,7 @@ CASES = {
     "pretrain": ("method=pretrain",),
     "dpo": ("method=dpo", *PAIRED, "method.reference_update_every=1"),
     "dpo with lora": ("method=dpo", *PAIRED, *LORA),
-    "kto": ("method=kto", *PAIRED),
+    "kto": ("method=kto", *PAIRED, "limit=5", "max_steps=null", "epochs=1"),  # the last step leaves a rank without an example
     "orpo": ("method=orpo", *PAIRED),
     "cpo": ("method=cpo", *PAIRED),
     "simpo": ("method=simpo", *PAIRED),

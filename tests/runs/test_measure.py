@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from posttrain.runs.measure import LEAST, Measures, answering, spread
+from posttrain.data.held_out import spread
+from posttrain.runs.measure import LEAST, Measures, answering
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 200])
@@ -18,7 +19,7 @@ def test_places_are_spread_and_more_of_them_include_the_fewer(size: int) -> None
         assert set(found) <= set(spread(range(size), count + 1))
         gaps = [b - a for a, b in zip([0, *found], [*found, size], strict=True)]
         assert max(gaps) <= 2 * size / count + 1
-    assert spread(range(size), size + 5) == list(range(size))
+    assert spread(range(size), size + 5) == spread(range(size), None) == list(range(size))
 
 
 @pytest.mark.parametrize(
