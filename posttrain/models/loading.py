@@ -149,8 +149,11 @@ def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedMo
     return merged.eval()
 
 
-def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype) -> PeftModel:
-    """The same with the adapter beside the weights, not merged, in evaluation mode; `path` is a folder with an adapter."""
+def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype, quantised: Mapping[str, Any] | None = None) -> PeftModel:
+    """The same with the adapter beside the weights, not merged, in evaluation mode; `path` is a folder with an adapter.
+
+    quantised: how the base is rounded where the folder has no record that says so.
+    """
     from posttrain.models.adapters import load_adapter  # peft takes seconds to import
 
     folder = Path(os.path.expanduser(model["path"]))
@@ -158,8 +161,8 @@ def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype) -> PeftModel:
     source = base_of_adapter(model, folder)
     _require_same_base(folder, record, Path(os.path.expanduser(source["path"])))
     base = _pretrained_model(source, dtype)
-    if record.get("quantised"):
-        dequantise(quantise(base, **record["quantised"]), dtype=dtype)
+    if rounding := record.get("quantised") or quantised:
+        dequantise(quantise(base, **rounding), dtype=dtype)
     with hub_errors(str(folder)), _weight_errors(str(folder)):
         return load_adapter(base, folder).eval()
 

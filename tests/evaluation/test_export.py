@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from posttrain.errors import ConfigError
@@ -14,9 +15,11 @@ from posttrain.evaluation.reward import load_reward_model
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.heads import make
 from posttrain.models.loading import build_model
+from posttrain.models.quantisation import quantise
 from posttrain.models.reward_artifact import save_reward_artifact
 from posttrain.runs import export as module
-from posttrain.runs.export import ExportError, main, probe_logits
+from posttrain.runs.export import MERGED_TOLERANCE, ExportError, main, probe_logits
+from posttrain.runs.loaded import load_beside
 
 RECORD = ArtifactRecord(method="sft", parent=None, data={}, config_hash="0", metrics={}, versions={})
 
@@ -78,6 +81,46 @@ def test_adapter_as_it_is(adapter_run: tuple[Path, torch.Tensor], tmp_path: Path
     assert (tmp_path / "out" / "adapter_config.json").exists()
     monkeypatch.chdir("/")
     assert torch.allclose(probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_adapter_on_a_rounded_base_as_it_is(
+    base_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+) -> None:
+    """The copy is compared on the base that it was trained on, and said to compute something else on the unrounded one."""
+    pytest.importorskip("bitsandbytes")
+    model = adapted(quantise(build_model({"weights": "pretrained", "path": str(base_dir)}, dtype=torch.float32), kind=kind))
+    folder = save_artifact(model, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    expected = probe_logits(load_beside(folder))
+    assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")}) == 0
+    said = capsys.readouterr().out
+    assert f"trained on a base rounded to {kind}" in said
+    assert "merge=true" in said
+    off = (probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")) - expected).abs().max() / expected.abs().max()
+    assert off > MERGED_TOLERANCE
+    assert f"{float(off):.1%}" in said
+    assert main({"run": str(tmp_path / "run"), "to": str(tmp_path / "merged"), "merge": "true"}) == 0
+    merged = probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert torch.allclose(merged, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_damaged_copy_of_an_adapter_on_a_rounded_base_is_found(
+    base_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = adapted(quantise(build_model({"weights": "pretrained", "path": str(base_dir)}, dtype=torch.float32), kind="nf4"))
+    save_artifact(model, tokenizer, tmp_path / "run" / "artifact", record=RECORD)
+    copy = module._copy
+
+    def damaging_copy(folder: Path, draft: Path) -> None:
+        copy(folder, draft)
+        weights = load_file(draft / "adapter_model.safetensors")
+        save_file({name: 1.1 * tensor for name, tensor in weights.items()}, draft / "adapter_model.safetensors")
+
+    monkeypatch.setattr(module, "_copy", damaging_copy)
+    with pytest.raises(ExportError, match="other logits"):
+        main({"run": str(tmp_path / "run"), "to": str(tmp_path / "out")})
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten(run_dir: Path, tmp_path: Path) -> None:
