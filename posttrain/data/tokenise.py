@@ -20,8 +20,9 @@ from posttrain.data.encoders import Drop, Encoded, EncodeSettings
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.formats import Filtered, RowError
 from posttrain.data.formats import get as get_format
-from posttrain.data.guard import GUARD, guard
+from posttrain.data.guard import guard
 from posttrain.data.rows import BadRow, Row
+from posttrain.data.texts import characters, check_parsed, check_texts
 from posttrain.data.tokenized import SCHEMA, runs_of
 from posttrain.types import Example
 
@@ -70,33 +71,19 @@ class RowEncoder:
         """The row's examples: usually one."""
         if isinstance(row, BadRow):
             return [RowError(row.reason)]
-        if not _is_text(row.value):
-            return [RowError("a text holds half a surrogate pair or U+FDD0, which are no characters")]
         try:
+            check_texts(row.value)
             found = get_format(self.format).convert(row.value, **self.options)
+            examples = [found] if isinstance(found, Example | Filtered) else found
+            for example in examples:
+                if isinstance(example, Example):
+                    check_parsed(example)
         except RowError as error:
             return [error]
         except Exception as error:
             error.add_note(f"while reading {row.file}:{row.line} as format {self.format}")
             raise
-        return [found] if isinstance(found, Example | Filtered) else found
-
-
-def _is_text(value: Any) -> bool:
-    """Whether every text in a row's value is made of characters; JSON can escape what is none (`\\ud800`)."""
-    if isinstance(value, str):
-        return value.isascii() or (GUARD not in value and _encodes(value))
-    if isinstance(value, Mapping):
-        return all(map(_is_text, value.values()))
-    return not isinstance(value, list) or all(map(_is_text, value))
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return examples
 
 
 def _batch(outcomes: Sequence[tuple[int, Row | BadRow, list[Encoded] | Drop | Filtered | RowError]], guarded: int) -> Batch:
@@ -137,9 +124,10 @@ def _record(number: int, row: Row | BadRow, encoded: Encoded) -> dict[str, Any]:
 def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[tuple[int, Row | BadRow]]]:
     """Numbered rows in batches of BATCH, or fewer where CHARACTERS are reached."""
     batch, size = [], 0
-    for number, row in enumerate(rows):
+    for number, found in enumerate(rows):
+        row, length = _measured(found)
         batch.append((number, row))
-        size += _characters(row.value) if isinstance(row, Row) else 0
+        size += length
         if len(batch) == BATCH or size >= CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -147,15 +135,14 @@ def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[tuple[int, Row | Bad
         yield batch
 
 
-def _characters(value: Any) -> int:
-    """Characters of all texts in a row's value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list):
-        return 0
-    return sum(map(_characters, value))
+def _measured(row: Row | BadRow) -> tuple[Row | BadRow, int]:
+    """The row and its characters; a row that is nested too deep to be sent to another process is a bad one."""
+    if isinstance(row, BadRow):
+        return row, 0
+    try:
+        return row, characters(row.value)
+    except RowError as error:
+        return BadRow(row.file, row.line, str(error)), 0
 
 
 def encode_rows(rows: Iterable[Row | BadRow], encoder: RowEncoder, workers: int | None = None) -> Iterator[Batch]:

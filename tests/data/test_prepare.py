@@ -593,6 +593,34 @@ def test_half_a_surrogate_pair_is_a_bad_row_and_an_emoji_is_not(tmp_path: Path, 
     assert len(kept.train) == 1
 
 
+CALL = {"role": "assistant", "content": ""}
+ASKED = {"role": "user", "content": "a"}
+DEEP = '{"a":' * 600 + "1" + "}" * 600
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"messages": [ASKED, {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": '{"x": "\\ud800"}'}}]}]}, "half a surrogate"),
+        ({"messages": [ASKED, {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": '{"\\ufdd0": 1}'}}]}]}, r"U\+FDD0"),
+        ({"messages": [ASKED, {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]}, "more than 100 deep"),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": "b"}], "tools": '[{"name": "f", "description": "\\udc00"}]'},
+            "half a surrogate",
+        ),
+        ({"messages": [ASKED, {"role": "assistant", "content": "b"}], "more": {"\ud800": 1}}, "half a surrogate"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "b"}], "more": json.loads(DEEP)}, "more than 100 deep"),
+    ],
+    ids=["arguments", "guard", "deep arguments", "tools", "key", "deep field"],
+)
+def test_what_is_wrong_inside_json_is_a_bad_row(tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast, broken: Any, reason: str):
+    path = write(tmp_path / "x.jsonl", {"messages": [ASKED, {"role": "assistant", "content": "b"}]}, broken)
+    with pytest.raises(DataError, match=rf"x\.jsonl:2: .*{reason}"):
+        prepare(node(train=str(path), format="messages"), chatml, kind="conversation", max_length=4096)
+    kept = prepare(node(train=str(path), format="messages", on_error="skip"), chatml, kind="conversation", max_length=4096)
+    assert len(kept.train) == 1
+
+
 def test_a_template_that_is_no_jinja_is_one_config_error_and_not_one_a_row(tmp_path: Path, node: Node):
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n' * 3)
