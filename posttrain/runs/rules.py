@@ -251,6 +251,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(schedule_fits_budget, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
     Rule(adapter_rules.adapters_are_possible, ("model.peft",)),
+    Rule(adapter_rules.moving_references_are_whole, ("model.peft", "method")),
     Rule(rewards_are_in_range, ("reward",)),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),

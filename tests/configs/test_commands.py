@@ -36,7 +36,7 @@ REFERENCES = [
     (["method=kto", "method.reference=copy"], NANO),
     (["method=dpo", "method.reference=cached"], None),
     (["method=dpo", "model/peft=lora"], None),
-    (["method=dpo", "model/peft=lora", "method.reference_update_every=2"], NANO + PEFT),
+    (["method=dpo", "model/peft=lora", "method.reference_update_every=2", "method.reference_update_mix=1.0"], NANO + PEFT),
     (["method=dpo", "model/peft=pissa"], NANO + PEFT),
     (["method=simpo"], None),
 ]

@@ -47,6 +47,10 @@ CASES = {
         ["hardware=2xcpu_fsdp", "hardware.context_parallel=2", "hardware.tensor_parallel=2"],
         ["not known to be cut right at the same time"],
     ),
+    "a reference that moves in factors": (
+        ["method=dpo", "model/peft=lora", "method.reference_update_every=2"],
+        ["method.reference_update_mix: 0.6 would mix the adapters' factors", "method.reference_update_mix=1"],
+    ),
     "adapters on nothing": (["model/peft=lora", "model.peft.targets=[]"], ["model.peft.targets: nothing would have adapters"]),
     "quantised and sharded": (["hardware=2xcpu_fsdp", "model/peft=qlora"], ["nf4 are packed", "hardware.strategy=ddp"]),
     "8-bit moments and sharded": (["hardware=2xcpu_fsdp", "optimizer=adamw_8bit"], ["in blocks of whole weights", "optimizer=adamw"]),

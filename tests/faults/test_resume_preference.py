@@ -16,7 +16,7 @@ KINDS = {
     "running mean and adapters": ["method=bco", "model/peft=lora"],
     "baseline": ["method=kto", "max_tokens=256", "max_length=128"],
     "moving reference": ["method=dpo", "method.reference_update_every=2"],
-    "moving reference of adapters": ["method=dpo", "method.reference_update_every=4", "model/peft=lora"],
+    "moving reference of adapters": ["method=dpo", "method.reference_update_every=4", "method.reference_update_mix=1.0", "model/peft=lora"],
     "whole step": ["method=dpo", "method.loss=aot", "max_tokens=256", "max_length=128"],
 }
 
