@@ -28,6 +28,7 @@ from posttrain.runs import (
 from posttrain.runs.budget.amount import budget_is_one, budget_of, schedule_fits_budget
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.reward_ranges import rewards_are_in_range
+from posttrain.runs.separators import steps_are_parted_alike
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
 
@@ -253,6 +254,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(adapter_rules.adapters_are_possible, ("model.peft",)),
     Rule(adapter_rules.moving_references_are_whole, ("model.peft", "method")),
     Rule(rewards_are_in_range, ("reward",)),
+    Rule(steps_are_parted_alike, ("data", "method")),
     Rule(weights_exist, ("model",)),
     Rule(data_is_consistent, ("data",)),
     Rule(strategy_rules.strategy_fits, ("hardware",)),

@@ -42,6 +42,7 @@ from posttrain.runs.measure import Measures
 from posttrain.runs.ranks import Ranks
 from posttrain.runs.reporter import Reporter
 from posttrain.runs.resume import Start
+from posttrain.runs.separators import separators
 from posttrain.runs.signals import StopRequest
 from posttrain.runs.strategies import Distribution
 from posttrain.types import Rendering
@@ -143,7 +144,7 @@ def untrained(config: Config, *, allow_targets: Collection[str] = ()) -> Method:
 def rendering_of(data: Config) -> Rendering:
     """How a `data` node's conversations are rendered."""
     stated = {"system": data.get("system"), "template_kwargs": data.get("template_kwargs")}
-    stated["separator"] = (data.get("format_options") or {}).get("separator")
+    stated["separator"] = next(iter(separators(data).values()))  # a method that keeps it has all its sources agree
     return Rendering(**{key: value for key, value in stated.items() if value is not None})
 
 

@@ -7,6 +7,8 @@ from test_compose import where
 
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.compose import compose
+from posttrain.runs.separators import steps_are_parted_alike
+from posttrain.runs.train import rendering_of
 
 
 def test_a_third_of_the_models_learning_rate_unless_one_is_given() -> None:
@@ -48,3 +50,19 @@ def test_how_far_a_reference_moves_that_never_does(method: str) -> None:
     moving = ["method.reference_update_every=5", "method.reference=copy"]
     assert compose_and_check([f"method={method}", "method.reference_update_mix=0.3", *moving])["method"]["reference_update_mix"] == 0.3
     compose_and_check([f"method={method}", "method.reference_update_mix=0.6"])  # the default, written out
+
+
+def test_the_separator_between_steps_is_that_of_all_sources() -> None:
+    def sources(*separators: str | None) -> dict:
+        options = [{} if text is None else {"format_options": {"separator": text}} for text in separators]
+        return {"sources": [{"path": "a.jsonl", **each} for each in options], "format_options": {"separator": "|"}}
+
+    assert rendering_of(sources("#", "#")).separator == "#"
+    assert rendering_of(sources(None)).separator == "|"
+    assert rendering_of({"train": "a.jsonl", "format_options": {"separator": "|"}}).separator == "|"
+    assert rendering_of({"train": "a.jsonl"}).separator == "\n"
+    config = compose(["method=process_reward_model"])
+    assert not list(steps_are_parted_alike({**config, "data": sources("|", None)}))
+    (problem,) = steps_are_parted_alike({**config, "data": sources("#", None)})
+    assert "data.sources[0].format_options.separator='#'; data.sources[1].format_options.separator='|'" in str(problem)
+    assert not list(steps_are_parted_alike({**compose(["method=sft"]), "data": sources("#", None)}))
