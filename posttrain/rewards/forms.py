@@ -69,6 +69,12 @@ def brackets(answer: str) -> tuple[str, ...]:
     return tuple(sorted(kinds))
 
 
+def same_brackets(found: str, expected: str) -> bool:
+    r"""Whether the lists in two answers stand in the same brackets. Values without any, ``2,3``, are the set ``\{2,3\}``."""
+    kinds = {brackets(found), brackets(expected)}
+    return len(kinds) == 1 or kinds == {(), ("{}",)}
+
+
 def _operations(text: str, functions: str = _FUNCTIONS) -> set[str]:
     """Names of the operations in an answer; only of the functions among them, unless all are asked for."""
     named = {name for match in _NAMES.findall(text) for name in match if name in functions.split()}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from posttrain.rewards.agreement import amount, gives
 from posttrain.rewards.answers import final_answer
 from posttrain.rewards.base import Isolated, Unscored
-from posttrain.rewards.forms import brackets, in_value_form
+from posttrain.rewards.forms import in_value_form, same_brackets
 from posttrain.rewards.matching import NO_ANSWER, final_of
 from posttrain.types import Sample
 
@@ -75,7 +75,7 @@ def decided(found: str, expected: str) -> bool:
         return True
     if amount(found) is not None and amount(expected) is not None:
         return True
-    if not in_value_form(found, expected) or brackets(found) != brackets(expected):
+    if not in_value_form(found, expected) or not same_brackets(found, expected):
         return True
     units = _unit(found), _unit(expected)
     return _subscripts(found) != _subscripts(expected) or (all(units) and units[0] != units[1])

@@ -269,8 +269,6 @@ def ends_are_trained(subject: Subject) -> Iterator[Finding]:
 def beginning_is_single(subject: Subject) -> Iterator[Finding]:
     """No sequence begins with the beginning-of-text token twice (template and tokenizer both writing it)."""
     bos = subject.job.tokenizer.bos_token_id
-    if bos is None:
-        return
     doubled = sum(len(example.ids) > 1 and example.ids[0] == example.ids[1] == bos for example in subject.sample)
     if doubled:
         words = f"{doubled} of the first {SAMPLE} examples begin with {subject.job.tokenizer.bos_token} twice"
@@ -283,8 +281,7 @@ def positions(subject: Subject) -> Iterator[Finding]:
     most = getattr(causal_lm(subject.shapes).config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(path_of, subject.sample), default=0)
     if most is not None and longest > most and not subject.method.online:
-        words = f"sequences of {longest} tokens, the model has positions for {most}"
-        yield Finding(Problem("max_length", words, f"max_length={most}"))
+        yield Finding(Problem("max_length", f"sequences of {longest} tokens, the model has positions for {most}", f"max_length={most}"))
 
 
 def path_of(example: TokenizedExample) -> int:

@@ -50,11 +50,8 @@ STOPPED = (130, 143)
 
 
 def run_sweep(call: Call) -> int:
-    """Runs all jobs, prints a table of them, and returns the worst exit code.
-
-    Raises:
-        ConfigError: with the problems of all jobs; nothing was started then.
-    """
+    """Runs all jobs, prints a table of them, and returns the worst exit code. Raises ConfigError with the problems of all jobs: then nothing
+    was started."""
     folders = options.search_path(call.config_dirs)
     parsed = parse(call.overrides, options.groups(folders))
     task = [line for line in call.overrides if line not in parsed.hydra]
@@ -250,8 +247,8 @@ def _unknown_keys(hydra_lines: Sequence[str], folders: Sequence[Path], part: str
         return []
     chosen = [line for line in hydra_lines if not line.startswith(("hydra.launcher.", "hydra.sweeper."))]
     known = [f"hydra.{part}.{key}" for key in hydra_config([], folders, extra=chosen).hydra[part]]
-    keys = {line: ".".join(line.partition("=")[0].split(".")[:3]) for line in setting}
-    return [Problem(line, f"the {part} has no key '{key}'", suggest.hint(key, known)) for line, key in keys.items() if key not in known]
+    keys = ((line, ".".join(line.partition("=")[0].split(".")[:3])) for line in setting)
+    return [Problem(line, f"the {part} has no key '{key}'", suggest.hint(key, known)) for line, key in keys if key not in known]
 
 
 def _child(job: Job, parent: str | None, study: str) -> Job:
@@ -266,16 +263,15 @@ def _launch(
     record: SweepRecord, jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]
 ) -> list[int]:
     """Hands the jobs to Hydra's launcher; each gets only the path of its finished config. Returns their exit codes."""
-    sweep_dir = str(record.folder)
     with open_dict(master):
-        master.hydra.sweep.dir = sweep_dir
-        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(sweep_dir)}")
+        master.hydra.sweep.dir = str(record.folder)
+        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(record.folder))}")
         master.hardware = jobs[0].config["hardware"]  # launchers ask for what `hardware` says
     context = HydraContext(config_loader=ConfigLoaderImpl(_search_path(folders)), callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job_file, config=master)
     allow = f"++{ALLOW_KEY}=[{','.join(map(quoted, allow_targets))}]"
-    results = launcher.launch([[f"++{JOB_KEY}={quoted(str(job.file))}", allow] for job in record.jobs], initial_job_idx=0)
-    return [_exit_code(result) for result in results]
+    lines = [[f"++{JOB_KEY}={quoted(str(job.file))}", allow] for job in record.jobs]
+    return list(map(_exit_code, launcher.launch(lines, initial_job_idx=0)))
 
 
 def _search_path(folders: Sequence[Path]) -> Any:

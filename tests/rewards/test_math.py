@@ -31,7 +31,7 @@ VALUES = [
     (r"\boxed{47+35=82}", "82"), (r"\boxed{-\frac{1}{2}}", "-0.5"), (r"\boxed{1+\sqrt{2}}", r"\sqrt{2}+1"),
     (r"\boxed{\frac{3}{2}+\frac{\sqrt{5}}{2}}", r"\frac{3+\sqrt5}{2}"), (r"\boxed{x=5}", "5"), (r"\boxed{3+2i}", "2i+3"),
     (r"\boxed{x^2+2x+1}", "(x+1)^2"), (r"\boxed{\frac{\pi}{4}}", r"\frac{1}{4}\pi"), (r"\boxed{90^\circ}", "90"),
-    (r"\boxed{\{3,2\}}", r"\{2,3\}"), (r"\boxed{(0,1)}", "(0,1)"), (r"\boxed{[0, 1/2)}", r"[0,\frac{1}{2})"),
+    (r"\boxed{\{3,2\}}", r"\{2,3\}"), (r"\boxed{3,2}", r"\{2,3\}"), (r"\boxed{\{2,3\}}", "2,3"), (r"\boxed{(0,1)}", "(0,1)"), (r"\boxed{[0, 1/2)}", r"[0,\frac{1}{2})"),
     (r"\boxed{(-\infty,0)\cup(1,\infty)}", r"(-\infty, 0) \cup (1, \infty)"), (r"\boxed{\left(\frac12, 3\right)}", "(0.5,3)"),
     (r"\boxed{e^2}", "e^2"), (r"\boxed{\ln 2}", r"\ln 2"), (r"\boxed{\frac{\ln 8}{3}}", r"\ln 2"), ("The answer is 18 dollars.", "18"),
     ("#### 72 clips", "72"), ("The answer is 3 eggs", "3"), ("The answer is 624 pages.", "624"), ("The answer is 1,234 dollars", "1234"),
