@@ -50,8 +50,8 @@ STOPPED = (130, 143)
 
 
 def run_sweep(call: Call) -> int:
-    """Runs all jobs, prints a table of them, and returns the worst exit code. Raises ConfigError with the problems of all jobs: then nothing
-    was started."""
+    """Runs all jobs, prints a table of them, and returns the worst exit code. Raises ConfigError with the problems of all jobs, and starts
+    none then."""
     folders = options.search_path(call.config_dirs)
     parsed = parse(call.overrides, options.groups(folders))
     task = [line for line in call.overrides if line not in parsed.hydra]
