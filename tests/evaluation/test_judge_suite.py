@@ -169,7 +169,7 @@ def test_all_stages_are_judged_against_what_the_pipeline_starts_from(run_dir: Pa
     config = compose_and_check([*STAGED, *line, f"output_dir={tmp_path}"], rules=rules.PLAN)
     first = Ended("sft", tmp_path / "1_sft", other, "abc", False, "finished", config["stages"][0]["config"], {})
     sft, dpo = wanted(config, tmp_path, []), wanted(config, tmp_path, [first])
-    complete = dpo.complete(tmp_path, "auto", {})
+    complete = dpo.complete(tmp_path, {})
     assert complete["model"]["path"] == f"{other}/artifact", "it starts from the stage before it"
     assert complete["evaluation"]["suite"]["judge"]["against"] == f"{run_dir}/artifact"
     assert sft.config["evaluation"]["suite"]["judge"]["against"] == "start", "which is the same model"
