@@ -1,4 +1,4 @@
-"""What is wrong with a study is told at once, without importing torch and before anything starts."""
+"""What is wrong with a study is told at once and before anything starts."""
 
 import json
 
@@ -107,3 +107,11 @@ def test_the_arms_of_a_plain_sweep_are_its_combinations_without_the_seed():
         ("method=sft,seed=2", "method=sft"),
         ("method=grpo,seed=1", "method=grpo"),
     ]
+
+
+def test_a_budget_below_one_step_is_told_with_all_else(tmp_path):
+    arms = {"a": ["optimizer.lr=1e-3"], "b": ["optimizer.lr=1e-3"], "c": ["method=staged", "stages.grpo.inputs.policy=nothing"]}
+    found = problems_of(tmp_path, "budget.flops=1e6", arms=arms, seeds=[1, 1])
+    assert "is less than one optimizer step spends" in found["study.arms.a: budget.flops"]
+    assert {"study.seeds", "study.arms.b"} <= found.keys()
+    assert any(where.startswith("study.arms.c: stage grpo") for where in found)

@@ -45,8 +45,8 @@ def run_study(call: Call) -> int:
         arms.setdefault(job.arm, {})[job.config["seed"]] = job.config
     first = {name: next(iter(by_seed.values())) for name, by_seed in arms.items()}
     problems += [*found, *alike(arms), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
-    if not problems:
-        from posttrain.runs.budget.check import overspent_at_once
+    if first:
+        from posttrain.runs.budget.check import overspent_at_once  # heavy
 
         problems += overspent_at_once(first, call.allow_targets)
     if problems:
