@@ -10,6 +10,7 @@ from posttrain.errors import Problem
 
 Unit = Literal["flops", "tokens", "gpu_seconds"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
+LITTLE: dict[Unit, float] = {"flops": 1e11, "tokens": 1e4}  # less than a few steps of the smallest models
 WORDS: dict[Unit, str] = {"flops": "FLOPs", "tokens": "tokens", "gpu_seconds": "device seconds"}
 
 
@@ -79,6 +80,12 @@ def overspent(budget: Budget, step: int, *, by: str) -> Problem:
     """What is wrong with a budget that a run has more than spent before it goes on. by: how that is known."""
     hint = f"raise it to go on, or resume=never to begin anew with {budget.key}"
     return Problem(budget.key, f"the run has come to step {step} already, and {by}, more than {budget.amount:.6g}", hint)
+
+
+def is_little(config: Mapping[str, Any]) -> bool:
+    """Whether a run's budget is so little that it may be less than one step: worth a slow look beside other mistakes."""
+    budget = config.get("budget") or {}
+    return any(budget.get(unit) is not None and budget[unit] < amount for unit, amount in LITTLE.items())
 
 
 def too_small(budget: Budget, first: float) -> Problem:

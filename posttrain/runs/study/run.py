@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from posttrain.errors import ConfigError, Problem, UserError, after_start
 from posttrain.runs import options, report, suggest
-from posttrain.runs.budget.amount import UNITS
+from posttrain.runs.budget.amount import UNITS, is_little
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import STUDY, Choice, Parsed, parse
@@ -45,8 +45,8 @@ def run_study(call: Call) -> int:
         arms.setdefault(job.arm, {})[job.config["seed"]] = job.config
     first = {name: next(iter(by_seed.values())) for name, by_seed in arms.items()}
     problems += [*found, *alike(arms), *(unmeasured(study, first) if len(first) == len(study.arms) else [])]
-    if first:
-        from posttrain.runs.budget.check import overspent_at_once  # heavy
+    if not problems or any(map(is_little, first.values())):
+        from posttrain.runs.budget.check import overspent_at_once  # heavy: other mistakes are told without it
 
         problems += overspent_at_once(first, call.allow_targets)
     if problems:
