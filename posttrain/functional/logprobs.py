@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.functional import blocks, fused
 from posttrain.functional.ahead import Ahead, head_ahead, pays
+from posttrain.functional.blocks import Asked, Slopes, no_sums
 from posttrain.functional.head import (
     KEPT_ELEMENTS,
     PLAIN_HEAD,
@@ -26,8 +28,6 @@ from posttrain.functional.head import (
     matmul_float32,
     matrix_in,
     part,
-    times_slope,
-    within,
 )
 from posttrain.types import TokenStats
 
@@ -127,6 +127,10 @@ class _Plan:
     columns: int
     kept: int
 
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.entropy, self.mean_logps, self.collision)
+
     def blocks(self, vocabulary: int) -> list[slice]:
         return [slice(a, min(a + self.columns, vocabulary)) for a in range(0, vocabulary, self.columns)]
 
@@ -134,33 +138,6 @@ class _Plan:
         """The vocabulary entry from which blocks are kept."""
         most = self.kept // max(1, targets)
         return next((block.start for block in self.blocks(vocabulary) if vocabulary - block.start <= most), vocabulary)
-
-
-class _Running:
-    """Sums over the vocabulary so far, of N rows: m = max l, sum e^(l - m), sum e^(l - m) (l - m), sum l, sum e^(2 (l - m))."""
-
-    def __init__(self, rows: int, like: Tensor) -> None:
-        self.top = like.new_full((rows,), -torch.inf)
-        self.mass, self.lean, self.total, self.squares = (like.new_zeros(rows) for _ in range(4))
-
-    def add(self, logits: Tensor, plan: _Plan, scratch: Tensor) -> None:
-        """Take in a block [N, v]; `scratch` [N, v] may be the block itself, which is then lost."""
-        if plan.mean_logps:
-            self.total += logits.sum(1)
-        top = torch.maximum(self.top, logits.amax(1))
-        fall = torch.where(self.top == top, 0.0, self.top - top)
-        scale = fall.exp()
-        shifted = torch.sub(logits, top[:, None], out=scratch)
-        if plan.entropy:
-            grown = shifted.exp()
-            # the mass before this block is 0 where the fall is infinite
-            self.lean = scale * (self.lean + torch.where(self.mass > 0, fall, 0.0) * self.mass) + (shifted * grown).sum(1)
-        else:
-            grown = shifted.exp_()
-        self.mass = scale * self.mass + grown.sum(1)
-        if plan.collision:
-            self.squares = scale.square() * self.squares + grown.square().sum(1)
-        self.top = top
 
 
 class _HeadStats(torch.autograd.Function):
@@ -173,27 +150,27 @@ class _HeadStats(torch.autograd.Function):
         n, vocabulary = len(target), len(weight)
         wide = h.new_empty(0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         keep_from = plan.first_kept(n, vocabulary) if any(ctx.needs_input_grad) else vocabulary
-        blocks = plan.blocks(vocabulary)
         scratch = wide.new_empty(n * min(plan.columns, vocabulary))
         kept = wide.new_empty(n * (vocabulary - keep_from))
-        running, picked = _Running(n, wide), wide.new_zeros(n)
-        for block in blocks:
+        sums = no_sums(n, wide)
+        for block in plan.blocks(vocabulary):
             place = matrix_in(scratch, n, block)
             goal = place if block.start < keep_from else _kept_block(kept, n, keep_from, block)
             logits = head_logits(h, w[block], part(bias, block), head, goal)
-            inside, column = within(target, block)
-            picked = torch.where(inside, logits.gather(1, column[:, None])[:, 0], picked)
-            running.add(logits, plan, place)
-        lse = running.mass.log() + running.top
-        entropy = running.mass.log() - running.lean / running.mass if plan.entropy else wide
-        mean = running.total / vocabulary - lse if plan.mean_logps else wide
-        correct = picked >= running.top
-        same = running.squares.log() - 2 * running.mass.log() if plan.collision else wide
+            if blocks.in_place(logits):
+                sums = blocks.add_block(sums, logits, target - block.start, plan.asked, place)
+            else:
+                sums = fused.compiled(fused.add_block, sums, logits, target - block.start, plan.asked)
+        lse = sums.mass.log() + sums.top
+        entropy = sums.mass.log() - sums.lean / sums.mass if plan.entropy else wide
+        mean = sums.total / vocabulary - lse if plan.mean_logps else wide
+        correct = sums.picked >= sums.top
+        same = sums.squares.log() - 2 * sums.mass.log() if plan.collision else wide
         ctx.save_for_backward(hidden, weight, target, bias, lse, entropy, kept)
         ctx.head, ctx.plan, ctx.dtype, ctx.keep_from = head, plan, dtype, keep_from
         ctx.mark_non_differentiable(correct, same)
         ctx.set_materialize_grads(False)
-        return picked - lse, lse, entropy, mean, correct, same
+        return sums.picked - lse, lse, entropy, mean, correct, same
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -205,14 +182,16 @@ class _HeadStats(torch.autograd.Function):
         dw = lse.new_empty(w.shape) if need_w else None
         db = lse.new_empty(vocabulary) if need_b else None
         scratch = lse.new_empty(n * min(ctx.plan.columns, vocabulary))
+        slopes, wide = _slopes(lse, entropy, vocabulary, grads), ctx.dtype if db is None else lse.dtype
         for block in ctx.plan.blocks(vocabulary):
             place = matrix_in(scratch, n, block)
             # a kept block is left as it is: a graph may be walked twice
             known = _kept_block(kept, n, ctx.keep_from, block) if block.start >= ctx.keep_from else None
             logits = head_logits(h, w[block], part(bias, block), ctx.head, place) if known is None else known
-            slope_from = None if ctx.head.softcap is None else logits.clone() if known is None else known
-            d = _logit_grad(logits, place, lse, entropy, within(target, block), vocabulary, grads)
-            d = times_slope(d, slope_from, ctx.head)
+            if blocks.in_place(logits):
+                d = blocks.block_slopes(logits, target - block.start, lse, slopes, ctx.head, wide, place)
+            else:
+                d = fused.compiled(fused.block_slopes, logits, target - block.start, lse, slopes, ctx.head, wide)
             if db is not None:
                 torch.sum(d, 0, out=db[block])
             d = d.to(ctx.dtype)
@@ -230,33 +209,15 @@ def _kept_block(kept: Tensor, rows: int, keep_from: int, block: slice) -> Tensor
     return matrix_in(kept[rows * (block.start - keep_from) :], rows, block)
 
 
-def _logit_grad(
-    logits: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    targets: tuple[Tensor, Tensor],
-    vocabulary: int,
-    grads: tuple[Tensor | None, ...],
-) -> Tensor:
-    """Gradient with respect to a block of final logits, [N, v], written to `out` (which may be `logits`).
+def _slopes(lse: Tensor, entropy: Tensor, vocabulary: int, grads: tuple[Tensor | None, ...]) -> Slopes:
+    """With respect to final logits, from those with respect to what `_HeadStats` returns.
 
     d logp_t = 1[v=t] - p; d lse = p; d mean_logp = 1/V - p; d entropy = -p (log p + entropy).
     """
     g_logps, g_lse, g_entropy, g_mean, *_ = grads
-    coefficient = torch.zeros_like(lse)
+    by_mass = torch.zeros_like(lse)
     for g, sign in ((g_lse, 1.0), (g_logps, -1.0), (g_mean, -1.0)):
         if g is not None:
-            coefficient = coefficient + sign * g
-    logp = torch.sub(logits, lse[:, None], out=out)
-    if g_entropy is None:
-        d = logp.exp_().mul_(coefficient[:, None])
-    else:
-        lean = coefficient[:, None] - (logp + entropy[:, None]).mul_(g_entropy[:, None])
-        d = logp.exp_().mul_(lean)
-    if g_mean is not None:
-        d += g_mean[:, None] / vocabulary
-    if g_logps is not None:
-        inside, column = targets
-        d.scatter_add_(1, column[:, None], (g_logps.to(d.dtype) * inside)[:, None])
-    return d
+            by_mass = by_mass + sign * g
+    known = None if g_entropy is None else entropy
+    return Slopes(by_mass, g_logps, g_entropy, known, None if g_mean is None else g_mean / vocabulary)

@@ -15,6 +15,7 @@ from posttrain.models.attention import backends
 from posttrain.models.attention.passing import ALONE, own_ring
 from posttrain.models.float8 import to_float8
 from posttrain.models.loading import build_model, weights_dtype
+from posttrain.models.norms import fuse_norms
 from posttrain.models.policy import PolicyModel, causal_lm
 from posttrain.models.probe import LayoutError, Probe, probe
 from posttrain.models.vocabulary import fit_to_tokenizer
@@ -50,6 +51,7 @@ def build_policy(
         raise ConfigError(problems)
     if found.layout != "padded":
         inner.set_attn_implementation(backends.register())
+    fuse_norms(inner)
     if model.get("gradient_checkpointing"):
         inner.activation_checkpointing_enable({"use_reentrant": False})
     if model.get("compile"):

@@ -34,7 +34,7 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
     """
     packed: list[nn.Module] = []
     try:
-        if available() and not any(module._compiled_call_impl is not None for module in model.modules()):
+        if any(map(available, KINDS)) and not any(module._compiled_call_impl is not None for module in model.modules()):
             for module in model.modules():
                 if type(module) is nn.Linear and "forward" not in vars(module) and packable(module.weight):
                     module.forward = _forward(module)  # type: ignore[method-assign, assignment]
@@ -48,25 +48,25 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
 def packable(weight: Tensor) -> bool:
     """Whether a weight is an ordinary, whole matrix on a CPU that the kernel knows the type of."""
     ordinary = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
-    return ordinary and weight.dim() == 2 and weight.numel() > 0 and weight.dtype in KINDS
+    return ordinary and weight.dim() == 2 and weight.numel() > 0 and weight.dtype in KINDS and available(weight.dtype)
 
 
 def packed_product(weight: Tensor, bias: Tensor | None = None) -> Product | None:
     """x [..., I] -> x weight^T (+ bias) [..., O], without gradient, for x of the weight's type; None where it cannot be packed here."""
-    if not available() or not packable(weight):
+    if not packable(weight):
         return None
     packed, added = _pack(weight.detach()), None if bias is None else bias.detach().to(weight.dtype)
     return lambda x: _multiply(x, packed, added)
 
 
 @cache
-def available() -> bool:
-    """Whether this PyTorch packs weights and multiplies with them: tried once on a small product."""
+def available(kind: torch.dtype) -> bool:
+    """Whether this PyTorch packs weights of this type and multiplies with them on this processor: tried once on a small product."""
     if not torch.backends.mkldnn.is_available():
         return False
-    weight, x = torch.arange(12.0).view(3, 4), torch.ones(2, 4)
-    try:
-        works = torch.equal(_multiply(x, _pack(weight), torch.ones(3)), F.linear(x, weight, torch.ones(3)))
+    weight, x, bias = (part.to(kind) for part in (torch.arange(12.0).view(3, 4), torch.ones(2, 4), torch.ones(3)))
+    try:  # whole numbers, which have exact sums
+        works = torch.equal(_multiply(x, _pack(weight), bias), F.linear(x, weight, bias))
     except (AttributeError, RuntimeError, NotImplementedError) as reason:  # not public operators: another version may lack them
         log.debug("linear layers are not packed for decoding: %s", reason)
         return False

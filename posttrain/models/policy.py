@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from posttrain.functional.head import HeadSpec
 from posttrain.functional.logprobs import token_stats
@@ -119,10 +119,18 @@ class PolicyModel(nn.Module):
         config = self.causal_lm.config
         shared = bool((tree.segments[:, 2] >= 0).any()) and self.layout == "tree"
         plain = getattr(config, "attn_logit_softcapping", None) is None and "sinks" not in _leaf_names(self.causal_lm)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         device = tree.ids.device.type
         half = torch.is_autocast_enabled(device) or self.causal_lm.dtype in (torch.bfloat16, torch.float16)
-        return pick_backend(self.attention, device, shared=shared, plain=plain, head_dim=head_dim, half=half)
+        drops = self.training and bool(getattr(config, "attention_dropout", 0.0))
+        about = dict(shared=shared, plain=plain, half=half, dropout=drops)
+        return pick_backend(self.attention, device, head_dims=head_dims(config), **about)
+
+
+def head_dims(config: PreTrainedConfig) -> tuple[int, int]:
+    """Of a head's queries and keys, and of its values, which latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1) has apart."""
+    usual = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    latent = getattr(config, "qk_nope_head_dim", None)
+    return (usual if latent is None else latent + config.qk_rope_head_dim), getattr(config, "v_head_dim", None) or usual
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:

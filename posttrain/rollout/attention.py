@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from posttrain.models.attention.backends import HARMLESS, UnsupportedAttention
+from posttrain.models.attention import segments, varlen
+from posttrain.models.attention.backends import HARMLESS, UnsupportedAttention, pick_backend
 from posttrain.models.attention.layout import Layout, Scoring
-from posttrain.models.attention.segments import attention as segment_attention
 from posttrain.rollout.cache import Cohort, Pair
 
 NAME = "decoder"
@@ -74,8 +74,7 @@ class Prefill:
         self.cohorts = cohorts
         lengths = [int(length) for cohort in cohorts for length in cohort.lengths]
         self.starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        segments = tuple((start, start + length, -1) for start, length in zip(self.starts, lengths, strict=True))
-        self.layout = Layout(segments, positions)
+        self.layout = Layout(tuple((start, start + length, -1) for start, length in zip(self.starts, lengths, strict=True)), positions)
 
     def attend(self, layer: nn.Module, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """As in `Pass`; B = 1."""
@@ -83,7 +82,12 @@ class Prefill:
         for cohort in self.cohorts:
             cohort.store(layer, k, v, self.starts[first : first + len(cohort.lengths)], scoring.window)
             first += len(cohort.lengths)
-        return segment_attention(q, k, v, self.layout, scoring).transpose(1, 2).contiguous()
+        half = q.dtype in (torch.float16, torch.bfloat16)
+        dims = (q.shape[-1], v.shape[-1])
+        kernel = pick_backend("auto", q.device.type, shared=False, plain=scoring.plain, head_dims=dims, half=half)
+        # without a kernel of its own, not FlexAttention: what one run through the prompts saves does not pay for its compilation
+        attend = varlen.attention if kernel == "varlen" else segments.attention
+        return attend(q, k, v, self.layout, scoring).transpose(1, 2).contiguous()
 
 
 class Reach(Protocol):

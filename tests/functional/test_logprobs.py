@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.autograd import gradcheck
 
+from posttrain.functional import blocks, fused
 from posttrain.functional.head import HeadSpec
 from posttrain.functional.logprobs import token_stats
 
@@ -44,6 +46,16 @@ def test_hand_value():
     assert got.correct.item() is True
 
 
+@pytest.fixture(params=["in place", "as on devices"])
+def way(request, monkeypatch):
+    """How blocks are worked on; what is compiled on devices is run as it is."""
+    if request.param != "in place":
+        monkeypatch.setattr(blocks, "in_place", lambda logits: False)
+        monkeypatch.setattr(fused, "compiled", lambda function, *given: function(*given))
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("columns", "kept"), [(1, 0), (3, 0), (3, 30), (4, 10**6), (100, 0), (100, 10**6), (None, 10**6)])
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -65,6 +77,7 @@ def test_values_and_gradients_match_the_written_out_formula(head, columns, kept,
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("head", HEADS)
 def test_gradcheck(head):
     hidden, weight, target, bias = case(n=4, h=3, v=6)
@@ -167,3 +180,30 @@ def test_collision_has_no_gradient_and_leaves_the_others_alone():
 def test_collision_of_a_certain_prediction():
     got = token_stats(torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0], [0.0]]), torch.tensor([0]), collision=True, columns=1)
     assert got.log_collision.item() == 0.0
+
+
+def test_what_cannot_be_compiled_is_run_as_it_is_and_told_once(monkeypatch, caplog):
+    def refused(function):
+        def run(*_, **__):
+            raise BackendCompilerFailed(compiler, RuntimeError("no compiler here"), None)
+
+        return run
+
+    def compiler():
+        pass
+
+    def double(x):
+        return x * 2
+
+    monkeypatch.setattr(fused, "_kernel", refused)
+    x = torch.arange(3.0)
+    for _ in range(2):
+        assert torch.equal(fused.compiled(double, x), 2 * x)
+    assert len(caplog.records) == 1
+    assert "no compiler here" in caplog.text
+
+
+def test_an_error_of_the_operations_themselves_is_not_taken_for_a_failed_compilation(monkeypatch):
+    monkeypatch.setattr(fused, "_kernel", lambda function: function)
+    with pytest.raises(RuntimeError, match="size"):
+        fused.compiled(torch.add, torch.ones(2), torch.ones(3))

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen3Config
 
 from posttrain.data.tree import collate, tree_of
 from posttrain.models import probe as probing
 from posttrain.models.attention import backends, blocked, flex, segments
 from posttrain.models.attention.blockmask import block_mask
 from posttrain.models.attention.layout import Scoring, layout_of
-from posttrain.models.policy import PolicyModel, neftune, sequence_lengths
+from posttrain.models.policy import PolicyModel, head_dims, neftune, sequence_lengths
 from posttrain.models.probe import LayoutError, probe, quiet_transformers
 from posttrain.types import StepShare
 
@@ -148,25 +148,36 @@ def test_flex_and_segment_backends_agree(window, softcap, sinks):
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "shared", "plain", "half", "want"),
+    ("asked", "device", "shared", "plain", "half", "more", "want"),
     [
-        ("auto", "cpu", True, True, False, "sdpa"),
-        ("auto", "cuda", True, True, True, "flex"),
-        ("auto", "cuda", False, True, True, "varlen"),
-        ("auto", "cuda", False, False, True, "flex"),
-        ("auto", "cuda", False, True, False, "flex"),
-        ("varlen", "cuda", True, True, True, "flex"),
-        ("flex", "cuda", False, True, True, "flex"),
-        ("sdpa", "cuda", False, True, True, "sdpa"),
+        ("auto", "cpu", True, True, False, {}, "sdpa"),
+        ("auto", "cuda", True, True, True, {}, "flex"),
+        ("auto", "cuda", False, True, True, {}, "varlen"),
+        ("auto", "cuda", False, False, True, {}, "flex"),
+        ("auto", "cuda", False, True, False, {}, "flex"),
+        ("varlen", "cuda", True, True, True, {}, "flex"),
+        ("flex", "cuda", False, True, True, {}, "flex"),
+        ("sdpa", "cuda", False, True, True, {}, "sdpa"),
+        ("auto", "cuda", False, True, True, {"head_dims": (192, 128)}, "flex"),
+        ("auto", "cuda", False, True, True, {"head_dims": (512, 512)}, "flex"),
+        ("auto", "cuda", True, True, True, {"dropout": True}, "sdpa"),
+        ("flex", "cuda", True, True, True, {"dropout": True}, "flex"),
     ],
 )
-def test_backend_rule(asked, device, shared, plain, half, want):
-    assert backends.pick_backend(asked, device, shared=shared, plain=plain, head_dim=64, half=half) == want
+def test_backend_rule(asked, device, shared, plain, half, more, want):
+    about = {"head_dims": (64, 64)} | more
+    assert backends.pick_backend(asked, device, shared=shared, plain=plain, half=half, **about) == want
+
+
+def test_head_dims_of_plain_and_latent_attention():
+    assert head_dims(Qwen3Config(hidden_size=64, num_attention_heads=4, head_dim=32)) == (32, 32)
+    latent = DeepseekV3Config(qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+    assert head_dims(latent) == (192, 128)
 
 
 def test_cuda_backends_need_cuda():
     with pytest.raises(ValueError, match="CUDA"):
-        backends.pick_backend("flex", "cpu", shared=False, plain=True, head_dim=64, half=False)
+        backends.pick_backend("flex", "cpu", shared=False, plain=True, head_dims=(64, 64), half=False)
 
 
 def test_neftune_scales_with_each_sequences_own_length():

@@ -22,7 +22,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def products(monkeypatch) -> list[torch.Size]:
     """The shapes of what was multiplied with packed weights."""
-    if not packed.available():
+    if not packed.available(torch.float32):
         pytest.skip("this PyTorch packs no weights")
     seen, multiply = [], packed._multiply
     monkeypatch.setattr(packed, "_multiply", lambda x, *rest: (seen.append(x.shape), multiply(x, *rest))[1])
@@ -54,7 +54,30 @@ def test_under_autocast_in_its_type_and_in_another_where_that_is_asked(model, pr
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, want)
     assert torch.equal(wide, torch.nn.functional.linear(x, model["plain"].weight, model["plain"].bias))
-    assert len(products) == 1
+    assert len(products) == packed.available(torch.bfloat16)
+
+
+def test_a_type_that_the_processor_has_no_kernel_for_is_multiplied_as_ever(model, products, monkeypatch):
+    pack = packed._pack
+
+    def refuse(weight):
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512")
+        return pack(weight)
+
+    monkeypatch.setattr(packed, "_pack", refuse)
+    packed.available.cache_clear()
+    x = torch.randn(7, 64)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            want = model["plain"](x)
+            with packed.packed_linears(model):
+                got = model["plain"](x)
+            assert packed.packed_product(model["plain"].weight.bfloat16()) is None
+            assert packed.packed_product(model["plain"].weight) is not None
+    finally:
+        packed.available.cache_clear()
+    assert torch.equal(got, want)
 
 
 def test_hooks_run_gradients_flow_and_nothing_outlives_an_error(model, products):

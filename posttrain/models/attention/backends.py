@@ -18,6 +18,7 @@ from posttrain.models.attention import flex, gathered, ring, segments, ulysses, 
 from posttrain.models.attention.layout import Layout, Scoring
 
 NAME = "tree"
+MOST_HEAD_DIM = 256  # that flash attention has kernels for
 
 # Keywords that models hand to attention functions without changing the result.
 HARMLESS = frozenset(
@@ -90,18 +91,22 @@ def register() -> str:
     return NAME
 
 
-def pick_backend(asked: str, device_type: str, *, shared: bool, plain: bool, head_dim: int, half: bool) -> str:
+def pick_backend(
+    asked: str, device_type: str, *, shared: bool, plain: bool, head_dims: tuple[int, int], half: bool, dropout: bool = False
+) -> str:
     """The backend for a micro-batch.
 
-    asked: auto, sdpa, flex or varlen. shared: segments have parents. plain: no soft-capping and no sinks. half: compute in 16 bits.
-    On CUDA `auto` takes varlen flash attention where nothing is shared and the kernel applies, else FlexAttention; elsewhere SDPA.
-    `varlen` takes FlexAttention for the micro-batches that share segments. Raises ValueError for flex or varlen without CUDA.
+    asked: auto, sdpa, flex or varlen. shared: segments have parents. plain: no soft-capping and no sinks. head_dims: of a head's queries
+    and keys, and of its values. half: compute in 16 bits. dropout: some attention weights are dropped.
+    On CUDA `auto` takes varlen flash attention where nothing is shared and the kernel applies, SDPA under dropout, else FlexAttention;
+    elsewhere SDPA. `varlen` takes FlexAttention for the micro-batches that share segments.
+    Raises ValueError for flex or varlen without CUDA.
     """
     if device_type != "cuda" and asked not in ("auto", "sdpa"):
         raise ValueError(f"model.attention={asked} needs a CUDA device: use model.attention=auto")
-    if asked == "sdpa" or device_type != "cuda":
+    if asked == "sdpa" or device_type != "cuda" or (asked == "auto" and dropout):
         return "sdpa"
-    fits_varlen = not shared and plain and half and head_dim <= 256
+    fits_varlen = not shared and plain and half and head_dims[0] == head_dims[1] <= MOST_HEAD_DIM
     if asked in ("auto", "varlen") and fits_varlen:
         return "varlen"
     return "flex"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from posttrain.models.attention import blocked
 from posttrain.models.attention.layout import Layout, Scoring
@@ -23,14 +26,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scoring: Scoring)
         near_v = values[index] if len(chain) == 1 else torch.cat([values[i] for i in chain], 2)
         seen = _mask(layout, length, near_k.shape[2], scoring.window, q.device)
         if scoring.softcap is None and scoring.sinks is None:
-            out = F.scaled_dot_product_attention(
-                queries[index], near_k, near_v, attn_mask=seen, is_causal=seen is None, scale=scoring.scale, dropout_p=scoring.dropout,
-                enable_gqa=True,
-            )  # fmt: skip
+            with _kernels(q.device):
+                out = F.scaled_dot_product_attention(
+                    queries[index], near_k, near_v, attn_mask=seen, is_causal=seen is None, scale=scoring.scale, dropout_p=scoring.dropout,
+                    enable_gqa=True,
+                )  # fmt: skip
         else:
             out = _explicit(queries[index], near_k, near_v, seen, scoring)
         outs.append(out)
     return torch.cat(outs, 2)
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Not cuDNN's on a device: for every new length it first plans what takes longer than the attention."""
+    kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kinds) if device.type == "cuda" else nullcontext()
 
 
 def _mask(layout: Layout, length: int, total: int, window: int | None, device: torch.device) -> Tensor | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from posttrain.methods.base import Method
 from posttrain.methods.parts.online import Online
 from posttrain.models import packed
@@ -93,7 +95,7 @@ def setup_of(config: Config, method: Method, work: Workload, overhead: float) ->
         sampling=work.sampling,
         overhead=overhead,
         slack=SLACK[hardware["accelerator"]],
-        packs=hardware["accelerator"] == "cpu" and packed.available(),
+        packs=hardware["accelerator"] == "cpu" and packed.available(torch.float32 if config["precision"] == "float32" else torch.bfloat16),
     )
 
 
