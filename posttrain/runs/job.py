@@ -17,10 +17,11 @@ from posttrain.runs.data_record import data_problems, keep_data
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.quiet import quiet_libraries
 from posttrain.runs.resume import CONFIG, open_folder
-from posttrain.runs.signals import Stopped
+from posttrain.runs.signals import Stopped, stop_on_signals
 
 log = logging.getLogger(__name__)
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+ALLOW, STAGE = "--allow-target=", "--stage="  # options of `posttrain.runs.worker`
 
 
 def run_job(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
@@ -29,6 +30,24 @@ def run_job(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> i
     The folder, its lock and the tokenised data are ready before any rank starts.
     """
     return exit_code(lambda: _run(config, allow_targets))
+
+
+def run_one_stage(config: dict[str, Any], number: int, *, allow_targets: Collection[str] = ()) -> int:
+    """Make one stage of a pipeline, after those before it; returns the exit code."""
+    from posttrain.runs.pipeline.chained import close_early, prepare, run_stage
+    from posttrain.runs.pipeline.run import status_of
+
+    folder = Path(config["output_dir"])
+
+    def action() -> int:
+        with stop_on_signals():
+            prepare(config, folder)
+            code = run_stage(config, folder, number, lambda stage: run_isolated(stage, allow_targets=allow_targets), allow=allow_targets)
+        if code:
+            close_early(config, folder, status_of(code))
+        return code
+
+    return exit_code(action)
 
 
 def exit_code(action: Callable[[], int]) -> int:
@@ -98,7 +117,7 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
     prepared = load_inputs(applied)[1]
     check_context(applied, prepared)
     keep_data(folder, prepared)
-    allowed = [f"--allow-target={name}" for name in allow_targets]
+    allowed = [f"{ALLOW}{name}" for name in allow_targets]
     return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
 
 
@@ -129,16 +148,22 @@ def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -
 
 def run_isolated(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
     """Train in a process of its own, as a sweep does; returns the exit code. config.output_dir must be set."""
+    from posttrain.runs.processes import run_child
+
+    return run_child(isolated_command(config, allow_targets))
+
+
+def isolated_command(config: dict[str, Any], allow_targets: Collection[str] = ()) -> list[str]:
+    """The command that trains `config` in a process of its own, which finds it in the run's folder; config.output_dir must be set."""
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     from posttrain.runs.config_yaml import as_yaml
     from posttrain.runs.files import write_atomic
-    from posttrain.runs.processes import run_child
 
     wanted = folder / "job.yaml"
     write_atomic(wanted, as_yaml(config))
-    allowed = [f"--allow-target={name}" for name in allow_targets]
-    return run_child([sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed])
+    allowed = [f"{ALLOW}{name}" for name in allow_targets]
+    return [sys.executable, "-m", "posttrain.runs.worker", str(wanted), *allowed]
 
 
 def output_folder(config: dict[str, Any]) -> Path:

@@ -56,7 +56,7 @@ def run_ranks(command: Sequence[str], world: int) -> int:
         for rank in range(world)
     ]
 
-    with _ending_with_us(ranks):
+    with ending_with_us(ranks):
         return _wait(ranks)
 
 
@@ -67,15 +67,15 @@ def run_child(command: Sequence[str]) -> int:
     """
     environment = {**os.environ, WITH_PARENT: "1"}
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-    with _ending_with_us([child]) as heard:
-        code = _exit_code(child.wait())
+    with ending_with_us([child]) as heard:
+        code = shell_code(child.wait())
     if heard and not code:
         signal.raise_signal(heard[-1])
     return code
 
 
 @contextmanager
-def _ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
     """Inside the block stop signals go to the processes, and into the list; at its end no process is left.
 
     Only the main thread may handle signals.
@@ -107,7 +107,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         if failed is not None:
             return _end_others(ranks, failed)
         time.sleep(POLL_SECONDS)
-    return next((_exit_code(process.returncode) for process in ranks if process.returncode), 0)
+    return next((shell_code(process.returncode) for process in ranks if process.returncode), 0)
 
 
 def _end_others(ranks: Sequence[subprocess.Popen[bytes]], failed: subprocess.Popen[bytes]) -> int:
@@ -122,10 +122,10 @@ def _end_others(ranks: Sequence[subprocess.Popen[bytes]], failed: subprocess.Pop
             process.terminate()
     while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    return _exit_code(code)
+    return shell_code(code)
 
 
-def _exit_code(returncode: int) -> int:
+def shell_code(returncode: int) -> int:
     """A process's return code as a shell would give it; death by another signal than a stop is a failure."""
     if returncode in (-signal.SIGINT, -signal.SIGTERM):
         return 128 - returncode

@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.runs import options, report, rules, suggest
-from posttrain.runs.base_config import load_config
 from posttrain.runs.commands.table import Call
-from posttrain.runs.compose import hydra_config, quoted
+from posttrain.runs.compose import hydra_config
 from posttrain.runs.overrides import expand, parse
+from posttrain.runs.parallel import launch as parallel
 from posttrain.runs.resume import of_command
 from posttrain.runs.search import settings
-from posttrain.runs.signals import Stopped, stop_on_signals
 from posttrain.runs.slurm import launch as slurm
 from posttrain.runs.slurm.chain import Wish
 from posttrain.runs.slurm.live import Live, live_in
@@ -36,6 +29,7 @@ from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
 from posttrain.runs.sweep_grown import Earlier, earlier_runs, grown
 from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, folder_is_one, planned_of
+from posttrain.runs.sweep_launch import launch_jobs
 from posttrain.runs.sweep_record import SweepRecord, jobs_so_far, read_record, stages_so_far
 from posttrain.runs.sweep_recording import recorded
 from posttrain.runs.sweep_table import table_of
@@ -43,10 +37,7 @@ from posttrain.runs.tracking.sync import complete
 
 LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-RULES = {LOCAL: rules.HERE, slurm.TARGET: rules.CLUSTER}
-JOB_KEY = "posttrain_job"
-ALLOW_KEY = "posttrain_allow_targets"
-STOPPED = (130, 143)
+RULES = {LOCAL: rules.HERE, parallel.TARGET: rules.HERE, slurm.TARGET: rules.CLUSTER}
 
 
 def run_sweep(call: Call) -> int:
@@ -90,7 +81,7 @@ def run_jobs(
     jobs = [replace(job, config=of_command(job.config, command)) for job in jobs]
     pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
-        launch = partial(_launch, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets)
+        launch = partial(launch_jobs, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets)
         return _run(jobs, pending, call, folder, launch, study, kept)
     wishes = _wishes(master, pending)
     if wishes[0].requests[0].dry_run:
@@ -142,7 +133,7 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
         record = recorded(jobs, folder, None, live, first=len(earlier))
         record.beside(earlier, stages).write()
         if not wishes:
-            return _launch(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
+            return launch_jobs(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
         try:
             return _submit(wishes, record, allow_targets=call.allow_targets, live=live)
         finally:
@@ -229,6 +220,8 @@ def master_of(hydra_lines: Sequence[str], common: Sequence[str], folders: Sequen
     master = hydra_config([], folders, extra=[*folder, *hydra_lines])
     if master.hydra.sweeper._target_ not in (SWEEPER, settings.TARGET):
         raise ConfigError(Problem("hydra/sweeper", "there are the basic sweeper and optuna", "hydra/sweeper=optuna, or leave it out"))
+    if master.hydra.launcher._target_ == parallel.TARGET:
+        parallel.Parallel.of(master.hydra.launcher)
     return master
 
 
@@ -257,44 +250,3 @@ def _child(job: Job, parent: str | None, study: str) -> Job:
         return job
     told = {"parent_run_id": parent, "tags": {"study": study, "arm": job.arm}, "run_name": job.name}
     return replace(job, config=job.config | {"tracking": job.config["tracking"] | told})
-
-
-def _launch(
-    record: SweepRecord, jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]
-) -> list[int]:
-    """Hands the jobs to Hydra's launcher; each gets only the path of its finished config. Returns their exit codes."""
-    with open_dict(master):
-        master.hydra.sweep.dir = str(record.folder)
-        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(record.folder))}")
-        master.hardware = jobs[0].config["hardware"]  # launchers ask for what `hardware` says
-    context = HydraContext(config_loader=ConfigLoaderImpl(_search_path(folders)), callbacks=Callbacks())
-    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job_file, config=master)
-    allow = f"++{ALLOW_KEY}=[{','.join(map(quoted, allow_targets))}]"
-    lines = [[f"++{JOB_KEY}={quoted(str(job.file))}", allow] for job in record.jobs]
-    return list(map(_exit_code, launcher.launch(lines, initial_job_idx=0)))
-
-
-def _search_path(folders: Sequence[Path]) -> Any:
-    path = create_config_search_path(str(folders[0]))
-    for folder in folders[1:]:
-        path.prepend("user", f"file://{folder}", anchor="schema")  # which Hydra wants to be last
-    return path
-
-
-def run_job_file(config: DictConfig) -> int:
-    """One job, wherever the launcher has put it; returns its exit code. A stop signal ends the whole sweep."""
-    from posttrain.runs.job import run_isolated
-
-    try:
-        with stop_on_signals():  # also one that the job had no use for any more
-            code = run_isolated(load_config(Path(config[JOB_KEY])), allow_targets=list(config[ALLOW_KEY]))
-    except Stopped as stop:
-        raise KeyboardInterrupt from stop
-    if code in STOPPED:
-        raise KeyboardInterrupt
-    return code
-
-
-def _exit_code(result: JobReturn) -> int:
-    """A job's exit code; 1 where the launcher itself failed to run it."""
-    return int(result.return_value) if result.status is JobStatus.COMPLETED else 1

@@ -16,7 +16,7 @@ from posttrain.runs.compose import hydra_config, quoted
 from posttrain.runs.overrides import STUDY, Choice, Parsed, parse
 from posttrain.runs.pipeline.lines import key_of
 from posttrain.runs.study.arms import alike, unmeasured
-from posttrain.runs.study.spec import Study, as_far_as_readable, of_the_study, study_problems
+from posttrain.runs.study.spec import LAUNCHER, Study, as_far_as_readable, of_the_study, study_problems
 from posttrain.runs.sweep import master_of, rules_of, run_jobs
 from posttrain.runs.sweep_jobs import Planned, checked_jobs
 
@@ -38,7 +38,8 @@ def run_study(call: Call) -> int:
         raise ConfigError(problems)
     problems += _replaced(study, budget)
     folder = _folder(parsed, study)
-    master = master_of([*parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
+    own = [] if any(line.startswith(LAUNCHER[0]) for line in parsed.hydra) else study.launcher
+    master = master_of([*own, *parsed.hydra, f"hydra.sweep.dir={quoted(str(folder))}"], [], folders)
     jobs, found = checked_jobs(planned(study, budget, _of_runs(lines, parsed)), call, folder, rules_of(master), arms="study.arms")
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     for job in jobs:

@@ -13,7 +13,8 @@ from posttrain.runs import suggest
 from posttrain.runs.pipeline.lines import key_of
 
 Better = Literal["auto", "higher", "lower"]
-KEYS = ("name", "arms", "seeds", "common", "metric", "better", "smallest")
+KEYS = ("name", "arms", "seeds", "common", "launcher", "metric", "better", "smallest")
+LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 SMALLEST = 0.01
 FOLDER_NAME = re.compile(r"[\w+-][\w.,=+-]*")
 # Keys of a run that its place among arms and seeds decides, and what is written instead
@@ -24,14 +25,15 @@ OF_THE_STUDY = {"seed": "study.seeds=[{}]", "output_dir": "output_dir=DIR, the s
 class Study:
     """arms: overrides by the arm's name. seeds: each arm is run with every one. common: overrides of all arms, before their own.
 
-    metric: what decides, as result.json names it; None = the first alike in all runs. better: higher, lower, or auto, by the metric's
-    name. smallest: the smallest difference that matters.
+    launcher: choice and options of a launcher, unless the command line chooses one. metric: what decides, as result.json names it; None =
+    the first alike in all runs. better: higher, lower, or auto, by the metric's name. smallest: the smallest difference that matters.
     """
 
     name: str
     arms: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     common: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
     metric: str | None = None
     better: Better = "auto"
     smallest: float = SMALLEST
@@ -43,7 +45,8 @@ def read_study(node: Mapping[str, Any]) -> Study:
         raise ConfigError(problems)
     given = {key: node[key] for key in ("metric", "better", "smallest") if node.get(key) is not None}
     arms = {str(name): tuple(lines or ()) for name, lines in node["arms"].items()}
-    return Study(str(node["name"]), arms, tuple(node["seeds"]), tuple(node.get("common") or ()), **given)
+    common, launcher = (tuple(node.get(key) or ()) for key in ("common", "launcher"))
+    return Study(str(node["name"]), arms, tuple(node["seeds"]), common, launcher, **given)
 
 
 def as_far_as_readable(node: Mapping[str, Any]) -> Study | None:
@@ -68,6 +71,8 @@ def study_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("study.common", "expected a list of overrides, key=value each")
     else:
         yield from of_the_study(node.get("common") or [], "study.common")
+    if not _is_lines(node.get("launcher") or []) or not all(line.startswith(LAUNCHER) for line in node.get("launcher") or []):
+        yield Problem("study.launcher", "expected a list such as [hydra/launcher=slurm, hydra.launcher.partition=gpu]")
     if node.get("metric") is not None and not isinstance(node["metric"], str):
         yield Problem("study.metric", f"expected the name of a metric, got {node['metric']!r}")
     if node.get("better", "auto") not in get_args(Better):

@@ -1,0 +1,1 @@
+"""Runs of a sweep at the same time on one machine."""
