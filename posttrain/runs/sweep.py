@@ -81,7 +81,7 @@ def run_jobs(
     jobs = [replace(job, config=of_command(job.config, command)) for job in jobs]
     pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
-        launch = partial(launch_jobs, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets)
+        launch = partial(launch_jobs, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets, everything=jobs)
         return _run(jobs, pending, call, folder, launch, study, kept)
     wishes = _wishes(master, pending)
     if wishes[0].requests[0].dry_run:

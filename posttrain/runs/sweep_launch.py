@@ -27,12 +27,20 @@ STOPPED = (130, 143)
 
 
 def launch_jobs(
-    record: SweepRecord, jobs: Sequence[Job], master: DictConfig, folders: Sequence[Path], allow_targets: Sequence[str]
+    record: SweepRecord,
+    jobs: Sequence[Job],
+    master: DictConfig,
+    folders: Sequence[Path],
+    allow_targets: Sequence[str],
+    everything: Sequence[Job] = (),
 ) -> list[int]:
-    """Starts the jobs here, or hands them to a launcher of Hydra's, and returns their exit codes. Each gets the path of its finished config."""
+    """Starts the jobs here, or hands them to a launcher of Hydra's, each with the path of its finished config; returns their exit codes.
+
+    everything: jobs and those that have ended before, where there are such.
+    """
     if master.hydra.launcher._target_ == parallel.TARGET:
-        names, configs = [job.name for job in jobs], [load_config(job.file) for job in record.jobs]
-        return parallel.run(names, configs, parallel.Parallel.of(master.hydra.launcher), allow_targets)
+        pending = {job.name: load_config(entry.file) for job, entry in zip(jobs, record.jobs, strict=True)}
+        return parallel.run(pending, [job.config for job in everything or jobs], parallel.Parallel.of(master.hydra.launcher), allow_targets)
     with open_dict(master):
         master.hydra.sweep.dir = str(record.folder)
         master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(record.folder))}")

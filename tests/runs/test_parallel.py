@@ -9,7 +9,8 @@ import pytest
 
 from posttrain.errors import ConfigError
 from posttrain.runs.parallel import places
-from posttrain.runs.parallel.launch import Parallel, Task, run_tasks
+from posttrain.runs.parallel.launch import Parallel, Task
+from posttrain.runs.parallel.launch import run_tasks as run_placed
 from posttrain.runs.parallel.places import Need, Places
 from posttrain.runs.threads import CORES
 
@@ -39,6 +40,7 @@ def machine(monkeypatch):
         (8, [Need(0, 4)] * 3, None, 2, 4),
         (2, [Need(0, 4)] * 3, None, 1, 2),
         (1, [CPU] * 3, 2, 2, 1),
+        (64, [Need(0, 2)] * 2, None, 2, 32),
     ],
 )
 def test_cores_are_given_out_in_equal_parts(machine, cores, needs, n_jobs, most, threads):
@@ -85,6 +87,10 @@ def task(name, code, *arguments):
     return Task(name, [sys.executable, "-c", code, *map(str, arguments)], CPU)
 
 
+def run_tasks(tasks, n_jobs=None):
+    return run_placed(tasks, Places([task.need for task in tasks], n_jobs))
+
+
 MEETS = "import sys,time,pathlib\nme,other=map(pathlib.Path,sys.argv[1:])\nme.touch()\nend=time.time()+20\n" \
         "while not other.exists():\n    assert time.time()<end\n    time.sleep(0.05)\nprint('met')"  # fmt: skip
 
@@ -92,7 +98,7 @@ MEETS = "import sys,time,pathlib\nme,other=map(pathlib.Path,sys.argv[1:])\nme.to
 def test_runs_are_there_at_the_same_time_and_their_lines_bear_their_names(tmp_path, machine, capfd):
     machine(2)
     a, b = tmp_path / "a", tmp_path / "b"
-    assert run_tasks([task("first", MEETS, a, b), task("second", MEETS, b, a)], Parallel()) == [0, 0]
+    assert run_tasks([task("first", MEETS, a, b), task("second", MEETS, b, a)]) == [0, 0]
     assert sorted(capfd.readouterr().out.splitlines()) == ["first | met", "second | met"]
 
 
@@ -100,7 +106,7 @@ def test_exit_codes_come_in_order_and_a_failure_leaves_the_others_alone(machine,
     machine(2)
     tasks = [task("slow", "import time,sys; time.sleep(1); sys.exit(3)"), task("bad", "1/0"), task("dead", "import os; os.kill(os.getpid(), 9)"),
              task("good", "print('done')")]  # fmt: skip
-    assert run_tasks(tasks, Parallel(n_jobs=2)) == [3, 1, 1, 0]
+    assert run_tasks(tasks, n_jobs=2) == [3, 1, 1, 0]
     out = capfd.readouterr().out
     assert "bad | ZeroDivisionError: division by zero" in out
     assert "good | done" in out
@@ -109,7 +115,7 @@ def test_exit_codes_come_in_order_and_a_failure_leaves_the_others_alone(machine,
 def test_one_at_a_time_where_that_is_asked_for(tmp_path, machine):
     machine(8)
     alone = "import sys,os,time; os.mkdir(sys.argv[1]); time.sleep(0.3); os.rmdir(sys.argv[1])"
-    assert run_tasks([task(str(number), alone, tmp_path / "here") for number in range(3)], Parallel(n_jobs=1)) == [0, 0, 0]
+    assert run_tasks([task(str(number), alone, tmp_path / "here") for number in range(3)], n_jobs=1) == [0, 0, 0]
 
 
 def test_a_stop_of_one_run_ends_the_sweep_when_those_under_way_are_done(tmp_path, machine):
@@ -121,30 +127,28 @@ def test_a_stop_of_one_run_ends_the_sweep_when_those_under_way_are_done(tmp_path
         task("never", "import sys,pathlib; pathlib.Path(sys.argv[1]).touch()", begun),
     ]
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(tasks, Parallel(n_jobs=2))
+        run_tasks(tasks, n_jobs=2)
     assert late.exists()
     assert not begun.exists()
 
 
 STOPS = """
 import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from posttrain.runs.parallel.launch import Parallel, Task, run_tasks
-from posttrain.runs.parallel.places import Need
+from posttrain.runs.parallel.launch import Task, run_tasks
+from posttrain.runs.parallel.places import Need, Places
 child = ("import signal,sys,time,pathlib\\n"
          "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]+'.stopped').touch(), sys.exit(143)))\\n"
          "pathlib.Path(sys.argv[1]).touch()\\ntime.sleep(60)")
 tasks = [Task(str(n), [sys.executable, "-c", child, f"{folder}/{{n}}"], Need(0, 1)) for n in range(3)]
 try:
-    run_tasks(tasks, Parallel(n_jobs=2))
+    run_tasks(tasks, Places([task.need for task in tasks], 2))
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
 
 
 def test_a_stop_signal_reaches_all_that_run_and_nothing_else_begins(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", STOPS.format(tests="", folder=tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", STOPS.format(folder=tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 30
         while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):

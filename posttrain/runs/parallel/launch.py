@@ -48,40 +48,47 @@ class Task:
     need: Need
 
 
-def run(names: Sequence[str], configs: Sequence[dict[str, Any]], launcher: Parallel, allow_targets: Sequence[str]) -> list[int]:
-    """Runs each config in a process of its own; returns their exit codes. A shared first stage is made beforehand.
+def run(
+    named: Mapping[str, dict[str, Any]], everything: Sequence[dict[str, Any]], launcher: Parallel, allow_targets: Sequence[str]
+) -> list[int]:
+    """Runs each config in a process of its own; returns their exit codes. A first stage that several share is made beforehand.
 
+    named: the configs to run, by name. everything: those and the ones of runs that have ended already.
     Raises KeyboardInterrupt where a stop signal came, to this process or to one of them: the others were stopped by it as well, or have
     ended by themselves, and what had not begun does not begin.
     """
-    named = list(zip(names, configs, strict=True))
-    shared = [Task(f"{name}/{stage}", [*isolated_command(config, allow_targets), f"{STAGE}0"], _first_need(config))
-              for (name, config), stage in _shared_firsts(named)]  # fmt: skip
-    if shared:
-        run_tasks(shared, launcher)  # whoever needs a stage that failed tries it again, and says so
-    return run_tasks([Task(name, isolated_command(config, allow_targets), Need.of(config)) for name, config in named], launcher)
+    shared = [
+        Task(f"{name}/{stage}", [*isolated_command(config, allow_targets), f"{STAGE}0"], _first_need(config))
+        for name, config, stage in _shared_firsts(named)
+    ]
+    for task in (task for task in shared if not task.need.gpus):
+        run_tasks([task], Places([task.need], 1))  # by itself, on all cores
+    if on_gpus := [task for task in shared if task.need.gpus]:
+        run_tasks(on_gpus, Places([task.need for task in on_gpus], launcher.n_jobs))
+    # whoever needs a stage that failed tries it again, and says so
+    tasks = [Task(name, isolated_command(config, allow_targets), Need.of(config)) for name, config in named.items()]
+    return run_tasks(tasks, Places([Need.of(config) for config in everything], launcher.n_jobs))
 
 
 def _first_need(config: Mapping[str, Any]) -> Need:
     return Need.of({"stages": config["stages"][:1]})
 
 
-def _shared_firsts(named: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[tuple[str, dict[str, Any]], str]]:
-    """One pipeline for each first stage that several need and that is not made yet; with the stage's name."""
+def _shared_firsts(named: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
+    """One pipeline, by name, for each first stage that several need and that is not made yet; with the stage's name."""
     from posttrain.runs.pipeline.chained import is_made
     from posttrain.runs.pipeline.wanted import likely_keys
 
-    needing: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, config in named:
-        if config["stages"] and config["resume"] != "never":  # which makes one for each command, and shares it in its own way
-            needing.setdefault(likely_keys(config)[0], []).append((name, config))
-    several = {key: some for key, some in needing.items() if len(some) > 1}
-    return [(some[0], some[0][1]["stages"][0]["name"]) for key, some in several.items() if not is_made(some[0][1], 0, key)]
+    needing: dict[str, list[str]] = {}
+    for name, config in named.items():
+        if config["stages"] and config["resume"] != "never":  # such a command makes one for itself, and shares it in its own way
+            needing.setdefault(likely_keys(config)[0], []).append(name)
+    firsts = [(key, names[0], named[names[0]]) for key, names in needing.items() if len(names) > 1]
+    return [(name, config, config["stages"][0]["name"]) for key, name, config in firsts if not is_made(config, 0, key)]
 
 
-def run_tasks(tasks: Sequence[Task], launcher: Parallel) -> list[int]:
+def run_tasks(tasks: Sequence[Task], places: Places) -> list[int]:
     """Runs the tasks in order, as many at once as there is place for; returns their exit codes. Raises KeyboardInterrupt as `run` does."""
-    places = Places([task.need for task in tasks], launcher.n_jobs)
     waiting, codes = list(range(len(tasks))), dict[int, int]()
     running: dict[int, subprocess.Popen[bytes]] = {}
     started: list[subprocess.Popen[bytes]] = []

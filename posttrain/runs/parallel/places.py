@@ -29,23 +29,22 @@ class Need:
 
 
 class Places:
-    """What is free. n_jobs: runs at once, at most; None for as many as there is place for."""
+    """What is free.
+
+    needs: of all runs of the command, also of those that have ended before: the cores that a run gets do not depend on what is left to do,
+    so that it is the same after a kill. n_jobs: runs at once, at most; None for as many as there is place for.
+    """
 
     def __init__(self, needs: Sequence[Need], n_jobs: int | None) -> None:
         self.free = visible_gpus()
         cores = usable_cores(os.environ)
+        on_gpus = all(need.gpus for need in needs)
         # on a CPU each rank wants a core; what needs GPUs is limited by these
         widest = max((need.ranks for need in needs if not need.gpus), default=1)
-        fitting = len(needs) if all(need.gpus for need in needs) else max(1, cores // widest)
+        fitting = len(self.free) // min(need.gpus for need in needs) if on_gpus else cores // widest
         self.most = max(1, min(len(needs), fitting if n_jobs is None else n_jobs))
-        self.cores = max(1, cores // self._at_once(needs))
+        self.cores = max(1, cores // self.most)
         self.taken: dict[int, list[str]] = {}
-
-    def _at_once(self, needs: Sequence[Need]) -> int:
-        """Runs that will share the cores."""
-        if not all(need.gpus for need in needs):
-            return self.most
-        return max(1, min(self.most, len(self.free) // min(need.gpus for need in needs)))
 
     def take(self, number: int, need: Need) -> bool:
         """Give run `number` its devices; False where they are not free now."""
