@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ConfigError, UserError
-from posttrain.runs import entering, report, suites
+from posttrain.runs import entering, imports, report, suites
 from posttrain.runs.data_record import data_problems, keep_data
 from posttrain.runs.folder_lock import alone_in
 from posttrain.runs.quiet import quiet_libraries
@@ -22,6 +22,7 @@ from posttrain.runs.signals import Stopped, stop_on_signals
 log = logging.getLogger(__name__)
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 ALLOW, STAGE = "--allow-target=", "--stage="  # options of `posttrain.runs.worker`
+HEAVY = "posttrain.runs.session"
 
 
 def run_job(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
@@ -79,8 +80,9 @@ def _run(config: dict[str, Any], allow_targets: Collection[str]) -> int:
         world = config["hardware"]["nodes"] * config["hardware"]["devices"]
         if world > 1:
             return _run_ranks(config, folder, world, allow_targets)
-        from posttrain.runs.ranks import from_environment
-        from posttrain.runs.session import train
+        with imports.kept(HEAVY):
+            from posttrain.runs.ranks import from_environment
+            from posttrain.runs.session import train
 
         return train(entering.applied(config), from_environment(), allow_targets=allow_targets)
 
@@ -124,8 +126,9 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
 def train_rank(config: dict[str, Any], *, allow_targets: Collection[str] = ()) -> int:
     """One rank of a run whose folder is ready; returns the exit code. Other ranks than the leading one say which they are."""
     quiet_libraries()
-    from posttrain.runs.ranks import from_environment
-    from posttrain.runs.session import train
+    with imports.kept(HEAVY):
+        from posttrain.runs.ranks import from_environment
+        from posttrain.runs.session import train
 
     ranks = from_environment()
 

@@ -1,5 +1,6 @@
 """A run in a process of its own: stop signals reach it, and it ends with the one that started it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from posttrain.runs import imports
 from posttrain.runs.processes import rank_environment
 from posttrain.runs.threads import CORES
 
@@ -64,3 +66,20 @@ def test_ranks_share_the_cores_that_this_process_may_use(monkeypatch, world, bas
     monkeypatch.setattr("posttrain.runs.threads.os.sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setattr("posttrain.runs.threads.os.cpu_count", lambda: 64)
     assert rank_environment(1, world, 1234, base)["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_what_is_imported_is_not_looked_through_for_garbage(on):
+    before, frozen = gc.isenabled(), gc.get_freeze_count()
+    (gc.enable if on else gc.disable)()
+    try:
+        with imports.kept("not.there.yet"):
+            assert not gc.isenabled()
+            made = [[number] for number in range(1000)]
+        assert gc.isenabled() == on
+        assert gc.get_freeze_count() >= frozen + len(made)
+        with imports.kept("gc"):
+            assert gc.isenabled() == on
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()
