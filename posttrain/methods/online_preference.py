@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.functional.advantages import only
 from posttrain.functional.coefficients import constant
 from posttrain.functional.kl import penalty
-from posttrain.functional.pairing import paired
+from posttrain.functional.pairing import Pairing, paired
 from posttrain.methods.parts.online import Online, with_columns
 from posttrain.methods.parts.paired import PairLoss, Preference
 from posttrain.methods.parts.recipe import Recipe
-from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree
+from posttrain.types import Arrangement, Part, Rollout, TokenizedExample, TokenTree
 
 
 @final
@@ -79,15 +78,18 @@ class OnlineDPO(Online, Preference):
     def forward_passes(self) -> float:
         return float(self._ahead)
 
-    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
-        rewards = only(rewards, torch.from_numpy(kept))
-        best, worst = rewards.total.nan_to_num(nan=-torch.inf).amax(1), rewards.total.nan_to_num(nan=torch.inf).amin(1)
-        return np.asarray((best - worst > self.margin).numpy())
+    def informative(self, rollout: Rollout) -> np.ndarray:
+        """bool [P]: groups that make a pair; with random_two, whose two answers do, whatever the others are."""
+        return np.array([bool(pairs) for pairs in self._paired(rollout).pairs])
+
+    def _paired(self, rollout: Rollout) -> Pairing:
+        """The pairs of the kept answers. What is drawn at random is the group's own, wherever in a rollout it lies."""
+        rewards = rollout.rewards.total.masked_fill(torch.from_numpy(~rollout.kept), torch.nan)
+        draws = [np.random.default_rng([self.recipe.seed, group.place]).random(rollout.kept.shape[1]) for group in rollout.groups]
+        return paired(rewards, torch.from_numpy(np.stack(draws)), rule=self.pairs, margin=self.margin)
 
     def arrange(self, rollout: Rollout) -> Arrangement:
-        rewards = rollout.rewards.total.masked_fill(torch.from_numpy(~rollout.kept), torch.nan)
-        draws = np.random.default_rng([self.recipe.seed, rollout.number]).random(rollout.kept.shape)
-        found = paired(rewards, torch.from_numpy(draws), rule=self.pairs, margin=self.margin)
+        found = self._paired(rollout)
         counts = {"pairs/made": sum(map(len, found.pairs)), "pairs/tied": found.tied, "pairs/left_out": found.left_out}
         return Arrangement(found.pairs, {name: float(count) for name, count in counts.items()})
 

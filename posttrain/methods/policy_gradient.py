@@ -37,9 +37,9 @@ class PolicyGradient(Surrogate):
         super().__init__(recipe, **common)
         self.advantage = advantage
 
-    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+    def informative(self, rollout: Rollout) -> np.ndarray:
         """bool [P]: groups in which a kept answer has an advantage of more than rounding; a pull in the reward is not looked at."""
-        return np.asarray(((self.advantage(rewards).abs() > ROUNDING).numpy() & kept).any(1))
+        return np.asarray(((self.advantage(rollout.rewards).abs() > ROUNDING).numpy() & rollout.kept).any(1))
 
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         columns = self.read(parts)

@@ -21,7 +21,7 @@ from posttrain.methods.parts.surrogate import Surrogate
 from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.reward import hidden_size
 from posttrain.models.values import value_head, values_at, write_value_head
-from posttrain.types import GroupRewards, Part, Rollout, TokenizedExample, TokenStats, TokenTree
+from posttrain.types import Part, Rollout, TokenizedExample, TokenStats, TokenTree
 
 PULL = KL(coef=0.05, estimator="k1", place="reward")
 
@@ -113,10 +113,10 @@ class PPO(Surrogate):
     def keeps_old(self) -> bool:
         return True  # values are read in the same pass
 
-    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+    def informative(self, rollout: Rollout) -> np.ndarray:
         """bool [P]: a critic compares answers to different prompts, so it learns from any group unless all rewards are alike."""
-        values = rewards.total.numpy()[kept]
-        return np.asarray(kept.any(1) & bool(len(values) and values.min() < values.max()))
+        values = rollout.rewards.total.numpy()[rollout.kept]
+        return np.asarray(rollout.kept.any(1) & bool(len(values) and values.min() < values.max()))
 
     def look(self, tree: TokenTree, **asked: Any) -> tuple[TokenStats, Tensor, Tensor | None]:
         """Statistics of a tree's targets, values [N] of the states before them, and the auxiliary loss of a mixture of experts."""

@@ -82,7 +82,7 @@ class Collector:
         requests = [Request(ids, size, prompt_seed(self.seed, place)) for ids, place in zip(asked, mine, strict=True)]
         with self.timed("generate"):
             found = self.generated(requests)
-        groups = [Group(number, ids, tuple(some)) for number, ids, some in zip(numbers, asked, found, strict=True)]
+        groups = [Group(number, ids, tuple(some), place) for number, ids, some, place in zip(numbers, asked, found, mine, strict=True)]
         with self.timed("reward"):
             raw = self._measure(groups)
         with self.timed("exchange"):

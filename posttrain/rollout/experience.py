@@ -16,7 +16,7 @@ from posttrain.rollout.curriculum import Curriculum
 from posttrain.rollout.held import Held
 from posttrain.rollout.measures import rollout_metrics, sample_rows, sampling_work
 from posttrain.rollout.plan import ExperiencePlan, parts_of
-from posttrain.types import Arrangement, GroupRewards, Part, Rollout, TokenizedExample, TokenTree, Work
+from posttrain.types import Arrangement, Part, Rollout, TokenizedExample, TokenTree, Work
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ class Learner(Protocol):
         """bool [P, G]: the answers to learn from."""
         ...
 
-    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
-        """bool [P]: the groups that something can be learnt from. kept: bool [P, G], answers that the loss will read. Rewards of answers
-        that could not be scored are NaN."""
+    def informative(self, rollout: Rollout) -> np.ndarray:
+        """bool [P]: the groups that something can be learnt from by the answers that are kept. What it says of a group may not depend on
+        the group's place in the rollout, since others may take the places before it."""
         ...
 
     def arrange(self, rollout: Rollout) -> Arrangement:
@@ -161,7 +161,7 @@ class ExperienceLoader:
         """The rollout with the answers that are to be learnt from, and which of its groups these teach something, bool [P]."""
         rollout = self.collector.judged(answered, number)
         rollout = replace(rollout, kept=rollout.kept & self.learner.choose(rollout))
-        return rollout, self.learner.informative(rollout.rewards, rollout.kept)
+        return rollout, self.learner.informative(rollout)
 
     def _ask(self, count: int) -> Answered:
         places = list(self.curriculum.places(self.cursor, count, self.plan.prompt_at))

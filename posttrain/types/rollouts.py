@@ -61,11 +61,12 @@ class GroupRewards:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt and the answers sampled to it. example: its number in the data. prompt: int32 [P]."""
+    """A prompt and the answers sampled to it. example: its number in the data. prompt: int32 [P]. place: its own in the run's order."""
 
     example: int
     prompt: np.ndarray
     completions: tuple[Completion, ...]
+    place: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +61,7 @@ def rollout(rewards: Tensor | None = None) -> Rollout:
     random = np.random.default_rng(0)
     lengths = random.integers(2, 9, (PROMPTS, ANSWERS))
     groups = tuple(
-        Group(number, random.integers(0, 256, 4 + number).astype(np.int32), tuple(map(partial(completion, random), own)))
+        Group(number, random.integers(0, 256, 4 + number).astype(np.int32), tuple(map(partial(completion, random), own)), number)
         for number, own in enumerate(lengths)
     )
     total = torch.from_numpy(random.random((PROMPTS, ANSWERS))) if rewards is None else rewards
@@ -121,7 +122,7 @@ def test_the_loss_is_dpos_on_the_same_pairs_however_the_step_is_split(pairs: Any
     dpo = moved(DPO(recipe(), loss=LOSSES[loss], sft_weight=0.2))
     some = rollout()
     want, slopes, metrics = gradient(dpo, [offline_tree(online, some)])
-    for max_tokens in (24, 40, 1000):
+    for max_tokens in (24, 32, 1000):
         trees = online_trees(online, some, max_tokens)
         assert max_tokens == 1000 or sum(bool(len(tree.ids)) for tree in trees) > 1
         got, found, sums = gradient(online, trees)
@@ -138,16 +139,27 @@ def test_ties_and_answers_without_a_score_make_no_pair() -> None:
     found = method.arrange(rollout(rewards))
     assert found.units == ((), (), ((1, 2), (3, 2)))
     assert found.notes == {"pairs/made": 2.0, "pairs/tied": 7.0, "pairs/left_out": 4.0}
-    assert method.informative(GroupRewards(rewards, rewards[None], torch.ones(1)), ~rewards.isnan().numpy()).tolist() == [
-        False,
-        False,
-        True,
-    ]
+    assert method.informative(rollout(rewards)).tolist() == [False, False, True]
 
 
 def test_two_at_random_are_the_same_two_after_a_resume() -> None:
     one, other = (OnlineDPO(recipe(), loss=LOSSES["sigmoid"], pairs="random_two") for _ in range(2))
     assert one.arrange(rollout()) == other.arrange(rollout())
+
+
+def test_a_group_whose_two_answers_are_equal_teaches_nothing_though_others_differ() -> None:
+    """So that resampling replaces it; and the two stay the same when groups before it are replaced."""
+    method = OnlineDPO(recipe(), loss=LOSSES["sigmoid"], pairs="random_two")
+    rare = torch.zeros(64, 8, dtype=torch.float64)
+    rare[:, 3] = 1.0  # a quarter of the pairs differ
+    some = rollout()
+    groups = tuple(Group(number, some.groups[0].prompt, some.groups[0].completions * 2, number) for number in range(64))
+    whole = Rollout(2, groups, GroupRewards(rare, rare[None], torch.ones(1)), np.ones((64, 8), bool))
+    made = [bool(pairs) for pairs in method.arrange(whole).units or ()]
+    assert method.informative(whole).tolist() == made
+    assert 4 < sum(made) < 32
+    later = replace(whole, number=7, groups=groups[::-1])
+    assert method.informative(later).tolist() == made[::-1]
 
 
 def test_what_does_not_go_together() -> None:

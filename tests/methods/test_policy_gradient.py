@@ -62,7 +62,8 @@ def test_with_one_step_a_rollout_the_ratio_is_that_steps_own(monkeypatch: Any, k
 
 
 def informative(advantage: Any, rewards: GroupRewards) -> list[bool]:
-    return list(PolicyGradient(RECIPE, loss=clipped, advantage=advantage).informative(rewards, ~np.isnan(rewards.total.numpy())))
+    rollout = Rollout(0, (), rewards, ~np.isnan(rewards.total.numpy()))
+    return list(PolicyGradient(RECIPE, loss=clipped, advantage=advantage).informative(rollout))
 
 
 def test_a_group_informs_where_its_advantages_are_not_zero() -> None:
@@ -98,7 +99,7 @@ def test_answers_that_are_cut_off_are_compared_with_though_not_learnt_from(monke
     (tree,) = method.annotate(rollout, parts)
     prompt = int(tree.segment_lengths[0])
     np.testing.assert_allclose(tree.columns["advantage"][prompt:], 0.75 / 0.5, rtol=1e-3)  # the deviation of 1, 0, 0, 0 is 0.5
-    assert method.informative(rollout.rewards, kept).tolist() == [True, False]
+    assert method.informative(rollout).tolist() == [True, False]
     seen = []
     method.advantage = lambda rewards: (seen.append(rewards.total), advantages.reinforce_plus_plus(rewards))[1]
     method.annotate(rollout, parts)

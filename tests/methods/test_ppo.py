@@ -171,8 +171,7 @@ def test_single_answers_inform_unless_all_rewards_are_alike():
     method = method_of()
 
     def informative(scores):
-        rewards = rollout_of(scores).rewards
-        return method.informative(rewards, ~np.isnan(rewards.total.numpy())).tolist()
+        return method.informative(rollout_of(scores)).tolist()
 
     assert informative([[1.0, 1.0], [0.0, 0.0]]) == [True, True]
     assert informative([[1.0] * 2] * 2) == [False, False]

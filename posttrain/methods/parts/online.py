@@ -21,7 +21,7 @@ from posttrain.methods.parts.passes import Columns, columns_of
 from posttrain.methods.parts.recipe import Recipe
 from posttrain.methods.parts.referenced import Referenced
 from posttrain.models.reference import ReferencePolicy, drops_out, inference, without_dropout
-from posttrain.types import Arrangement, GroupRewards, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
+from posttrain.types import Arrangement, Part, PolicyTokens, Rollout, TokenizedExample, TokenTree
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,9 @@ class Online(Referenced, ABC):
         ended = [[completion.finish == "stop" for completion in group.completions] for group in rollout.groups]
         return np.array(ended) if self.mask_truncated else np.ones_like(rollout.kept)
 
-    def informative(self, rewards: GroupRewards, kept: np.ndarray) -> np.ndarray:
+    def informative(self, rollout: Rollout) -> np.ndarray:
         """bool [P]: groups of which something is kept and whose rewards are not all alike."""
-        return np.asarray(informative(rewards).numpy()) & kept.any(1)
+        return np.asarray(informative(rollout.rewards).numpy()) & rollout.kept.any(1)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
