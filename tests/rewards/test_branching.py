@@ -44,8 +44,8 @@ def test_win_rates_in_two_turns() -> None:
     assert len(backend.asked) == 2 * 2 * 6
     first, second = backend.asked[0].messages, backend.asked[12].messages
     for text in (
-        "[answer 1]\naaa",
-        "[answer 2]\na\n",
+        "]\naaa\n[end of answer 1 ",
+        "]\na\n[end of answer 2 ",
         "How much is 2 + 3?",
         "The expected answer: 5",
         "- Safety: nothing harms",

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         if any(word in text for word in self.server.mute):
             self.send_error(400)
             return
-        stage = "revise" if "[critique]" in text else "critique" if "[answer]" in text else "answer"
+        stage = "revise" if "[critique " in text else "critique" if "[answer " in text else "answer"
         reply = {"answer": f"first of {text}", "critique": "too curt", "revise": "[revision]a better one[end of revision]"}[stage]
         data = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
         self.send_response(200)
