@@ -171,12 +171,36 @@ TEACHER = [  # reply, meta, what is not 1
 
 @pytest.mark.parametrize(("reply", "meta", "lost"), TEACHER)
 def test_teacher(reply: str, meta: dict[str, Any], lost: dict[str, float]) -> None:
-    component = built("teacher")
-    found = component.judge(sample(reply, meta=meta))
+    component = built("teacher", shortest=0)
+    reply_to = sample(reply, meta=meta, prompt=({"role": "user", "content": "And this one?"},))  # of which a reply can name nothing
+    found = component.judge(reply_to)
     assert {name: value for name, value in found.items() if value != 1} == lost
     weights = {name: component.weights[name] for name in found}
     expected = sum(weights[name] * value for name, value in found.items()) / sum(weights.values())
-    assert component.measure([sample(reply, meta=meta)]) == [pytest.approx(expected)]
+    assert component.measure([reply_to]) == [pytest.approx(expected)]
+
+
+GOOD = "What do you get when you count on from 2, three times?"
+
+
+@pytest.mark.parametrize("meta", [{}, {"reveal": True}, {"refuse": True}])
+@pytest.mark.parametrize("answer", ["5", None])
+def test_a_reply_that_says_nothing_is_no_good_teacher(answer: str | None, meta: dict[str, Any]) -> None:
+    teacher = built("teacher")
+    trivial = ["", "ok?", "ok? " * 40, "hint hint?", "I can't instead", "2?"]
+    best = "I can't help with that, but we could look at 2 other sums." if meta.get("refuse") else f"{GOOD} The answer is 5."
+    (good,) = teacher.measure([sample(best if meta else GOOD, answer, meta=meta)])
+    assert good == 1
+    assert max(teacher.measure([sample(text, answer, meta=meta) for text in trivial])) < 0.9
+
+
+def test_a_reply_counts_by_what_it_says_of_the_request() -> None:
+    found = built("teacher").judge(sample("What do you think we could try at first?"))  # of nothing that was asked
+    assert (found["correctness"], found["guidance"]) == (0.5, 0.5)
+    found = built("teacher").judge(sample("Where is 2?"))
+    assert (found["correctness"], found["guidance"]) == (3 / 8, 3 / 8)
+    assert found["format"] == pytest.approx(2 / 3)
+    assert built("teacher").judge(sample(GOOD)) == dict.fromkeys(found, 1)
 
 
 def test_teacher_weights() -> None:
