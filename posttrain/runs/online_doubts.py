@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.errors import Problem
 
 STAND_IN = "posttrain.rewards.backends.scripted.Scripted"
+CODE = "posttrain.rewards.code.Code"
 _STEERED = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}  # with the values that leave the distribution alone
 _WORDS = {"shorter": "the shorter answer wins", "longer": "the longer answer wins", "contains": "an answer that contains a text wins"}
 
@@ -38,7 +39,17 @@ def stand_ins(nodes: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{name}.backend", message, "name a judge: reward/backend=openai or local, with its model")
 
 
+def tests_are_shown(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Prompts that end with the tests which decide the reward: a program that answers these by heart gets all of it."""
+    code = [node for node in (config["reward"] or {}).values() if isinstance(node, Mapping) and node.get("_target_") == CODE]
+    shown = (config["data"].get("format_options") or {}).get("show_tests") is True
+    if shown and any(not node.get("use_challenge_tests") for node in code):
+        message = "prompts show all the tests that are rewarded: a program that answers these by heart is paid in full"
+        yield Problem("data.format_options.show_tests", message, "data.format_options.show_tests=first shows one and rewards all")
+
+
 def doubts(config: Mapping[str, Any]) -> Iterator[Problem]:
     """All of them, of a run."""
     yield from off_policy(config)
+    yield from tests_are_shown(config)
     yield from stand_ins({f"reward.{name}": node for name, node in (config["reward"] or {}).items()})

@@ -343,6 +343,27 @@ def test_options():
     assert [m.get("weight", 1) for m in context.messages] == [0, 1, 1]
 
 
+def test_how_many_tests_a_prompt_shows():
+    row = {
+        "text": "Add two",
+        "code": "x",
+        "test_list": ["assert add(1, 2) == 3", "assert add(2, 2) == 4"],
+        "challenge_test_list": ["assert 1"],
+    }
+    mbpp = get("mbpp")
+    shown = {}
+    for option in (True, "first", False):
+        example = mbpp.convert(row, **options_of(mbpp, {"show_tests": option}))
+        assert isinstance(example, Example)
+        assert example.meta["tests"] == row["test_list"]
+        shown[option] = example.messages[0]["content"]
+    assert shown[True] == "Add two\n\nYour code should pass these tests:\nassert add(1, 2) == 3\nassert add(2, 2) == 4"
+    assert shown["first"] == "Add two\n\nYour code should pass this test:\nassert add(1, 2) == 3"
+    assert shown[False] == "Add two"
+    with pytest.raises(ConfigError):
+        options_of(mbpp, {"show_tests": "some"})
+
+
 def test_option_names_and_types_are_checked():
     assert options_of(get("stack_v2"), {"languages": ["Python"], "vendor": True}) == {"languages": ["Python"], "vendor": True}
     with pytest.raises(ConfigError) as caught:

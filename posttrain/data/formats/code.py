@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.data.formats.fields import conversation, filled, list_of, text_of, turn
 from posttrain.data.formats.registry import Filtered, RowError, register
@@ -11,12 +11,17 @@ from posttrain.types import Example
 
 
 @register("mbpp", needs=[["text", "code", "test_list"], ["prompt", "code", "test_list"]])
-def convert_mbpp(row: Mapping[str, Any], *, show_tests: bool = True) -> Example:
-    """MBPP, full (`text`) and sanitized (`prompt`). show_tests: the prompt ends with the tests, as in the paper (Austin et al., 2021)."""
+def convert_mbpp(row: Mapping[str, Any], *, show_tests: bool | Literal["first"] = True) -> Example:
+    """MBPP, full (`text`) and sanitized (`prompt`). `reward=code` pays for its `test_list`, and its `challenge_test_list` where asked.
+
+    show_tests: true, the prompt ends with the tests, as in the paper (Austin et al., 2021): all that are rewarded, unless challenge tests
+    are; a program may answer them by heart. first: with the first alone, which tells the function's name and what it takes. false: none.
+    """
     tests = [str(test) for test in list_of(row, "test_list")]
     prompt = filled(row, "text" if row.get("text") is not None else "prompt").strip()
-    if show_tests and tests:
-        prompt += "\n\nYour code should pass these tests:\n" + "\n".join(tests)
+    shown = tests[:1] if show_tests == "first" else tests if show_tests else []
+    if shown:
+        prompt += f"\n\nYour code should pass {'these tests' if len(shown) > 1 else 'this test'}:\n" + "\n".join(shown)
     setup = "\n".join([*map(str, list_of(row, "test_imports")), text_of(row, "test_setup_code", "")]).strip()
     meta = {"task_id": row.get("task_id"), "tests": tests, "setup": setup, "challenge_tests": list(list_of(row, "challenge_test_list"))}
     return conversation(turn(prompt, python_block(filled(row, "code"))), meta=meta | {"language": "python"})
