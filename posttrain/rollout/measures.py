@@ -30,6 +30,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Means over a rollout's answers: the reward and its components, lengths, how many were cut off, groups with and without variance.
 
+    Rewards are means over the answers that could be scored; `answers/unscored` is the share of the others, from which nothing is learnt.
+
     informative: bool [P]. plain: [P, G] the reward, raw: [K, P, G] its components, as measured, before anything is normalised. asked:
     prompts gone through for it. names: of the components. failures: answers not scored.
     """
@@ -45,6 +47,7 @@ def rollout_metrics(
         "answers/longest": float(lengths.max()),
         "answers/truncated": float(cut.mean()),
         "answers/kept": float(rollout.kept.mean()),
+        "answers/unscored": missing_share(total),
         "groups/informative": float(informative.mean()),
         "prompts/asked": float(asked),
     }
@@ -53,6 +56,11 @@ def rollout_metrics(
 def mean(values: np.ndarray) -> float:
     """Of the values that are not NaN; NaN where there is none."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def missing_share(values: np.ndarray) -> float:
+    """Of values that are NaN; 0 of none."""
+    return float(np.isnan(values).sum() / max(values.size, 1))
 
 
 def sampling_work(prompt: int, answers: Sequence[int]) -> Work:

@@ -30,7 +30,7 @@ from posttrain.rewards.compose import RewardSet
 from posttrain.rollout.base import Generator, Request, Sampling
 from posttrain.rollout.collect import Collector
 from posttrain.rollout.experience import ExperienceLoader, Selection
-from posttrain.rollout.measures import mean
+from posttrain.rollout.measures import mean, missing_share
 from posttrain.rollout.plan import ExperiencePlan, make_experience_plan
 from posttrain.runs import targets
 from posttrain.runs.budget.amount import length_of
@@ -161,7 +161,7 @@ class OnlineMeasures(Measures):
         self.is_ready = True
 
     def loss(self, method: Method) -> dict[str, float]:
-        """`val/reward`, its components, `val/win_rate` and `eval/exact_match`; nothing without held-out prompts."""
+        """`val/reward`, its components, `val/unscored`, `val/win_rate` and `eval/exact_match`; nothing without held-out prompts."""
         if self.prepared.val is None:
             return {}
         assert isinstance(method, Online)
@@ -189,7 +189,11 @@ class OnlineMeasures(Measures):
         return [Group(index, ids, tuple(some)) for index, ids, some in zip(indices, prompts, found, strict=True)]
 
     def _rewards(self, held_out: Collector, groups: Sequence[Group]) -> dict[str, float]:
-        """Of the components that can judge an answer by itself; their sum where no other one has a weight."""
+        """Of the components that can judge an answer by itself; their sum where no other one has a weight.
+
+        As in training, the means are of the answers that could be scored: there is no lowest value that all rewards have, and an answer
+        that a reward fails on is not known to be bad. What share could not is `val/unscored`, so that a mean of few is seen to be one.
+        """
         rewards = held_out.rewards.alone()
         if not rewards.components:
             return {}
@@ -199,7 +203,14 @@ class OnlineMeasures(Measures):
         if not any(component.weight for component in held_out.rewards.comparing().components.values()):
             single = {"val/reward": plain(whole, list(rewards.components.values())).numpy(), **single}
         self._keep_rewards(single, [group.example for group in groups])
-        return {name: mean(values) for name, values in single.items()}
+        return {name: mean(values) for name, values in single.items()} | self._unscored(single)
+
+    def _unscored(self, single: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The share of the answers that have no value: of the sum always, of a component where there are some; told where there are."""
+        shares = {name.replace("val/reward", "val/unscored", 1): missing_share(values) for name, values in single.items()}
+        if some := [f"{share:.1%} ({name})" for name, share in shares.items() if share]:
+            self.say(f"could not be scored, and in no mean of val/reward: {', '.join(some)} of the held-out answers")
+        return {name: share for name, share in shares.items() if share or name == "val/unscored"}
 
     def _keep_rewards(self, single: Mapping[str, np.ndarray], mine: Sequence[int]) -> None:
         """What each prompt's answer got, of all ranks; one that a component could not judge has no score. mine: this rank's prompts."""

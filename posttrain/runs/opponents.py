@@ -12,7 +12,7 @@ import torch
 
 from posttrain.methods.parts.collectives import gather
 from posttrain.rollout.collect import Collector
-from posttrain.rollout.measures import mean
+from posttrain.rollout.measures import mean, missing_share
 from posttrain.runs.files import write_atomic
 from posttrain.types import Completion, Group
 
@@ -25,7 +25,10 @@ class Opponents:
     leads: bool
 
     def win_rates(self, held_out: Collector, groups: Sequence[Group], *, step: int) -> dict[str, float]:
-        """`val/win_rate/NAME` of this rank's `groups` of one answer, over all ranks; nothing when there is no earlier measurement."""
+        """`val/win_rate/NAME` of this rank's `groups` of one answer, over all ranks; nothing when there is no earlier measurement.
+
+        Answers without a verdict are in no mean; `val/unscored/NAME` is their share, where there are some.
+        """
         rewards = held_out.rewards.comparing()
         if not rewards.components:
             return {}
@@ -36,7 +39,11 @@ class Opponents:
         duels = [replace(group, completions=(*group.completions, first[group.example])) for group in groups if group.example in first]
         measured = rewards.measure([sample for place, duel in enumerate(duels) for sample in held_out.samples(duel, place)]).raw
         whole = torch.cat(gather(measured[:, ::2]), 1).numpy()
-        return {f"val/win_rate/{name}": mean(values) for name, values in zip(rewards.components, whole, strict=True)}
+        single = dict(zip(rewards.components, whole, strict=True))
+        missing = {f"val/unscored/{name}": missing_share(values) for name, values in single.items()}
+        return {f"val/win_rate/{name}": mean(values) for name, values in single.items()} | {
+            n: share for n, share in missing.items() if share
+        }
 
     def _before(self, step: int) -> dict[int, Completion] | None:
         """The answers that were kept at an earlier step than this one."""

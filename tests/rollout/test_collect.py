@@ -93,6 +93,7 @@ def test_what_is_reported_is_the_reward_before_it_is_normalised():
     )
     assert found["reward/mean"] == 1.5
     assert found["reward/digits"] == 0.75
+    assert found["answers/unscored"] == 0.0
 
 
 def test_the_plain_sum_is_missing_where_a_weighted_component_is():

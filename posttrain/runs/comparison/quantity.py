@@ -115,7 +115,7 @@ def _by_nothing(run: Run, metric: str) -> Iterator[tuple[str, Any]]:
 
 MADE_OF: tuple[tuple[str, Callable[[Run, str], Iterator[tuple[str, Any]]]], ...] = (
     (r"eval/exact_match$", _by_room), (r"eval/", _by_nothing),
-    (r"(val/reward|reward/mean)$", _by_reward), (r"(val/)?reward/", _by_component),
+    (r"(val/reward|val/unscored|reward/mean|answers/unscored)$", _by_reward), (r"((val/)?reward|val/unscored)/", _by_component),
     (r"val/win_rate/", _by_opponent), (r"(val/)?(rewards/)?accuracy$", _by_kind),
     (r"(val/)?(perplexity|token_accuracy)$", _by_nothing), (r"", _by_method),
 )  # fmt: skip
