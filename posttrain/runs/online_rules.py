@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import yaml
+
 from posttrain.errors import Problem
+from posttrain.runs.options import config_dir
 from posttrain.runs.signatures import read_signature
 from posttrain.runs.source import class_constant
 
 Config = dict[str, Any]
+CHOICE = "posttrain.rewards.matching.Choice"
 COMPARING = ("group", "leave_one_out", "decoupled", "pass_at_k")  # of posttrain.functional.advantages
 
 
@@ -118,6 +122,44 @@ def options_have_effect(config: Config) -> Iterator[Problem]:
         yield Problem("method.selection_tries", message, "method.selection=resample, or leave it out")
 
 
+def pulls_pull(config: Config) -> Iterator[Problem]:
+    """What says how to pull is of no use without a pull, where it is not what the method's own file says."""
+    method = config["method"]
+    kl = method.get("kl")
+    if not isinstance(kl, dict) or kl.get("coef"):
+        return
+    known = _file_of(method).get("kl") or {}
+    for key in (key for key, value in known.items() if key != "coef" and kl.get(key, value) != value):
+        yield Problem(f"method.kl.{key}", "is of no use: with method.kl.coef=0 there is no pull", "method.kl.coef=0.05, or leave it out")
+
+
+def _file_of(method: Config) -> Config:
+    """The values in the file of a built-in method; none for one of the user's own."""
+    file = config_dir() / "method" / f"{method.get('name')}.yaml"
+    return (yaml.safe_load(file.read_text(encoding="utf-8")).get("method") or {}) if file.is_file() else {}
+
+
+def rewards_reward(config: Config) -> Iterator[Problem]:
+    """Some component counts, and can say more than one thing."""
+    nodes = {name: node for name, node in (config["reward"] or {}).items() if isinstance(node, dict)}
+    if nodes and not any(node.get("weight", 1.0) for node in nodes.values()):
+        name = next(iter(nodes))
+        message = "no component of the reward has a weight, so all answers are worth 0, and nothing can be learnt"
+        yield Problem(f"reward.{name}.weight", message, f"reward.{name}.weight=1, or one more component: reward=[{name},math]")
+    for name, node in nodes.items():
+        letters = node.get("letters", "AB") if node.get("_target_") == CHOICE else "AB"
+        if not isinstance(letters, str) or not letters.isalnum() or len(set(letters.upper())) < 2:
+            message = f"expected the letters of two options at least, got {letters!r}"
+            yield Problem(f"reward.{name}.letters", message, f"reward.{name}.letters=ABCD")
+
+
+def stops_are_texts(config: Config) -> Iterator[Problem]:
+    """An empty text is in every answer."""
+    stop = (config["rollout"] or {}).get("stop")
+    if isinstance(stop, list) and "" in stop:
+        yield Problem("rollout.stop", "an empty text would end every answer before it begins", "leave it out: rollout.stop=[]")
+
+
 def _is_set(method: Config, key: str) -> bool:
     """Whether a key of the method has another value than its class gives it."""
     signature = read_signature(str(method.get("_target_")))
@@ -133,5 +175,8 @@ RULES: dict[Callable[[Config], Iterator[Problem]], tuple[str, ...]] = {  # with 
     advantages_have_groups: ("method", "rollout"),
     comparisons_have_groups: ("rollout", "reward"),
     options_have_effect: ("method",),
+    pulls_pull: ("method",),
+    rewards_reward: ("reward",),
+    stops_are_texts: ("rollout",),
     judges_have_backends: ("reward",),
 }

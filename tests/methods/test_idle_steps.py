@@ -26,7 +26,7 @@ LEVEL = [
     "method=grpo", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=20", "global_batch=2",
     "max_steps=4", "rollout.group_size=2", "rollout.max_new_tokens=6", "validate.at_start=false", "validate.at_end=false",
     "optimizer.lr=1e-2", "optimizer.weight_decay=0.5", "scheduler=constant", "checkpoint.every_steps=1", "checkpoint.keep_last=9",
-    "reward=[length]", "reward.length.weight=0",
+    "reward=[format]", "reward.format.right=0",
 ]  # fmt: skip
 ALARM = "step 3: no variance"
 
