@@ -6,8 +6,8 @@ or the like of an answer that was given before; the last number of the text. A t
 (`agreement.gives`), whatever it would be taken for otherwise.
 
 Comparing (`same_answer`) is strict on purpose, so that a reward cannot be had for almost nothing:
-- Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``;
-  ``0.333 != 1/3``.
+- Numbers compare exactly, as rationals: ``1,234 == 1234``, ``1/2 == 0.5 == \frac{1}{2}``, ``2.50 == 2.5``, ``1e3 == 1000``,
+  ``3e8 == 3\times 10^8 == 3 x 10^8``; ``0.333 != 1/3``.
 - Dropped before comparing: the outer ``$...$``, ``\(...\)``, ``\[...\]`` and ``**``, one trailing period, ``$``, ``%`` and degree signs
   (so ``50% == 50`` and ``50% != 0.5``), LaTeX spacing and ``\text{}`` wrappers, the parentheses of a lone choice letter.
 - Units and words stay: ``42 apples != 42`` (but agree, see `agreement`). Everything that is not a number is text, compared without case
@@ -25,6 +25,14 @@ from posttrain.data.hashes import after_hashes
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?%?|\.\d+", re.ASCII)
 FRACTION = re.compile(r"\\[dt]?frac\{\s{0,3}(-?\d{1,50})\s{0,3}\}\{\s{0,3}(-?\d{1,50})\s{0,3}\}|\\[dt]?frac(\d)(\d)", re.ASCII)
+SCIENTIFIC = re.compile(  # 3 \times 10^{8}, 3 x 10^8, 3 \cdot 10^-8, with the exponent's digits raised, too
+    r"(?<![\w.,/^}])(?<!/ )(\d{1,50}(?:,\d{3}){0,16}(?:\.\d{1,50})?|\.\d{1,50})"
+    r"\s{0,3}(?:\\times|\\cdot|[*\u00d7\u00b7x])\s{0,3}10\s{0,3}"
+    r"(?:\^\s{0,3}(?:\{\s{0,3}([+-]?\d{1,3})\s{0,3}\}|([+-]?\d{1,3})(?!\w|\.\d))"
+    r"|([\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,3})(?!\w))(?!\^)",
+    re.ASCII,
+)
+_RAISED = str.maketrans("\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789")
 _PHRASE = re.compile(
     r"answer(?:\*\*)? ?(?:is\b(?!n't)|:)(?:\*\*)?[ :]?(?: ?(?:therefore|thus|hence|then|simply|clearly|just)\b,? ?)?", re.IGNORECASE
 )
@@ -84,10 +92,11 @@ def _after_phrase(text: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``. A minus between two numbers subtracts, it is no sign."""
+    r"""The last number as written: ``-3``, ``1,234.5``, ``1/2``, ``\frac{1}{2}``, ``3\times10^8``. A minus between two numbers subtracts,
+    it is no sign."""
     text = text.translate(_MINUS)
     last: re.Match[str] | None = None
-    for pattern in (NUMBER, FRACTION):
+    for pattern in (NUMBER, FRACTION, SCIENTIFIC):
         for match in pattern.finditer(text):
             if last is None or match.end() >= last.end():
                 last = match
@@ -103,8 +112,14 @@ def normalised(answer: str) -> str:
     text = answer.translate(_MINUS).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
     text = _WRAPPER.sub(r"\1", text).replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "")
     text = " ".join(_NOISE.sub("", text).split())
-    text = _SPACED.sub(r"\1", text).removesuffix(".").strip().casefold()
+    text = SCIENTIFIC.sub(_with_exponent, _SPACED.sub(r"\1", text).removesuffix(".").strip().casefold())
     return text[1] if re.fullmatch(r"\([a-z]\)", text) else text
+
+
+def _with_exponent(match: re.Match[str]) -> str:
+    r"""``3\times 10^{8}`` as ``3e8``, apart from a unit behind it."""
+    exponent = match[2] or match[3] or match[4].translate(_RAISED)
+    return f"{match[1]}e{exponent}" + " " * match.string[match.end() : match.end() + 1].isalpha()
 
 
 def rational(text: str) -> Fraction | None:

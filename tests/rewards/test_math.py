@@ -17,7 +17,7 @@ SAME = [
     (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"), (r"\boxed{10^3}", "1000"), (r"\boxed{x=5}", "5"), ("first 3, then 5", "a long solution #### 5"),
     (r"\boxed{0.75}", r"We find $\boxed{\frac{3}{4}}$."), ("Paris. The answer is Paris", "paris"), (r"\boxed{12_5}", "12_{5}"), (r"\boxed{5\text{ cm}}", r"5 \mathrm{cm}"), (r"\boxed{5\text{ apples}}", "5"),
     (r"\boxed{10^{-8}}", r"\frac{1}{10^8}"), (r"\boxed{\frac{1}{20!}}", r"\frac{1}{19!\cdot20}"), ("Paris", "Paris"), ("(1, 2)", "(1, 2)"),
-    (r"\sqrt{2}", r"\sqrt{2}"), ("<answer>1+x</answer>", "x+1"),
+    (r"\sqrt{2}", r"\sqrt{2}"), (r"\boxed{3e8}", r"3\times 10^8"), (r"\boxed{3\cdot10^{8}\text{ m/s}}", "3e8"), ("<answer>1+x</answer>", "x+1"),
 ]  # fmt: skip
 DIFFERENT = [
     (r"\boxed{(1,2)}", "(2,1)"), ("The answer is 6", "5"), (r"\boxed{-5}", "5"), ("", "5"), ("no number here", "5"), (r"\boxed{5", "4"), (r"\boxed{x^2}", "y^2"),
