@@ -54,6 +54,64 @@ def test_honest_programs_pass(name: str) -> None:
     assert (outcome.status, outcome.error) == ("passed", None)
 
 
+VECTOR = """
+class Vector:
+    def __init__(self, *parts): self.parts = list(parts)
+    def __add__(self, other): return Vector(*(a + b for a, b in zip(self.parts, other.parts)))
+    def __matmul__(self, other): return sum(a * b for a, b in zip(self.parts, other.parts))
+    def __neg__(self): return Vector(*(-a for a in self.parts))
+    def __setitem__(self, key, value): self.parts[key] = value
+    def __delitem__(self, key): del self.parts[key]
+    def __str__(self): return f"<{self.parts}>"
+    def __repr__(self): return f"Vector({self.parts})"
+    def __enter__(self): return self
+    def __exit__(self, *fault): self.parts.clear(); return True
+    def same(self): return self
+class Point(Vector): pass
+def lying(x):
+    class Lie:
+        __sub__ = __rsub__ = __add__ = __radd__ = lambda self, other: 0
+        __abs__ = lambda self: 0
+        __eq__ = __lt__ = __gt__ = __le__ = __contains__ = lambda self, other: True
+        __exit__ = lambda self, *fault: True
+        __enter__ = lambda self: 3
+    return Lie()
+"""
+OF_CLASSES = [
+    "assert (Vector(1, 2) + Vector(3, 4)).parts == [4, 6]", "assert Vector(1, 2) @ Vector(3, 4) == 11", "assert (-Vector(1)).parts == [-1]",
+    "v = Vector(1, 2)\nv[0] = 5\ndel v[1]\nassert v.parts == [5]", "assert str(Vector(1)) == f'{Vector(1)}' == '<[1]>'",
+    "assert repr(Vector(1)) == 'Vector([1])'", "with Vector(1) as v:\n assert v.parts == [1]\nassert v.parts == []",
+    "assert isinstance(Point(1), Vector) and isinstance(Point(1), (int, Point)) and not isinstance(Vector(1), Point)",
+    "v = Vector(1)\nassert v == v.same() and v is v.same() and not isinstance(3, Vector)",
+]  # fmt: skip
+FORGED = [
+    "assert abs(lying(2) - 4) < 1", "assert lying(2) == 4", "assert lying(2) < 4", "assert 4 in lying(2)", "assert lying(2) + 4 == 0",
+    "with lying(2) as x:\n assert x == 4",
+]  # fmt: skip
+
+
+def test_classes_and_their_objects() -> None:
+    outcome = passes(VECTOR, *OF_CLASSES)
+    assert (outcome.passed, outcome.error) == (len(OF_CLASSES), None)
+    assert passes(VECTOR, *FORGED).passed == 0
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ("class Line(Vector): pass\nassert Line(1).parts == [1]", "catch or extend a class of the program"),
+        ("try:\n Vector()\nexcept Vector:\n pass", "catch or extend a class of the program"),
+        ("assert lying(1) == lying(2)", "compares two objects of the program"),
+        ("assert [lying(1)] == [lying(2)]", "compares two objects of the program"),
+    ],
+)
+def test_what_only_the_programs_own_objects_could_tell_is_not_scored(test: str, words: str) -> None:
+    outcome = passes(VECTOR, test)
+    assert outcome.status == "unusable"
+    assert words in str(outcome.error)
+    assert passes(VECTOR, "assert Vector(1) != Vector(1)").status == "passed"  # no class says otherwise
+
+
 def test_some_tests_pass() -> None:
     outcome = passes("def f(x): return 4", *TASK)
     assert (outcome.passed, outcome.total, outcome.status) == (1, 2, "failed")

@@ -6,6 +6,9 @@ cross as plain data (`codec.py`), so that every comparison is between values of 
 program ever enters. All that a program can do to the verdict is to return a wrong value. Printing, exiting, patched builtins, lying
 `__eq__`, written descriptors, frames and garbage lists change nothing, and the tests are in no memory or file that the program can read.
 
+Classes of the program are used as any, but for what their objects alone could tell: a test that asks whether two of them are equal, or
+catches or extends a class, says nothing (`unusable`); one that asks which of two comes first fails.
+
 Guards (`active_guards()` names those that this machine allows):
 own-process, clean-environment, resource-limits: always. Processor time, memory, file size, descriptors, threads; wall time by SIGKILL.
 namespaces: pid, mount, network, IPC, host name. No network device; a read-only root with the standard library and nothing else of this

@@ -74,6 +74,13 @@ def read_names(tree: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
+def classes_used(tree: ast.AST) -> set[str]:
+    """Names of what must be a class where it is used: what is caught, and what a class extends."""
+    used = [node.type for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is not None]
+    used += [base for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
+    return set().union(*map(read_names, used))
+
+
 def called_names(tree: ast.AST) -> set[str]:
     """Every name that is called."""
     return {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.rewards.sandbox.assertions import NOTE, counted, needed, read_names
+from posttrain.rewards.sandbox.assertions import NOTE, classes_used, counted, needed, read_names
 from posttrain.rewards.sandbox.remote import Link, UnusableTest
 from posttrain.rewards.sandbox.wire import Channel, ConnectionLost
 
@@ -71,6 +71,8 @@ class Tests:
     def _prepare(self, code: str, trees: list[ast.Module], setup: ast.Module, namespace: dict[str, Any], entry_point: str | None) -> None:
         """Runs the program, then the setup, in their processes; the tests' namespace has what both define, the setup first."""
         names = needed(trees, setup)
+        if apart := names.program & set().union(*map(classes_used, [*trees, setup])):
+            raise UnusableTest(f"the tests catch or extend a class of the program, which stays in its process: {', '.join(sorted(apart))}")
         try:
             exec(names.library, namespace)
         except ImportError as error:

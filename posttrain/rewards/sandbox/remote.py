@@ -1,14 +1,19 @@
 """The tests' side of the program under test: its functions, classes and objects as stand-ins.
 
-A stand-in compares by identity and is true: nothing the program defines is ever asked whether a test holds.
+A stand-in compares by identity and is true: nothing the program defines is ever asked whether a test holds. What its methods return is a
+value like any other, so it may be asked for its text, its items, and for sums and the like with other objects of the program (with a
+number of the test it could be told what it is compared with). Where only the program could say whether two of its objects are equal,
+nothing can be said of the test.
 """
 
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable
 from typing import Any
 
 from posttrain.rewards.sandbox.codec import Unsendable, decode, encode, refresh
+from posttrain.rewards.sandbox.solution import BINARY, UNARY
 from posttrain.rewards.sandbox.wire import Channel
 
 # What ends an iteration or the process cannot be raised from outside: `map(candidate, cases)` would end early and hold.
@@ -29,6 +34,7 @@ class Link:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._known: dict[int, Remote] = {}
 
     def wait_until_ready(self) -> None:
         """Returns when the process is enclosed; nothing of the program has run by then."""
@@ -87,7 +93,7 @@ class Link:
     def _stand_in(self, tag: str, number: Any) -> Remote:
         if tag != "held" or not isinstance(number, int):
             raise Unsendable(f"unknown tag {tag}")
-        return Remote(self, number)
+        return self._known.setdefault(number, Remote(self, number))  # what is one object there is one here
 
     def _exception(self, answer: dict[str, Any]) -> Exception:
         args = [self._decoded(item) for item in answer["args"]] if isinstance(answer.get("args"), list) else []
@@ -102,7 +108,7 @@ class Link:
 
 
 class Remote:
-    """Something the program's process holds: callable, iterable, with attributes and items."""
+    """Something the program's process holds: callable, iterable, with attributes, items and a text, perhaps a class."""
 
     __slots__ = ("_remote_link", "_remote_number")
 
@@ -124,6 +130,22 @@ class Remote:
     def __getitem__(self, key: Any) -> Any:
         return self._remote_link.ask(do="item", on=self._remote_number, key=encoded(key))
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._remote_link.ask(do="put", on=self._remote_number, key=encoded(key), value=encoded(value))
+
+    def __delitem__(self, key: Any) -> None:
+        self._remote_link.ask(do="drop", on=self._remote_number, key=encoded(key))
+
+    def __enter__(self) -> Any:
+        return self._remote_link.ask(do="enter", on=self._remote_number)
+
+    def __exit__(self, fault: Any, *_: Any) -> None:
+        if fault is None:  # else the program could hide that a test failed
+            self._remote_link.ask(do="exit", on=self._remote_number)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return type(value) is Remote and self._remote_link.ask(do="kind", on=value._remote_number, of=self._remote_number) is True
+
     def __len__(self) -> int:
         return self._remote_link.ask(do="len", on=self._remote_number)
 
@@ -136,8 +158,45 @@ class Remote:
     def __bool__(self) -> bool:
         return True
 
+    def __eq__(self, other: object) -> Any:
+        if self is other or type(other) is not Remote:
+            return True if self is other else NotImplemented
+        if self._remote_link.ask(do="alike", on=self._remote_number, other=other._remote_number) is not False:
+            raise UnusableTest("a test compares two objects of the program, which alone could say whether they are equal")
+        return False
+
+    __hash__ = object.__hash__
+
+    def __str__(self) -> str:
+        return self._text("str")
+
     def __repr__(self) -> str:
-        return "<object of the program>"
+        return self._text("repr")
+
+    def _text(self, do: str) -> str:
+        text = self._remote_link.ask(do=do, on=self._remote_number)
+        if type(text) is not str:
+            raise SolutionError(f"{do} of an object of the program is no text")
+        return text
+
+
+def _binary(name: str) -> Callable[[Remote, Any], Any]:
+    def operate(self: Remote, other: Any) -> Any:
+        if type(other) is not Remote:
+            return NotImplemented
+        return self._remote_link.ask(do="binary", name=name, on=self._remote_number, other=other._remote_number)
+
+    return operate
+
+
+def _unary(name: str) -> Callable[[Remote], Any]:
+    return lambda self: self._remote_link.ask(do="unary", name=name, on=self._remote_number)
+
+
+for _name in BINARY:
+    setattr(Remote, f"__{_name.strip('_')}__", _binary(_name))
+for _name in UNARY:
+    setattr(Remote, f"__{_name}__", _unary(_name))
 
 
 def encoded(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import operator
 import random
 import socket
 import sys
@@ -14,6 +15,8 @@ from posttrain.rewards.sandbox.codec import Unsendable, decode, encode
 from posttrain.rewards.sandbox.wire import Channel
 
 MUTABLE = ("dict", "set", "bytearray", "deque")
+BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and_", "or_", "xor")  # of `operator`
+UNARY = ("neg", "pos", "invert", "abs")
 
 
 def main(fd: int, limit: int) -> None:
@@ -86,6 +89,49 @@ class Server:
     def on_item(self, on: int, key: Any) -> dict[str, Any]:
         """An item."""
         return self._value(self._held[on][self._decoded(key)])
+
+    def on_put(self, on: int, key: Any, value: Any) -> dict[str, Any]:
+        """Sets an item."""
+        self._held[on][self._decoded(key)] = self._decoded(value)
+        return {"value": None}
+
+    def on_drop(self, on: int, key: Any) -> dict[str, Any]:
+        """Deletes an item."""
+        del self._held[on][self._decoded(key)]
+        return {"value": None}
+
+    def on_enter(self, on: int) -> dict[str, Any]:
+        """What a `with` binds."""
+        return self._value(type(self._held[on]).__enter__(self._held[on]))
+
+    def on_exit(self, on: int) -> dict[str, Any]:
+        """The end of a `with` in which nothing was raised."""
+        type(self._held[on]).__exit__(self._held[on], None, None, None)
+        return {"value": None}
+
+    def on_kind(self, on: int, of: int) -> dict[str, Any]:
+        """Whether something is an object of a class, by the class's own line of bases."""
+        return {"value": any(base is self._held[of] for base in type(self._held[on]).__mro__)}
+
+    def on_alike(self, on: int, other: int) -> dict[str, Any]:
+        """Whether two objects may be equal though they are not one: a class of theirs says what is."""
+        return {"value": any(type(self._held[number]).__eq__ is not object.__eq__ for number in (on, other))}
+
+    def on_str(self, on: int) -> dict[str, Any]:
+        """Its text."""
+        return self._value(str(self._held[on]))
+
+    def on_repr(self, on: int) -> dict[str, Any]:
+        """Its text for programmers."""
+        return self._value(repr(self._held[on]))
+
+    def on_binary(self, name: str, on: int, other: int) -> dict[str, Any]:
+        """A sum or the like of two objects."""
+        return self._value(getattr(operator, name)(self._held[on], self._held[other]))
+
+    def on_unary(self, name: str, on: int) -> dict[str, Any]:
+        """A sign or the like."""
+        return self._value(getattr(operator, name)(self._held[on]))
 
     def on_len(self, on: int) -> dict[str, Any]:
         """A length."""
