@@ -35,8 +35,10 @@ def assert_same(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            # margins and the calibration error are differences of rewards near one: their rounding is that of the rewards
-            assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=3e-6), (a["step"], name, a[name], b[name])
+            # margins and the calibration error are differences of rewards near one: their rounding is that of the rewards; a gradient
+            # follows from weights that steps of Adam have moved apart, where small ones are nearly all rounding
+            near = 5e-5 if name == "grad_norm" else 1e-5
+            assert math.isclose(a[name], b[name], rel_tol=near, abs_tol=3e-6), (a["step"], name, a[name], b[name])
 
 
 @pytest.mark.parametrize(("case", "name"), PAIRED)
