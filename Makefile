@@ -4,8 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is: a third of what would be compiled here
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -54,6 +53,7 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.base: pyproject.toml constraints.txt $(VENV)/.torch
 	$(PIP) -c constraints.txt -e .
+	@$(BIN)/python -m compileall -q posttrain # pip leaves that to the first run, which may not be allowed to write
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
