@@ -102,12 +102,14 @@ def test_every_number_is_that_of_one_process(folder, strategy, case):
 
 @pytest.mark.parametrize("case", HALF)
 def test_losses_in_bfloat16_are_nearly_those_of_one_process(folder, strategy, case):
-    """Sums over ranks are rounded elsewhere, by 2^-8 of each. GRPO's loss is a small divergence from the reference alone (0.004 after a
-    step): its rounding is that of the log-probabilities that it is a difference of, seen at up to 5 % of it, by the processor."""
-    near = 8e-2 if case.startswith("grpo") else 2e-3
+    """Sums over ranks are rounded elsewhere, by 2^-8 of each. GRPO's loss is a small divergence from the reference alone, and of other
+    answers, another one: a draw that falls within the rounding of two tokens' boundary is another token. Entropies are then alike."""
     for ours, theirs in zip(rows(folder / case / strategy), rows(folder / case / "1"), strict=True):
-        losses = [name for name in theirs if name in ("loss", "val/loss")]
-        assert all(math.isclose(ours[name], theirs[name], rel_tol=near, abs_tol=1e-6) for name in losses), (ours, theirs)
+        same_answers = ours.get("reward/mean") == theirs.get("reward/mean")
+        near = {"loss": 3e-2 if case.startswith("grpo") else 2e-3, "val/loss": 2e-3, "entropy": 2e-3}
+        names = [name for name in theirs if name in near and (same_answers or name == "entropy")]
+        off = [name for name in names if not math.isclose(ours[name], theirs[name], rel_tol=near[name], abs_tol=1e-6)]
+        assert not off, (ours, theirs)
 
 
 @pytest.mark.parametrize("case", ["sft", "dpo with lora", "reward_model", "ppo"])
