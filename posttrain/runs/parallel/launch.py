@@ -23,7 +23,7 @@ NARROW = 60
 STOPPED = tuple(128 + number for number in HANDLED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parallel:
     """The launcher's options. n_jobs: runs at once, at most; None: as many as there are devices for."""
 
@@ -36,7 +36,7 @@ class Parallel:
         if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
             message = f"expected a whole number of at least 1, or null, got {jobs!r}"
             raise ConfigError(Problem("hydra.launcher.n_jobs", message, "the runs at once; null for as many as there are devices for"))
-        return cls(jobs)
+        return cls(n_jobs=jobs)
 
 
 @dataclass(frozen=True)
