@@ -114,7 +114,7 @@ def _chunk(
     picked, tops, masses = torch.zeros_like(slopes), h.new_empty(n, len(blocks)), h.new_empty(n, len(blocks))
     for number, (block, place) in enumerate(zip(blocks, places, strict=True)):
         logits = head_logits(h, weight[block], None, head, place)
-        inside, column = within(target, block)
+        inside, column = within(target - block.start, block.stop - block.start)
         picked = torch.where(inside, logits.gather(1, column[:, None])[:, 0], picked)
         tops[:, number] = logits.amax(1)
         torch.softmax(logits, 1, out=logits)

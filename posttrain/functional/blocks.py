@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posttrain.functional.head import HeadSpec, times_slope
+from posttrain.functional.head import HeadSpec, times_slope, within
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def add_block(sums: Sums, logits: Tensor, column: Tensor, asked: Asked, scratch:
     which is then lost.
     """
     top, mass, lean, total, squares, picked = sums
-    inside, place = _within(column, logits.shape[1])
+    inside, place = within(column, logits.shape[1])
     picked = torch.where(inside, logits.gather(1, place[:, None])[:, 0], picked)
     if asked.mean:
         total = total + logits.sum(1)
@@ -101,14 +101,9 @@ def block_slopes(logits: Tensor, column: Tensor, lse: Tensor, slopes: Slopes, he
     if slopes.by_all is not None:
         d += slopes.by_all[:, None]
     if slopes.by_target is not None:
-        inside, place = _within(column, logits.shape[1])
+        inside, place = within(column, logits.shape[1])
         d.scatter_add_(1, place[:, None], (slopes.by_target.to(d.dtype) * inside)[:, None])
     return times_slope(d, before, head).to(dtype)
-
-
-def _within(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Whether columns are of a block, and some column of it where they are not."""
-    return (column >= 0) & (column < width), column.clamp(0, width - 1)
 
 
 def _leant(lean: Tensor, mass: Tensor, fall: Tensor) -> Tensor:

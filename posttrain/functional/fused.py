@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.functional.blocks import Asked, Slopes, Sums
-from posttrain.functional.head import HeadSpec
+from posttrain.functional.head import HeadSpec, within
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ R = TypeVar("R")
 def add_block(sums: Sums, logits: Tensor, column: Tensor, asked: Asked) -> Sums:
     """See `blocks.add_block`; the logits stay."""
     top, mass, lean, total, squares, picked = sums
-    inside = (column >= 0) & (column < logits.shape[1])
-    picked = torch.where(inside, logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0], picked)
+    inside, place = within(column, logits.shape[1])
+    picked = torch.where(inside, logits.gather(1, place[:, None])[:, 0], picked)
     highest = torch.maximum(top, logits.amax(1))
     fall = torch.where(top == highest, 0.0, top - highest)
     scale, shifted = fall.exp(), logits - highest[:, None]

@@ -99,6 +99,6 @@ def part(bias: Tensor | None, block: slice) -> Tensor | None:
     return None if bias is None else bias.detach()[block]
 
 
-def within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Whether each target lies in the block, and its column there (any column where it does not)."""
-    return (target >= block.start) & (target < block.stop), (target - block.start).clamp(0, block.stop - block.start - 1)
+def within(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Whether each column, counted from a block's first one, lies in the block of that width, and some column of it where it does not."""
+    return (column >= 0) & (column < width), column.clamp(0, width - 1)
