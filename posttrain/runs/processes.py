@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -78,18 +78,26 @@ def run_child(command: Sequence[str]) -> int:
 def ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
     """Inside the block stop signals go to the processes, and into the list; at its end no process is left.
 
-    Only the main thread may handle signals.
+    Only the main thread may handle signals. Not for processes that are started inside the block: a signal may come between such a one's
+    beginning and its entry in `processes`; see `heard_until_gone`.
     """
+    with heard_until_gone(processes, lambda number: pass_on(number, processes)) as heard:
+        yield heard
+
+
+@contextmanager
+def heard_until_gone(
+    processes: Sequence[subprocess.Popen[bytes]], then: Callable[[int], None] = lambda number: None
+) -> Iterator[list[int]]:
+    """Inside the block stop signals go into the list, and `then` is called with each; at its end no process is left."""
     heard: list[int] = []
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def hear(number: int, _frame: FrameType | None) -> None:
         heard.append(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        then(number)
 
     handled = HANDLED if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, forward) for number in handled}
+    before = {number: signal.signal(number, hear) for number in handled}
     try:
         yield heard
     finally:
@@ -99,6 +107,13 @@ def ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[lis
             if process.poll() is None:
                 process.kill()
             process.communicate()
+
+
+def pass_on(number: int, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Sends the signal to those that have not ended."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

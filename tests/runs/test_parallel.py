@@ -161,6 +161,22 @@ def test_a_stop_signal_reaches_all_that_run_and_nothing_else_begins(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"0", "0.stopped", "1", "1.stopped"}
 
 
+class StoppedAtTheDoor(Places):
+    """A stop signal comes while a process begins: it is not among those that run yet."""
+
+    def environment(self, number, base):
+        signal.raise_signal(signal.SIGTERM)
+        return super().environment(number, base)
+
+
+def test_a_stop_signal_reaches_a_process_that_was_about_to_begin():
+    sleeper = task("sleeps", "import time; time.sleep(50)")
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_placed([sleeper], StoppedAtTheDoor([sleeper.need], 1))
+    assert time.monotonic() - begin < 20
+
+
 def test_a_stage_that_runs_share_is_made_once_by_itself_and_first(tmp_path, capfd):
     from posttrain.__main__ import main
 

@@ -245,6 +245,6 @@ def test_a_plan_charges_the_budget_with_the_run_that_is_made_first(tmp_path: Pat
 
 def test_stages_are_planned_with_their_parts_of_the_budget() -> None:
     config = compose_and_check(["method=nano_staged", "budget.tokens=1000"], rules=PLAN)
-    assert [stage["budget"]["tokens"] for stage in stages_with_budgets(config)] == [910.0, 45.0, pytest.approx(45.0)]
+    assert [stage["budget"]["tokens"] for stage in stages_with_budgets(config)] == [840.0, 80.0, pytest.approx(80.0)]
     config = compose_and_check(["method=staged", "model=nano"], rules=PLAN)
     assert [stage["budget"]["tokens"] for stage in stages_with_budgets(config)] == [None, None]

@@ -93,7 +93,7 @@ def test_so_is_the_part_of_a_pipelines_first_stage(tmp_path, capsys):
     small = [f"stages.base.{key}" for key in ("limit=40", "data.generator.held_out=8")]
     assert main(["study=quickstart", *small, "budget.flops=1000", f"output_dir={tmp_path}/study"]) == 2
     told = capsys.readouterr().err
-    assert [f"study.arms.{arm}: stage base: budget.flops: 910" in told for arm in ("sft", "rl", "staged")] == [True] * 3
+    assert [f"study.arms.{arm}: stage base: budget.flops: 840" in told for arm in ("sft", "rl", "staged")] == [True] * 3
     assert not (tmp_path / "study").exists()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.job import STAGE, isolated_command
 from posttrain.runs.parallel.places import Need, Places
-from posttrain.runs.processes import POLL_SECONDS, WITH_PARENT, ending_with_us, shell_code
+from posttrain.runs.processes import POLL_SECONDS, WITH_PARENT, heard_until_gone, pass_on, shell_code
 from posttrain.runs.signals import HANDLED
 
 TARGET = "posttrain.runs.parallel.launch.Parallel"
@@ -93,7 +93,8 @@ def run_tasks(tasks: Sequence[Task], places: Places) -> list[int]:
     running: dict[int, subprocess.Popen[bytes]] = {}
     started: list[subprocess.Popen[bytes]] = []
     readers: list[threading.Thread] = []
-    with ending_with_us(started) as heard:
+    passed_on = 0
+    with heard_until_gone(started) as heard:
         while running or (waiting and not heard and not _stopped(codes)):
             while waiting and not heard and not _stopped(codes) and places.take(waiting[0], tasks[waiting[0]].need):
                 number = waiting.pop(0)
@@ -101,6 +102,9 @@ def run_tasks(tasks: Sequence[Task], places: Places) -> list[int]:
                 running[number] = process
                 started.append(process)
                 readers.append(reader)
+            while passed_on < len(heard):  # here, not as it comes: that may be while a process begins
+                pass_on(heard[passed_on], running.values())
+                passed_on += 1
             for number, process in list(running.items()):
                 if process.poll() is not None:
                     codes[number] = shell_code(process.returncode)
