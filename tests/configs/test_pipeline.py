@@ -132,11 +132,20 @@ def test_all_mistakes_of_all_stages_at_once() -> None:
         ("stages.sft.inputs.reference=sft", "stage sft: inputs.reference", "has no reference"),
         ("stages.grpo.inputs.teacher=sft", "stage grpo: inputs.teacher", "unknown input"),
         ("stages.grpo.entering=['method=sft']", "stage grpo: entering", "already"),
+        ("stages.grpo.model.path=elsewhere", "stage grpo: model.path", "decides it"),
+        ("stages.grpo.model.weights=random", "stage grpo: model.weights", "decides it"),
         ("+stages.grpo.repeat=0", "stage grpo: repeat", "number of rounds"),
     ],
 )
 def test_what_is_refused(override: str, where: str, word: str) -> None:
     assert word in problems("method=staged", override)[where]
+
+
+def test_the_path_of_a_reward_model_that_an_earlier_stage_makes_is_not_given_as_well() -> None:
+    assert (
+        "decides it"
+        in problems("method=staged_rlhf", "stages.ppo.reward.reward_model.path=elsewhere")["stage ppo: reward.reward_model.path"]
+    )
 
 
 @pytest.mark.parametrize(

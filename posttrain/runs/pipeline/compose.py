@@ -87,7 +87,7 @@ def compose_pipeline(
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
     seed = _seed(attempts, lines.general, outer)
     nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result, seed) for attempt in attempts]
-    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes), *wrong])]
+    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes), *_decided_twice(stages, nodes), *wrong])]
     given = {**own, "seed": seed, "method": {"name": outer["method"]["name"]}, "entering": None, "stages": nodes}
     result.config = {**_last(nodes), **given}
     return result
@@ -217,6 +217,20 @@ def _wrong_inputs(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
                     problems.append(Problem(where, f"stage {source} hands on {made}, and this has to be {INPUTS[key].made}"))
         twice = _starts_twice(node["inputs"], node["config"])
         problems += [Problem(prefixed(node["name"], problem.where), problem.message, problem.hint) for problem in twice]
+    return problems
+
+
+def _decided_twice(stages: Sequence[Stage], nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Keys that a stage's own lines set and an artifact that it takes decides."""
+    problems = []
+    for stage, node in zip(stages, nodes, strict=True):
+        given = {key_of(line) for line in (*stage.overrides, *stage.lines)}
+        for name, source in stage.inputs.items():
+            keys = INPUTS[name].keys(node["config"]) if name in INPUTS and "method" in node["config"] else ()
+            for key in keys:
+                if key in given:
+                    message = f"the stage takes the artifact of stage {source}, which decides it"
+                    problems.append(Problem(prefixed(stage.name, key), message, f"leave out one of it and inputs.{name}"))
     return problems
 
 

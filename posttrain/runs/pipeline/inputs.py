@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ SCORING = ("posttrain.rewards.models.RewardModel", "posttrain.rewards.models.Pro
 
 @dataclass(frozen=True)
 class Input:
-    """made: what the earlier stage must hand on. refusal: why a config cannot take it, None if it can. enter: the config with a path."""
+    """made: what the earlier stage must hand on. refusal: why a config cannot take it, None if it can. enter: the config with a path.
+    keys: the config's keys that it decides."""
 
     made: str
     refusal: Callable[[Config], str | None]
     enter: Callable[[Config, str], Config]
+    keys: Callable[[Config], Sequence[str]]
 
 
 def hands_on(config: Mapping[str, Any]) -> str:
@@ -37,12 +39,20 @@ def _enter_policy(config: Config, path: str) -> Config:
     return {**config, "model": {**config["model"], **entered}}
 
 
+def _policy_keys(config: Config) -> Sequence[str]:
+    return ["model.path", "model.weights", "model.architecture", "model.revision"]
+
+
 def _scoring(config: Config) -> list[str]:
     return [name for name, node in (config["reward"] or {}).items() if isinstance(node, dict) and node.get("_target_") in SCORING]
 
 
 def _no_scoring(config: Config) -> str | None:
     return None if _scoring(config) else f"method={config['method'].get('name')} asks no reward model here (reward=[reward_model])"
+
+
+def _reward_keys(config: Config) -> Sequence[str]:
+    return [f"reward.{name}.path" for name in _scoring(config)]
 
 
 def _enter_reward_model(config: Config, path: str) -> Config:
@@ -65,11 +75,15 @@ def _unchanged(config: Config, path: str) -> Config:
     return config
 
 
+def _no_keys(config: Config) -> Sequence[str]:
+    return []
+
+
 INPUTS: Mapping[str, Input] = {
-    "policy": Input(POLICY, _no_refusal, _enter_policy),
-    "reward_model": Input(REWARD_MODEL, _no_scoring, _enter_reward_model),
-    "reference": Input(POLICY, _no_reference, _unchanged),
-    "data": Input(POLICY, _no_data, _unchanged),
+    "policy": Input(POLICY, _no_refusal, _enter_policy, _policy_keys),
+    "reward_model": Input(REWARD_MODEL, _no_scoring, _enter_reward_model, _reward_keys),
+    "reference": Input(POLICY, _no_reference, _unchanged, _no_keys),
+    "data": Input(POLICY, _no_data, _unchanged, _no_keys),
 }
 
 
