@@ -22,7 +22,7 @@ from preloaded import SUBPROCESS  # noqa: E402
 from posttrain.data.tree import collate, tree_of  # noqa: E402
 from posttrain.models.decoding import decoding_mode  # noqa: E402
 from posttrain.models.policy import dense_head  # noqa: E402
-from posttrain.runs import processes, session  # noqa: E402
+from posttrain.runs import plots, processes, session  # noqa: E402
 from posttrain.runs.compose import compose  # noqa: E402
 from posttrain.runs.files import prepare_folder  # noqa: E402
 from posttrain.runs.job import train_rank  # noqa: E402
@@ -36,6 +36,7 @@ LOGITS = "live.pt"
 def main(arguments):
     """Train all runs; the exit code of the first that fails."""
     environment = dict(os.environ)  # a trainer forgets the group's size when it is done
+    plots.loss_plot = plots.online_plot = lambda *_: False  # nobody looks at them
     session.save_run_artifact = functools.partial(save_with_logits, session.save_run_artifact)
     for config in json.loads(Path(arguments[0]).read_text()):
         prepare_folder(Path(config["output_dir"]))
