@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen3Config
 
 from posttrain.data.tree import collate, tree_of
 from posttrain.models import probe as probing
-from posttrain.models.attention import backends, blocked, flex, segments
+from posttrain.models.attention import backends, blocked, flex, pieces, segments
 from posttrain.models.attention.blockmask import block_mask
 from posttrain.models.attention.layout import Scoring, layout_of
 from posttrain.models.policy import PolicyModel, head_dims, neftune, sequence_lengths
@@ -219,10 +219,12 @@ def test_mixture_of_experts_has_its_load_balancing_loss():
     torch.testing.assert_close(packed, aux)
 
 
+@pytest.mark.parametrize("filled", [0.0, 1.125, 100.0])
 @pytest.mark.parametrize("shape", [(4, 2, 16, 16), (6, 6, 8, 12), (6, 1, 8, 4)])
-def test_blocked_attention_is_attention(shape, monkeypatch):
+def test_blocked_attention_is_attention(shape, filled, monkeypatch):
     heads, groups, width, value_width = shape
-    monkeypatch.setattr(blocked, "BLOCK", 4)
+    monkeypatch.setattr(pieces, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(pieces, "FILLED", filled)
     tree, gen = sample_tree(), torch.Generator().manual_seed(2)
     sizes = ((heads, width), (groups, width), (groups, value_width))
     inputs = [torch.randn(1, h, len(tree.ids), d, generator=gen, dtype=torch.float64) for h, d in sizes]

@@ -1,10 +1,9 @@
 """Plain float32 attention over a token tree on a CPU: causal blocks of matrix products.
 
 PyTorch's CPU kernel for scaled-dot-product attention runs far below the machine's matmul rate on the short segments that trees are made
-of, above all backward. Here a segment's queries are taken in blocks; a block multiplies with the keys it can see (its ancestors' and its
-segment's up to its own end), all heads in one batched product, with keys and values repeated for every query head that shares them so
-that the cores get equal parts. The probabilities are kept for the backward pass, so this is for paths up to `LONGEST` keys; longer ones
-go to the kernel, whose memory does not grow with the square of the length.
+of, above all backward. Here a row is cut into pieces (see `pieces`), each of them one batched product over all heads, with keys and values
+repeated for every query head that shares them so that the cores get equal parts. The probabilities are kept for the backward pass, so
+this is for paths up to `LONGEST` keys; longer ones go to the kernel, whose memory does not grow with the square of the length.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.functional.attended import QUERY_BLOCK as BLOCK
 from posttrain.models.attention.layout import Layout
+from posttrain.models.attention.pieces import pieces_of
 
 LONGEST = 1024
 
@@ -44,18 +43,14 @@ class _Blocked(torch.autograd.Function):
         heads, length, width = q.shape[1], q.shape[2], v.shape[3]
         queries, keys, values = _scaled(q[0], scale), _per_head(k[0], heads), _per_head(v[0], heads)
         out = q.new_empty(length, heads, width)  # the order in which the model goes on
-        mask = torch.full((BLOCK, BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
         needed, kept = any(ctx.needs_input_grad), []
-        for index in range(len(layout.segments)):
-            near_keys, near_values = _path(keys, layout, index), _path(values, layout, index)
-            for start, end, seen in _blocks(layout, index, near_keys.shape[1]):
-                size = end - start
-                scores = torch.bmm(queries[:, start:end], near_keys[:, :seen].transpose(1, 2))
-                scores[:, :, seen - size :].add_(mask[:size, :size])
-                probs = scores.softmax(-1)
-                out[start:end] = torch.bmm(probs, near_values[:, :seen]).transpose(0, 1)
-                if needed:
-                    kept.append(probs)
+        for piece in pieces_of(layout):
+            scores = torch.bmm(piece.queries(queries), piece.keys(keys).transpose(1, 2))
+            piece.hide(scores)
+            probs = scores.softmax(-1)
+            piece.put(out, torch.bmm(probs, piece.keys(values)))
+            if needed:
+                kept.append(probs)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out.transpose(0, 1)[None]
@@ -63,21 +58,18 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        heads, length, layout = q.shape[1], q.shape[2], ctx.layout
+        heads, length = q.shape[1], q.shape[2]
         queries, keys, values = _scaled(q[0], ctx.scale), _per_head(k[0], heads), _per_head(v[0], heads)
         upstream = grads[0][0].contiguous()
         dq = q.new_empty(length, heads, q.shape[3])
         dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
-        probabilities = iter(kept)
-        for index in range(len(layout.segments)):
-            near_keys, near_values = _path(keys, layout, index), _path(values, layout, index)
-            for start, end, seen in _blocks(layout, index, near_keys.shape[1]):
-                probs, d_out = next(probabilities), upstream[:, start:end]
-                _add_to_path(dv, torch.bmm(probs.transpose(1, 2), d_out), layout, index)
-                d_probs = torch.bmm(d_out, near_values[:, :seen].transpose(1, 2))
-                d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-                dq[start:end] = torch.bmm(d_scores, near_keys[:, :seen]).mul_(ctx.scale).transpose(0, 1)
-                _add_to_path(dk, torch.bmm(d_scores.transpose(1, 2), queries[:, start:end]), layout, index)
+        for piece, probs in zip(pieces_of(ctx.layout), kept, strict=True):
+            d_out = piece.slopes(upstream)
+            piece.add(dv, torch.bmm(probs.transpose(1, 2), d_out))
+            d_probs = torch.bmm(d_out, piece.keys(values).transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_probs, probs, -1, probs.dtype)
+            piece.put(dq, torch.bmm(d_scores, piece.keys(keys)).mul_(ctx.scale))
+            piece.add(dk, torch.bmm(d_scores.transpose(1, 2), piece.queries(queries)))
         return dq.transpose(0, 1)[None], _per_group(dk, k.shape[1]), _per_group(dv, v.shape[1]), None, None
 
 
@@ -94,30 +86,3 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
 def _per_group(x: Tensor, groups: int) -> Tensor:
     """Gradients [H, T, D] summed over the query heads that share a key head, [1, G, T, D]."""
     return x.view(1, groups, -1, *x.shape[1:]).sum(2)
-
-
-def _chain(layout: Layout, index: int) -> list[tuple[int, int]]:
-    """(start, end) of a segment's ancestors, root first, and of itself."""
-    return [layout.segments[i][:2] for i in (*layout.ancestors(index), index)]
-
-
-def _path(x: Tensor, layout: Layout, index: int) -> Tensor:
-    """[H, K, D]: a segment's ancestors' rows, then its own; a view where there are no ancestors."""
-    parts = [x[:, start:end] for start, end in _chain(layout, index)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _blocks(layout: Layout, index: int, total: int) -> list[tuple[int, int, int]]:
-    """(first place, end place, number of keys seen) of every block of a segment's queries."""
-    start, end, _ = layout.segments[index]
-    before = total - (end - start)
-    return [(s, min(s + BLOCK, end), before + min(s + BLOCK, end) - start) for s in range(start, end, BLOCK)]
-
-
-def _add_to_path(total: Tensor, part: Tensor, layout: Layout, index: int) -> None:
-    """Add gradients [H, seen, D] to where the first `seen` keys of a segment's path lie in the row."""
-    place = 0
-    for start, end in _chain(layout, index):
-        size = min(end - start, part.shape[1] - place)
-        total[:, start : start + size] += part[:, place : place + size]
-        place += size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from posttrain.models.attention.blocked import BLOCK, LONGEST
+from posttrain.functional.attended import QUERY_BLOCK as BLOCK
+from posttrain.models.attention.blocked import LONGEST
 from posttrain.runs.planning.shapes import AttentionShape, Row
 
 
