@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# All packages on all cores: pip does so on one. A file among them that is no valid Python, as test data of some are, is none of ours.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 posttrain $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || true
 TORCH := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -53,11 +55,12 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.base: pyproject.toml constraints.txt $(VENV)/.torch
 	$(PIP) -c constraints.txt -e .
-	@$(BIN)/python -m compileall -q posttrain # pip leaves that to the first run, which may not be allowed to write
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -c constraints.txt -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 clean:
