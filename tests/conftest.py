@@ -1,13 +1,15 @@
 """Before anything imports torch; processes that need not import it again; and the order of files."""
 
+import os
 from pathlib import Path
 
+import preloaded
 import pytest
-from preloaded import SUBPROCESS
 
 from posttrain.runs.threads import spin_briefly
 
 spin_briefly()
+os.environ["PYTHONPATH"] = preloaded.FOUND  # what is tested is this tree, also by processes in other folders
 
 HERE = Path(__file__).parent
 LONGEST = (
@@ -48,5 +50,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def preloaded_runs(monkeypatch):
-    """What a test's own process starts to train in, ranks and runs that are made first, is preloaded; what a command line starts is not."""
-    monkeypatch.setattr("posttrain.runs.processes.subprocess", SUBPROCESS)
+    """What a test's own process starts to train in, ranks and runs that are made first, need not import anything."""
+    monkeypatch.setattr("posttrain.runs.processes.start", preloaded.start)
+    monkeypatch.setattr("posttrain.runs.forking.client.serving", preloaded.served)

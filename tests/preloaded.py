@@ -1,73 +1,84 @@
-"""Processes of this package that are forked from a server which has imported torch, lightning and transformers once.
+"""Processes of this package that are forked from a server which has imported all that any of them imports, one of each test process.
 
-A real process in everything else: its own memory, environment, session, standard streams and signals. Starting from nothing costs seconds;
-tests/configs/test_speed.py, tests/distributed and tests/faults prove it.
+Real processes in everything else (tests/runs/test_forking.py); starting from nothing costs seconds. What they start is forked, too.
+tests/configs/test_speed.py, tests/distributed and tests/faults prove that it works from nothing.
 """
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import chdir
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RANKS = ("posttrain.runs.worker", "tests.distributed.ranks", "tests.studies")  # modules with a `main`
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.warm"])
+from posttrain.runs.forking import client
+from posttrain.runs.forking.client import Process, serving
+from posttrain.runs.forking.request import SERVER, socket_at
+
+TESTS = Path(__file__).resolve().parent
+FOUND = os.pathsep.join((str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])))
+MODULES = ("posttrain.__main__", "posttrain.runs.worker", "tests.distributed.ranks")  # with a `main` of arguments
+_open = ExitStack()
+atexit.register(_open.close)
 
 
-class Preloaded:
-    """`python -m MODULE ARGUMENTS` in `folder`, with as much of `subprocess.Popen` as is asked of it here.
+def line() -> int | None:
+    """The way to the server of this test process, which is started where there is none."""
+    if socket_at(os.environ.get(SERVER, "")) is None:
+        with chdir(TESTS.parent):
+            _open.enter_context(serving(["tests.warm"]))
+    return socket_at(os.environ.get(SERVER, ""))
 
-    captured: keep standard output and error for `communicate`; else they go where the server's go.
-    """
 
-    def __init__(
-        self,
-        module: str,
-        arguments: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        folder: Path | None = None,
-        captured: bool = False,
-    ) -> None:
-        self._told = tempfile.TemporaryDirectory() if captured else None
-        told = None if self._told is None else self._told.name
-        stdin, self._stdin = SERVER.Pipe(duplex=False)
-        environment = dict(os.environ if env is None else env)
-        given = (module, list(arguments), environment, str(folder or Path.cwd()), stdin, told)
-        self._process = SERVER.Process(target=_run, args=given, daemon=True)
-        with chdir(ROOT):  # where the server, which the first process starts, finds the package
-            self._process.start()
-        stdin.close()
+@contextmanager
+def served() -> Iterator[None]:
+    """`client.serving` that stays for all tests."""
+    line()
+    yield
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], *, captured: bool = False) -> Process:
+    """`client.start`, forked also where no pipeline or sweep goes on."""
+    server = line()
+    if server is not None and not captured and command[2] in MODULES and (forked := client.fork(server, command, environment)):
+        return forked
+    return client.start(command, environment, captured=captured)
+
+
+class Told:
+    """`python -m posttrain ARGUMENTS` in `folder`, with its output kept."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self._kept = tempfile.TemporaryDirectory()
+        server = line()
+        with chdir(folder), (self._file(1)).open("wb") as out, self._file(2).open("wb") as err:
+            command = [sys.executable, "-m", "posttrain.__main__", *arguments]
+            forked = None if server is None else client.fork(server, command, environment, output=(out.fileno(), err.fileno()))
+            self._process: Process = forked or subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True
+            )
         self.pid = self._process.pid
+
+    def _file(self, number: int) -> Path:
+        return Path(self._kept.name) / str(number)
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        return self._process.poll()
 
     def poll(self) -> int | None:
-        return self.returncode
+        return self._process.poll()
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired("a preloaded process", timeout or 0.0)
-        return self.returncode
+        return self._process.wait(timeout)
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None and self.pid is not None:
-            os.kill(self.pid, number)
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -77,46 +88,17 @@ class Preloaded:
 
     def communicate(self, given: str = "", timeout: float | None = None) -> tuple[str, str]:
         """Standard output and standard error, once it has ended. given: a few lines to read before the end of its input."""
-        if given:
-            os.write(self._stdin.fileno(), given.encode())
-            self._stdin.close()
+        assert self._process.stdin is not None
+        if not self._process.stdin.closed:
+            self._process.stdin.write(given.encode())
+            if given:
+                self._process.stdin.close()
         self.wait(timeout)
-        self._stdin.close()
-        if self._told is None:
-            return "", ""
-        with self._told as folder:
-            return (Path(folder) / "1").read_text(), (Path(folder) / "2").read_text()
+        self._process.stdin.close()
+        with self._kept:
+            return self._file(1).read_text(), self._file(2).read_text()
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], folder: str, stdin: Connection, told: str | None) -> None:
-    """In the new process."""
-    import torch
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    os.setsid()
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.dup2(stdin.fileno(), 0)
-    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # multiprocessing had put another file there
-    for number in (1, 2) if told else ():
-        os.dup2(os.open(f"{told}/{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
-    rank_zero_only.rank = int(environment.get("RANK", "0"))  # read when lightning is imported
-    main = importlib.import_module(module if module in RANKS else f"{module}.__main__").main
-    sys.exit(main(arguments))
-
-
-def posttrain(*arguments: str, folder: Path | None = None, **env: str) -> Preloaded:
+def posttrain(*arguments: str, folder: Path | None = None, **env: str) -> Told:
     """The command line, its output kept."""
-    return Preloaded("posttrain", arguments, folder=folder, env={**os.environ, **env}, captured=True)
-
-
-def popen(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Preloaded | subprocess.Popen[bytes]:
-    """A preloaded process where the command is a run of this package, else an ordinary one."""
-    if command[1] == "-m" and command[2] in RANKS:
-        return Preloaded(command[2], command[3:], env=env)
-    return subprocess.Popen(command, env=env, **options)
-
-
-SUBPROCESS = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE)
+    return Told(arguments, folder or Path.cwd(), {**os.environ, **env})

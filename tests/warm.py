@@ -34,6 +34,8 @@ for name in IMPORTED:
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 from posttrain.runs.compose import compose  # noqa: E402
+from posttrain.runs.pipeline.identity import code_digest  # noqa: E402
 
 get_checkpoint_conversion_mapping("qwen3")  # compiles the patterns of all families
 compose(["method=sft", "model=nano"])  # fills the caches of Hydra's parser
+code_digest()

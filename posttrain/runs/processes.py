@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from posttrain.runs.forking.client import Process, end, start
 from posttrain.runs.signals import HANDLED
 from posttrain.runs.threads import usable_cores
 
@@ -51,11 +51,7 @@ def run_ranks(command: Sequence[str], world: int) -> int:
     hang in a collective with the dead one. Ranks end by themselves when this process dies (see `posttrain.runs.worker`).
     """
     port = free_port()
-    ranks = [
-        subprocess.Popen(command, env=rank_environment(rank, world, port, os.environ), stdin=subprocess.PIPE, start_new_session=True)
-        for rank in range(world)
-    ]
-
+    ranks = [start(command, rank_environment(rank, world, port, os.environ)) for rank in range(world)]
     with ending_with_us(ranks):
         return _wait(ranks)
 
@@ -65,8 +61,7 @@ def run_child(command: Sequence[str]) -> int:
 
     A signal that came when the child was as good as done is for what it is a part of: this process gets it afterwards.
     """
-    environment = {**os.environ, WITH_PARENT: "1"}
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    child = start(command, {**os.environ, WITH_PARENT: "1"})
     with ending_with_us([child]) as heard:
         code = shell_code(child.wait())
     if heard and not code:
@@ -75,7 +70,7 @@ def run_child(command: Sequence[str]) -> int:
 
 
 @contextmanager
-def ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def ending_with_us(processes: Sequence[Process]) -> Iterator[list[int]]:
     """Inside the block stop signals go to the processes, and into the list; at its end no process is left.
 
     Only the main thread may handle signals. Not for processes that are started inside the block: a signal may come between such a one's
@@ -86,9 +81,7 @@ def ending_with_us(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[lis
 
 
 @contextmanager
-def heard_until_gone(
-    processes: Sequence[subprocess.Popen[bytes]], then: Callable[[int], None] = lambda number: None
-) -> Iterator[list[int]]:
+def heard_until_gone(processes: Sequence[Process], then: Callable[[int], None] = lambda number: None) -> Iterator[list[int]]:
     """Inside the block stop signals go into the list, and `then` is called with each; at its end no process is left."""
     heard: list[int] = []
 
@@ -104,30 +97,27 @@ def heard_until_gone(
         for number, handler in before.items():
             signal.signal(number, handler)
         for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+            end(process)
 
 
-def pass_on(number: int, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+def pass_on(number: int, processes: Iterable[Process]) -> None:
     """Sends the signal to those that have not ended."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[Process]) -> int:
     while any(process.poll() is None for process in ranks):
-        failed = next((process for process in ranks if process.poll() not in (None, 0)), None)
-        if failed is not None:
-            return _end_others(ranks, failed)
+        for rank, process in enumerate(ranks):
+            if code := process.poll():
+                return _end_others(ranks, rank, code)
         time.sleep(POLL_SECONDS)
-    return next((shell_code(process.returncode) for process in ranks if process.returncode), 0)
+    return next((shell_code(code) for process in ranks if (code := process.poll())), 0)
 
 
-def _end_others(ranks: Sequence[subprocess.Popen[bytes]], failed: subprocess.Popen[bytes]) -> int:
-    """Let the other ranks finish (a stop signal ends them all alike), then end them."""
-    number, code = ranks.index(failed), failed.returncode
+def _end_others(ranks: Sequence[Process], number: int, code: int) -> int:
+    """Let the other ranks finish (a stop signal ends them all alike), then end them. code: of the rank that has ended."""
     if code < 0:
         print(f"rank {number} was killed by {signal.Signals(-code).name}; ending the others", file=sys.stderr, flush=True)
     deadline = time.monotonic() + GRACE_SECONDS

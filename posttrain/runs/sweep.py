@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.runs import options, report, rules, suggest
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import hydra_config
+from posttrain.runs.forking.client import serving_runs
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.parallel import launch as parallel
 from posttrain.runs.resume import of_command
@@ -29,13 +31,12 @@ from posttrain.runs.study.reuse import is_finished
 from posttrain.runs.study.spec import Study
 from posttrain.runs.sweep_grown import Earlier, earlier_runs, grown
 from posttrain.runs.sweep_jobs import Job, Planned, checked_job, checked_jobs, folder_is_one, planned_of
-from posttrain.runs.sweep_launch import launch_jobs
+from posttrain.runs.sweep_launch import LOCAL, launch_jobs
 from posttrain.runs.sweep_record import SweepRecord, jobs_so_far, read_record, stages_so_far
 from posttrain.runs.sweep_recording import recorded
 from posttrain.runs.sweep_table import table_of
 from posttrain.runs.tracking.sync import complete
 
-LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 RULES = {LOCAL: rules.HERE, parallel.TARGET: rules.HERE, slurm.TARGET: rules.CLUSTER}
 
@@ -82,13 +83,19 @@ def run_jobs(
     pending = [job for job in jobs if not is_finished(job.config)]
     if master.hydra.launcher._target_ != slurm.TARGET or not pending:
         launch = partial(launch_jobs, jobs=pending, master=master, folders=folders, allow_targets=call.allow_targets, everything=jobs)
-        return _run(jobs, pending, call, folder, launch, study, kept)
+        with serving_runs([job.config for job in pending]) if _is_here(master) else nullcontext():
+            return _run(jobs, pending, call, folder, launch, study, kept)
     wishes = _wishes(master, pending)
     if wishes[0].requests[0].dry_run:
         slurm.show_scripts(wishes, folder)
         return 0
     live = live_in(folder)
     return _run(jobs, pending, call, folder, partial(_submit, wishes, allow_targets=call.allow_targets, live=live), study, kept, live)
+
+
+def _is_here(master: DictConfig) -> bool:
+    """Whether the runs are processes below this one."""
+    return master.hydra.launcher._target_ in (LOCAL, parallel.TARGET)
 
 
 def _wishes(master: DictConfig, jobs: Sequence[Job]) -> list[Wish]:
@@ -133,6 +140,7 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
         record = recorded(jobs, folder, None, live, first=len(earlier))
         record.beside(earlier, stages).write()
         if not wishes:
+            served.enter_context(serving_runs([job.config for job in jobs], more=True) if _is_here(master) else nullcontext())
             return launch_jobs(record, jobs, copy.deepcopy(master), folders, call.allow_targets)
         try:
             return _submit(wishes, record, allow_targets=call.allow_targets, live=live)
@@ -140,8 +148,9 @@ def _search(call: Call, task: Sequence[str], hydra_lines: Sequence[str], folders
             read_record(folder).beside(earlier, stages).write()
 
     node = cast(dict[str, Any], OmegaConf.to_container(master.hydra.sweeper, resolve=True))
-    sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, partial(_child, study=folder.name))
-    return run_search(node, space, sweep)
+    with ExitStack() as served:
+        sweep = Sweep(folder, call.overrides, call.config_dirs, call.base is None, check, launch, partial(_child, study=folder.name))
+        return run_search(node, space, sweep)
 
 
 def _run(

@@ -24,6 +24,7 @@ from posttrain.runs.sweep_record import SweepRecord
 JOB_KEY = "posttrain_job"
 ALLOW_KEY = "posttrain_allow_targets"
 STOPPED = (130, 143)
+LOCAL = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # in this process, each run in one of its own
 
 
 def launch_jobs(

@@ -14,7 +14,7 @@ import preloaded
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
 @dataclass(frozen=True)

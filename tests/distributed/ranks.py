@@ -15,9 +15,9 @@ from posttrain.runs.threads import spin_briefly
 spin_briefly()
 
 import numpy as np  # noqa: E402
+import preloaded  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from preloaded import SUBPROCESS  # noqa: E402
 
 from posttrain.data.tree import collate, tree_of  # noqa: E402
 from posttrain.models.decoding import decoding_mode  # noqa: E402
@@ -51,7 +51,7 @@ def start_ranks(runs, file):
     """Train `runs`, a list of overrides each, in two preloaded processes; `file` is written for them. Returns the exit code."""
     file.write_text(json.dumps([compose(overrides) for overrides in runs]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.runs.processes.subprocess", SUBPROCESS)
+        patch.setattr("posttrain.runs.processes.start", preloaded.start)
         return processes.run_ranks([sys.executable, "-m", "tests.distributed.ranks", str(file)], 2)
 
 

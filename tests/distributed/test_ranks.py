@@ -11,6 +11,8 @@ from pathlib import Path
 import preloaded
 import pytest
 
+from posttrain.runs.forking.request import SERVER
+
 LINE = [
     "method=sft", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=2xcpu", "limit=200", "global_batch=8",
     "max_steps=400", "checkpoint.every_steps=4", "data.generator.held_out=24",
@@ -25,7 +27,7 @@ def start(folder):
 
 def start_again(folder):
     """The same, itself preloaded; its ranks start from nothing."""
-    return preloaded.posttrain(*LINE, f"output_dir={folder}")
+    return preloaded.posttrain(*LINE, f"output_dir={folder}", **{SERVER: ""})
 
 
 def wait_for_step(folder, process, step):

@@ -1,12 +1,12 @@
 """Attention over a row that is cut over processes, against the same row whole."""
 
 import itertools
+import multiprocessing
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
-from preloaded import SERVER
 from torch.nn.attention import flex_attention as flex
 
 from posttrain.functional.cuts import part_of, places_of
@@ -165,7 +165,9 @@ def work(rank, file):
 def test_a_row_cut_over_processes_is_the_whole_row(tmp_path):
     """Values and gradients, on rings of three and of two, over exchanged heads, and with keys gathered over four and over two: trees,
     windows, soft-capping, shared key heads."""
-    ranks = [SERVER.Process(target=work, args=(rank, tmp_path / "store")) for rank in range(4)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["posttrain.models.attention.passing"])
+    ranks = [context.Process(target=work, args=(rank, tmp_path / "store")) for rank in range(4)]
     for process in ranks:
         process.start()
     for process in ranks:

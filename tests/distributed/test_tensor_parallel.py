@@ -1,8 +1,8 @@
 """Layers cut over processes that share each micro-batch, and weights over those that do not, compute what one process computes."""
 
+import preloaded
 import pytest
 import torch
-from preloaded import SUBPROCESS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +32,7 @@ FROM_TWO = ("checkpoint.every_steps=9", "validate.at_end=false", "evaluation.exa
 def preloaded_ranks():
     """Before the folder is made: ranks that need not import anything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.runs.processes.subprocess", SUBPROCESS)
+        patch.setattr("posttrain.runs.processes.start", preloaded.start)
         yield
 
 

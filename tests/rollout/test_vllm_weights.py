@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from preloaded import SERVER
 from torch import nn
 from vllm_cases import REQUESTS, free_port, same, tiny
 from vllm_server import serving
@@ -301,7 +301,9 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 def test_the_first_rank_acts_and_all_learn_what_came_of_it(tmp_path: Path) -> None:
     port = free_port()
-    ranks = [SERVER.Process(target=_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["posttrain.rollout.vllm"])
+    ranks = [context.Process(target=_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

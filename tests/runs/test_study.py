@@ -4,8 +4,8 @@ import json
 import random
 import time
 
+import preloaded
 import pytest
-from preloaded import Preloaded
 
 from posttrain.__main__ import main
 
@@ -166,9 +166,7 @@ def outcome(folder):
 @pytest.mark.slow
 def test_a_study_killed_again_and_again_comes_to_the_same(tmp_path):
     def begin(name):
-        return Preloaded(
-            "tests.studies", [*TINY, f"output_dir={tmp_path / name}/study", f"stages_dir={tmp_path / name}/stages"], captured=True
-        )
+        return preloaded.posttrain(*TINY, f"output_dir={tmp_path / name}/study", f"stages_dir={tmp_path / name}/stages")
 
     began = time.monotonic()
     undisturbed = begin("undisturbed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
+from posttrain.runs.forking.client import Process, start_captured
 from posttrain.runs.job import STAGE, isolated_command
 from posttrain.runs.parallel.places import Need, Places
 from posttrain.runs.processes import POLL_SECONDS, WITH_PARENT, heard_until_gone, pass_on, shell_code
@@ -90,8 +90,8 @@ def _shared_firsts(named: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[
 def run_tasks(tasks: Sequence[Task], places: Places) -> list[int]:
     """Runs the tasks in order, as many at once as there is place for; returns their exit codes. Raises KeyboardInterrupt as `run` does."""
     waiting, codes = list(range(len(tasks))), dict[int, int]()
-    running: dict[int, subprocess.Popen[bytes]] = {}
-    started: list[subprocess.Popen[bytes]] = []
+    running: dict[int, Process] = {}
+    started: list[Process] = []
     readers: list[threading.Thread] = []
     passed_on = 0
     with heard_until_gone(started) as heard:
@@ -106,8 +106,8 @@ def run_tasks(tasks: Sequence[Task], places: Places) -> list[int]:
                 pass_on(heard[passed_on], running.values())
                 passed_on += 1
             for number, process in list(running.items()):
-                if process.poll() is not None:
-                    codes[number] = shell_code(process.returncode)
+                if (code := process.poll()) is not None:
+                    codes[number] = shell_code(code)
                     del running[number]
                     places.leave(number)
             time.sleep(POLL_SECONDS)
@@ -123,22 +123,20 @@ def _stopped(codes: Mapping[int, int]) -> bool:
     return any(code in STOPPED for code in codes.values())
 
 
-def _start(task: Task, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+def _start(task: Task, environment: Mapping[str, str]) -> tuple[Process, threading.Thread]:
     begin = f"{task.name} | "
     columns = str(max(NARROW, shutil.get_terminal_size((200, 24)).columns - len(begin)))
-    process = subprocess.Popen(
-        task.command, env={**environment, WITH_PARENT: "1", "COLUMNS": columns}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    process = start_captured(task.command, {**environment, WITH_PARENT: "1", "COLUMNS": columns})
     reader = threading.Thread(target=_pass_on, args=(process, begin), daemon=True)
     reader.start()
     return process, reader
 
 
-def _pass_on(process: subprocess.Popen[bytes], begin: str) -> None:
+def _pass_on(process: Process, begin: str) -> None:
     """Prints what the process writes, each line after its name, and nothing of lines half written."""
     assert process.stdout is not None
-    for line in process.stdout:
-        text = line.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]
-        sys.stdout.write(f"{begin}{text}\n" if text else "\n")
-        sys.stdout.flush()
+    with process.stdout:
+        for line in process.stdout:
+            text = line.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]
+            sys.stdout.write(f"{begin}{text}\n" if text else "\n")
+            sys.stdout.flush()

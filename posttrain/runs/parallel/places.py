@@ -23,7 +23,7 @@ class Need:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Need:
         """Of a run's config."""
-        hardware = [node["config"]["hardware"] for node in config["stages"]] or [config["hardware"]]
+        hardware = [node["config"]["hardware"] for node in config["stages"] or ()] or [config["hardware"]]
         gpus = [one["devices"] for one in hardware if one["accelerator"] == "cuda"]
         return cls(max(gpus, default=0), max(one["devices"] for one in hardware))
 

@@ -16,6 +16,7 @@ from posttrain.runs import report
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import shown, write_atomic
 from posttrain.runs.folder_lock import alone_in
+from posttrain.runs.forking.client import serving_runs
 from posttrain.runs.pipeline import measured, store
 from posttrain.runs.pipeline.earlier import comes_to_the_same, differences_between
 from posttrain.runs.pipeline.mirror import mirror
@@ -44,7 +45,7 @@ def run_pipeline(config: dict[str, Any], folder: Path, *, allow_targets: Collect
     """
     from posttrain.runs.job import run_isolated
 
-    with alone_in(folder), stop_on_signals():  # while a stage runs, they are for it
+    with alone_in(folder), stop_on_signals(), serving_runs([config]):  # while a stage runs, they are for it
         open_pipeline(config, folder)
         return Pipeline(config, folder, lambda stage: run_isolated(stage, allow_targets=allow_targets), allow=allow_targets).run()
 

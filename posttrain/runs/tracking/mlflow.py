@@ -24,6 +24,7 @@ from typing import Any, SupportsFloat
 
 import posttrain
 from posttrain.runs.files import write_atomic, writing
+from posttrain.runs.forking.client import Process, end, start
 from posttrain.runs.records import Status, read_result
 from posttrain.runs.tracking.base import RunInfo, git_state
 from posttrain.runs.tracking.journal import Journal, count_starts, last_start
@@ -70,7 +71,7 @@ class MLflowTracker:
         self.system_seconds = system_seconds
         self.finish_seconds = finish_seconds
         self._journal: Journal | None = None
-        self._sender: subprocess.Popen[bytes] | None = None
+        self._sender: Process | None = None
         self._next_notice = 0.0
         self._problem: str | None = None
 
@@ -198,28 +199,25 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def client_environment() -> dict[str, str]:
-    """The environment of a process that talks to the store: short timeouts unless the user set them, and this package importable."""
+def start_client(module: str, *arguments: str, output: tuple[int, int]) -> Process:
+    """`python -m posttrain.runs.tracking.MODULE`, which talks to the store: short timeouts unless the user set them.
+
+    output: file descriptors of its standard output and error.
+    """
     root = str(Path(posttrain.__file__).parents[1])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return CLIENT_SETTINGS | os.environ | {"PYTHONPATH": search}
+    command = [sys.executable, "-m", f"posttrain.runs.tracking.{module}", *arguments]
+    environment = CLIENT_SETTINGS | os.environ
+    return start(command, environment, output=output, fresh=environment | {"PYTHONPATH": search})
 
 
-def launch_sender(journal: Journal, session: int) -> subprocess.Popen[bytes]:
+def launch_sender(journal: Journal, session: int) -> Process:
     """Start the sender in a session of its own: Ctrl-C in the terminal is for the run, the sender ends with it.
 
     A cluster signals every process of a job, also one that is still importing: the sender is born with its stop signals blocked.
     """
-    command = [sys.executable, "-m", "posttrain.runs.tracking.sender", str(journal.output_dir.absolute()), str(os.getpid()), str(session)]
     with writing(journal.log_path), journal.log_path.open("ab") as output, _blocked(signal.SIGINT, signal.SIGTERM):
-        return subprocess.Popen(
-            command,
-            env=client_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        return start_client("sender", str(journal.output_dir.absolute()), str(session), output=(output.fileno(), output.fileno()))
 
 
 @contextmanager
@@ -232,14 +230,14 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def wait_for(sender: subprocess.Popen[bytes], seconds: float) -> bool:
+def wait_for(sender: Process, seconds: float) -> bool:
     """Whether the sender said, within that time, that it sent everything; afterwards it no longer runs."""
     try:
         return sender.wait(seconds) == 0
     except subprocess.TimeoutExpired:
-        sender.kill()
-        sender.wait()
         return False
+    finally:
+        end(sender)
 
 
 def add_run_id(journal: Journal) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow.entities import Param, RunTag
@@ -40,8 +40,9 @@ def add(request: Mapping[str, Any]) -> str:
     return request["run_id"]
 
 
-def main(action: str, request: str) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit 0, or 3 with one line on standard error if the store does not answer."""
+    action, request = arguments
     content = json.loads(request)
     try:
         print({"start": start, "add": add, "finish": finish}[action](content))
@@ -52,4 +53,4 @@ def main(action: str, request: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The process beside a run that keeps its MLflow record up to date: ``python -m posttrain.runs.tracking.sender OUT PARENT_PID SESSION``.
+"""The process beside a run that keeps its MLflow record up to date: ``python -m posttrain.runs.tracking.sender OUT SESSION``.
 
 It ends when the run has finished and everything is sent (exit 0), or when the store stays away then (exit 3). If the run dies, it sends
 what is there, marks the run FAILED and ends. A later session of the same run (a resume) makes it end at once.
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -72,9 +74,8 @@ def monitors() -> list[BaseMetricsMonitor]:
 class Sender:
     """One session of sending, from a start event to the end of the run."""
 
-    def __init__(self, journal: Journal, parent: int, session: int):
+    def __init__(self, journal: Journal, session: int):
         self.journal = journal
-        self.parent = parent
         self.session = session
         events = journal.events()
         self.store = Store(journal)
@@ -86,8 +87,7 @@ class Sender:
         """Follow the run. Returns the exit code."""
         due, ended_at = 0.0, None
         while not self._superseded():
-            alive = os.getppid() == self.parent
-            ended = self._finished() or not alive
+            ended = self._finished() or not run_is_alive()
             ended_at = ended_at or (time.monotonic() if ended else None)
             self.system.sample()
             if ended or time.monotonic() >= due:
@@ -126,16 +126,22 @@ class Sender:
         return self._events[-1]["event"] == "finish"
 
 
-def main(output_dir: str, parent: str, session: str) -> int:
+def run_is_alive() -> bool:
+    """The run holds the other end of this process's standard input."""
+    return not select.select([0], [], [], 0)[0]
+
+
+def main(arguments: Sequence[str]) -> int:
     """Wait for an earlier sender of the same run to end, then send."""
+    output_dir, session = arguments
     os.nice(5)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     journal = Journal(Path(output_dir))
     with FileLock(journal.lock_path):
         if count_starts(journal.events()) != int(session):
             return 0
-        return Sender(journal, int(parent), int(session)).run()
+        return Sender(journal, int(session)).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posttrain.runs.files import write_atomic
+from posttrain.runs.forking.client import end
 from posttrain.runs.records import Status
-from posttrain.runs.tracking.mlflow import client_environment
+from posttrain.runs.tracking.mlflow import start_client
 from posttrain.runs.tracking.naming import flatten
 from posttrain.runs.tracking.uris import resolve_uri
 
@@ -106,14 +107,22 @@ def is_mlflow(tracking: Mapping[str, Any]) -> bool:
 
 def ask_store(action: str, request: Mapping[str, Any], *, otherwise: str = "the runs go on without their parent") -> str | None:
     """Run `tracking.parent` in a process of its own, with our client settings. None, with a warning, if the store does not answer."""
-    command = [sys.executable, "-m", "posttrain.runs.tracking.parent", action, json.dumps(request)]
-    try:
-        answer = subprocess.run(command, env=client_environment(), capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        log.warning("tracking: the store did not answer within %.0f s: %s", ANSWER_SECONDS, otherwise)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        client = start_client("parent", action, json.dumps(request), output=(out.fileno(), err.fileno()))
+        try:
+            code = client.wait(ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("tracking: the store did not answer within %.0f s: %s", ANSWER_SECONDS, otherwise)
+            return None
+        finally:
+            end(client)
+        said, refused = _lines(out), _lines(err)
+    if code != 0:
+        log.warning("tracking: %s: %s", (refused or ["no answer"])[-1], otherwise)
         return None
-    if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        log.warning("tracking: %s: %s", reason, otherwise)
-        return None
-    return answer.stdout.strip().splitlines()[-1]
+    return said[-1]
+
+
+def _lines(file: IO[bytes]) -> list[str]:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().splitlines()
