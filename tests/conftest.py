@@ -51,5 +51,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def preloaded_runs(monkeypatch):
     """What a test's own process starts to train in, ranks and runs that are made first, need not import anything."""
-    monkeypatch.setattr("posttrain.runs.processes.start", preloaded.start)
+    for module in ("processes", "tracking.mlflow"):
+        monkeypatch.setattr(f"posttrain.runs.{module}.start", preloaded.start)
     monkeypatch.setattr("posttrain.runs.forking.client.serving", preloaded.served)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
+from typing import Any
 
 from posttrain.runs.forking import client
 from posttrain.runs.forking.client import Process, serving
@@ -22,7 +23,7 @@ from posttrain.runs.forking.request import SERVER, socket_at
 
 TESTS = Path(__file__).resolve().parent
 FOUND = os.pathsep.join((str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])))
-MODULES = ("posttrain.__main__", "posttrain.runs.worker", "tests.distributed.ranks")  # with a `main` of arguments
+client.FORKED = (*client.FORKED, "tests.distributed.ranks")
 _open = ExitStack()
 atexit.register(_open.close)
 
@@ -42,12 +43,10 @@ def served() -> Iterator[None]:
     yield
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], *, captured: bool = False) -> Process:
+def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> Process:
     """`client.start`, forked also where no pipeline or sweep goes on."""
-    server = line()
-    if server is not None and not captured and command[2] in MODULES and (forked := client.fork(server, command, environment)):
-        return forked
-    return client.start(command, environment, captured=captured)
+    line()
+    return client.start(command, environment, **options)
 
 
 class Told:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "posttrain"
 FLOORS = {
-    0: ("types", "errors", "discovery", "functional", "__init__"),
+    0: ("types", "errors", "discovery", "cores", "functional", "__init__"),
     1: ("data", "models"),
     2: ("rewards",),
     3: ("rollout",),

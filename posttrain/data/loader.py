@@ -12,7 +12,7 @@ from posttrain.data.held_out import spread
 from posttrain.data.mismatched import Mismatched
 from posttrain.data.plan import StepPlan, balance, first_fit
 from posttrain.data.stretch import WHOLE, stretch_of
-from posttrain.data.tree import collate, ghost
+from posttrain.data.tree import collate, ghost, nothing
 from posttrain.data.work import Counted, step_work
 from posttrain.types import StepShare, Stretch, TokenTree, Work
 
@@ -37,14 +37,19 @@ class TreeLoader:
         first, skip = divmod(self.given, self.plan.micro_batches)
         for number in range(first, self.plan.steps):
             step = self.plan.step(number)
-            for indices in step.split[self.rank][skip:]:
+            mine = step.split[self.rank]
+            empty = self.plan.micro_batches - len(mine)
+            for place in range(skip, self.plan.micro_batches):
                 self.given += 1
-                yield stretch_of(micro_batch(self.examples, indices, step.share), self.stretch)
+                if place < empty:
+                    yield nothing(step.share)
+                else:
+                    yield stretch_of(micro_batch(self.examples, mine[place - empty], step.share), self.stretch)
             skip = 0
 
     @property
     def micro_batches(self) -> int:
-        """Of this rank, in each optimizer step."""
+        """Of this rank, in each optimizer step, the empty ones included, which come first."""
         return self.plan.micro_batches
 
     @property
@@ -53,7 +58,7 @@ class TreeLoader:
         return self.plan.ranks * self.plan.micro_batches * self.stretch.size
 
     def step_trees(self, step: int, *, mismatched: bool = False) -> Iterator[TokenTree]:
-        """This rank's micro-batches of one optimizer step; mismatched: see `posttrain.data.mismatched`."""
+        """This rank's micro-batches of one optimizer step that hold something; mismatched: see `posttrain.data.mismatched`."""
         planned = self.plan.step(step)
         if mismatched:
             ranks = [[index for indices in micro_batches for index in indices] for micro_batches in planned.split]

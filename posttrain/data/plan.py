@@ -20,7 +20,8 @@ EpochOrder = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. split: example indices as [rank][micro-batch][...]; share: its global denominators."""
+    """One optimizer step. split: example indices as [rank][micro-batch][...], as many micro-batches on each rank as the step needs; share:
+    its global denominators."""
 
     split: tuple[tuple[tuple[int, ...], ...], ...]
     share: StepShare
@@ -33,7 +34,8 @@ class StepPlan:
     lengths: int [N], tokens of every example's tree. weights: float [N], its summed loss weights. order: epoch -> example indices, every
     epoch of the same length. global_batch: examples a step. max_tokens: bound of one micro-batch. ranks: data-parallel world size.
     steps: number of optimizer steps; the last one may be smaller than global_batch when epochs end there (`last_batch`).
-    micro_batches: per rank and step, the same for the whole run.
+    micro_batches: per rank and step, the same for the whole run: as many as its largest step needs. What another does not need is empty and
+    costs nothing.
     """
 
     lengths: np.ndarray
@@ -67,11 +69,12 @@ class StepPlan:
     def step(self, step: int) -> Step:
         """The split of one step over ranks and micro-batches."""
         chosen = self.examples(step)
-        bins = balance(self.lengths[chosen], self.ranks * self.micro_batches, self.max_tokens)
-        groups = [tuple(int(chosen[i]) for i in group) for group in bins]
+        lengths = self.lengths[chosen]
+        filled = math.ceil(first_fit(lengths, self.max_tokens) / self.ranks) * self.ranks
+        groups = [tuple(int(chosen[i]) for i in group) for group in balance(lengths, filled, self.max_tokens)]
         split = tuple(tuple(groups[rank :: self.ranks]) for rank in range(self.ranks))
-        share = StepShare(float(self.weights[chosen].sum(dtype=np.float64)), len(chosen), self.ranks * self.micro_batches)
-        return Step(split, share)
+        weight = float(self.weights[chosen].sum(dtype=np.float64))
+        return Step(split, StepShare(weight, len(chosen), self.ranks * self.micro_batches, filled=filled))
 
 
 def make_plan(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from posttrain.cores import usable_cores
 from posttrain.data.chat import special_texts
 from posttrain.data.encoders import Drop, Encoded, EncodeSettings
 from posttrain.data.encoders import get as get_encoder
@@ -148,7 +149,7 @@ def _measured(row: Row | BadRow) -> tuple[Row | BadRow, int]:
 def encode_rows(rows: Iterable[Row | BadRow], encoder: RowEncoder, workers: int | None = None) -> Iterator[Batch]:
     """Batches in the order of the rows, whatever the number of processes."""
     batches = _batches(rows)
-    workers = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
+    workers = min(usable_cores(os.environ), MOST_WORKERS) if workers is None else workers
     if workers < 2:
         for batch in batches:  # not map: a StopIteration from a converter would pass for the end of the data
             yield encoder(batch)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Float32 logits of one block: small enough on a CPU to stay in its cache, large enough on a device to keep the matmuls efficient.
 BLOCK_ELEMENTS = {"cpu": 1 << 22}
-DEVICE_BLOCK_ELEMENTS = 1 << 24
+DEVICE_BLOCK_ELEMENTS = 1 << 26
 KEPT_ELEMENTS = 1 << 24  # logits kept for the backward pass: 64 MiB
 LEAST_COLUMNS = 256
 

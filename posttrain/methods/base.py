@@ -23,7 +23,7 @@ from posttrain.models.artifact import ArtifactRecord, save_artifact
 from posttrain.models.flops import FlopModel, flop_model
 from posttrain.models.policy import PolicyModel
 from posttrain.models.sharding import Sharding
-from posttrain.types import TokenTree, Work
+from posttrain.types import StepShare, TokenTree, Work
 
 KEPT = "kept"  # in a checkpoint
 
@@ -56,7 +56,7 @@ class Method(LightningModule, ABC):
         self.grad_norm = float("nan")
         self.steps: Steps | None = None
         self.spent: Callable[[], float] = nothing_spent
-        self.place = self.examples = 0
+        self.place = self.number = self.examples = 0
         self._sums: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -88,6 +88,7 @@ class Method(LightningModule, ABC):
         if self.steps is None:
             raise RuntimeError("method.steps must be set before training")
         step, self.place = divmod(batch_idx, self.steps.micro_batches)
+        self.number = self.place - self._empty(tree.share)
         self.examples = tree.share.examples
         if self.place == 0:
             self.before_step(step)
@@ -105,6 +106,11 @@ class Method(LightningModule, ABC):
             total = total + aux * (tree.share.parts / filled)
         self._accumulate(parts)
         return total
+
+    def _empty(self, share: StepShare) -> int:
+        """Micro-batches of a rank's step that come before those that hold something."""
+        assert self.steps is not None
+        return 0 if share.filled is None else self.steps.micro_batches * (share.parts - share.filled) // share.parts
 
     def _nothing(self) -> Tensor:
         """A loss without a gradient."""

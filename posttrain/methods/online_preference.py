@@ -103,19 +103,13 @@ class OnlineDPO(Online, Preference):
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         known = self.reference_logps(tree)
         pairs, stats, aux = self._read(tree, known)
-        losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.place - self._empty)
+        losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.number)
         count = max(tree.share.sequences // 2, 1)  # a step without a pair has a loss of 0
         parts = {name: value / count for name, value in self._totals(losses, pairs, stats, known, tree).items()}
         divergence = penalty(stats.logps.detach(), known, None, estimator="k3")
         parts["kl"] = (divergence * tree.weight).sum() / max(tree.share.weight, 1.0)
         parts["pairs"] = torch.tensor(float(len(pairs.chosen)), device=self.device)
         return parts.pop("loss"), aux, parts
-
-    @property
-    def _empty(self) -> int:
-        """Micro-batches of the step that come before those that hold something."""
-        assert self.steps is not None
-        return self.steps.micro_batches - len(self._known)
 
     def after_step(self, sums: Mapping[str, float]) -> None:
         if self.running is not None and sums["pairs"]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from posttrain.cores import usable_cores
 from posttrain.rewards.base import Reward, Unscored
 from posttrain.rewards.sandbox import Limits, Outcome, defines, program_of, run_check, run_tests, tested_names
 from posttrain.types import Sample
@@ -43,7 +44,7 @@ class Code(Reward):
 
     def measure(self, samples: Sequence[Sample]) -> list[float]:
         """As `Reward`."""
-        with ThreadPoolExecutor(self.workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(self.workers or usable_cores(os.environ)) as pool:
             return list(pool.map(self._value, samples))
 
     def _value(self, sample: Sample) -> float:

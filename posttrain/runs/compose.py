@@ -7,21 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.runs import base_config, machine, options, suggest
+from posttrain.runs import base_config, options, suggest
+from posttrain.runs.group_config import from_groups, hydra_config
 from posttrain.runs.overrides import STUDY, Choice, Parsed, Value, of_many_runs, parse
 from posttrain.runs.validate import accepts, known_keys, with_defaults
 
-PRIMARY = "config"
 NO_OTHER_DATA = (Value("data.train", None, "set", "debug=true"), Value("data.sources", None, "set", "debug=true"))
 
 
@@ -63,7 +57,7 @@ def compose_partly(
     choices = _checked_choices(parsed, folders, result)
     if base is None and _wants_small_data(choices):
         choices, parsed.values = [*choices, _small_data(choices, folders)], [*NO_OTHER_DATA, *parsed.values]
-    config = _from_groups(choices, folders) if base is None else base_config.load(base, choices, lambda: _from_groups(choices, folders))
+    config = from_groups(choices, folders) if base is None else base_config.load(base, choices, lambda: from_groups(choices, folders))
     if stage:
         config["stages"] = None
     if config.get("stages") is not None:
@@ -123,71 +117,6 @@ def _checked_choices(parsed: Parsed, folders: Sequence[Path], result: Composed) 
             ]
             result.broken.add(choice.group.replace("/", "."))
     return good
-
-
-def _from_groups(choices: Sequence[Choice], folders: Sequence[Path]) -> DictConfig:
-    """Composes the groups, without any value override; interpolations stay unresolved."""
-    config = hydra_config(choices, folders)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return config
-
-
-def hydra_config(choices: Sequence[Choice], folders: Sequence[Path], extra: Sequence[str] = ()) -> DictConfig:
-    """The primary config with these group choices, Hydra's own node included. extra: overrides of Hydra's node.
-
-    Raises:
-        ConfigError: a YAML file cannot be read or composed.
-    """
-    register_resolver()
-    fixed = [*extra, *([f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else [])]
-    with initialize_config_dir(str(folders[0]), version_base="1.3"):
-        try:
-            return hydra_compose(PRIMARY, overrides=[*fixed, *choice_lines(choices, fixed)], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            text = " ".join(str(error).split("\nConfig search path")[0].split())
-            raise ConfigError(Problem("config groups", text)) from error
-        except yaml.YAMLError as error:
-            raise ConfigError(Problem("config groups", "not YAML: " + " ".join(str(error).split()))) from error
-
-
-def choice_lines(choices: Sequence[Choice], fixed: Sequence[str] = ()) -> list[str]:
-    """Group choices as Hydra overrides. Which nested groups exist depends on the choices above them, so those are settled first."""
-    lines: list[str] = []
-    for depth in sorted({choice.group.count("/") for choice in choices}):
-        keys = _default_keys([*fixed, *lines]) if depth else {name: name for name in _primary_groups()}
-        lines += [_choice_line(choice, keys) for choice in choices if choice.group.count("/") == depth and _has_effect(choice, keys)]
-    return lines
-
-
-def _primary_groups() -> list[str]:
-    """Groups in the defaults list of the primary config."""
-    defaults = yaml.safe_load((options.config_dir() / f"{PRIMARY}.yaml").read_text(encoding="utf-8"))["defaults"]
-    return [name for entry in defaults if isinstance(entry, dict) for name in entry]
-
-
-def _default_keys(lines: Sequence[str]) -> dict[str, str]:
-    """Group -> the key Hydra knows it by (`method/loss@method.loss` may be one) in the defaults list of these overrides."""
-    loader = GlobalHydra.instance().config_loader()
-    found = loader.compute_defaults_list(PRIMARY, list(lines), RunMode.RUN)
-    return {key.split("@")[0]: key for key in found.overrides.known_choices}
-
-
-def _has_effect(choice: Choice, keys: dict[str, str]) -> bool:
-    return choice.option is not None or choice.group in keys
-
-
-def _choice_line(choice: Choice, keys: dict[str, str]) -> str:
-    key = keys.get(choice.group)
-    if choice.option is None:
-        return f"~{key}"
-    named = quoted(choice.option) if isinstance(choice.option, str) else f"[{','.join(map(quoted, choice.option))}]"
-    return f"{key or '+' + choice.group}={named}"
-
-
-def quoted(text: str) -> str:
-    """A text in Hydra's grammar that is never read as a number, a boolean or a list."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _apply_values(values: Sequence[Value], config: DictConfig, groups: Sequence[str], result: Composed) -> None:
@@ -285,11 +214,3 @@ def _leaves(node: Any, path: str) -> list[str]:
     if isinstance(node, list):
         return [leaf for index, item in enumerate(node) for leaf in _leaves(item, f"{path}.{index}")]
     return [path] if isinstance(node, str) and "${" in node else []
-
-
-def register_resolver() -> None:
-    """Makes `${posttrain.machine:accelerator}` mean what this machine has, `${posttrain.request:gpus,${hardware}}` what a job asks for,
-    `${posttrain.times:a,b}` a product, rounded to what a hand would have written."""
-    OmegaConf.register_new_resolver("posttrain.machine", lambda fact: machine.facts()[fact], replace=True)
-    OmegaConf.register_new_resolver("posttrain.request", machine.request, replace=True)
-    OmegaConf.register_new_resolver("posttrain.times", lambda a, b: float(f"{float(a) * float(b):.6g}"), replace=True)

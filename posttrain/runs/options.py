@@ -57,6 +57,12 @@ def groups(folders: Sequence[Path]) -> list[str]:
     return sorted(name for name in found if name != "." and name.split("/")[0] != "hydra")
 
 
+def state_of(folders: Sequence[Path]) -> int:
+    """Another number when a file of these folders is another one, or has changed."""
+    files = [(str(file), file.stat()) for folder in folders for file in folder.rglob("*.yaml")]
+    return hash(tuple(sorted((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)))
+
+
 def options(folders: Sequence[Path], group: str) -> list[Option]:
     """Options of `group`, sorted by name; files that start with an underscore are shared parts, not options."""
     files = [file for folder in folders for file in (folder / group).glob("*.yaml") if not file.name.startswith("_")]

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
+from posttrain.cores import usable_cores
 from posttrain.errors import ConfigError, Problem
 from posttrain.methods.base import Method
 from posttrain.models.loading import base_where_adapted
@@ -124,7 +125,7 @@ def devices(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 Problem("hardware.devices", f"{asked} CUDA devices are asked for, this machine has {there}", "hardware=auto"), True
             )
-    elif asked > (cores := os.cpu_count() or 1):
+    elif asked > (cores := usable_cores(os.environ)):
         yield Finding(Problem("hardware.devices", f"{asked} processes share {cores} cores", f"hardware.devices={cores}"))
 
 

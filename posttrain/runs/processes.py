@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from posttrain.cores import usable_cores
 from posttrain.runs.forking.client import Process, end, start
 from posttrain.runs.signals import HANDLED
-from posttrain.runs.threads import usable_cores
 
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.runs import options, report, rules, suggest
 from posttrain.runs.commands.table import Call
-from posttrain.runs.compose import hydra_config
 from posttrain.runs.forking.client import serving_runs
+from posttrain.runs.group_config import hydra_config
 from posttrain.runs.overrides import expand, parse
 from posttrain.runs.parallel import launch as parallel
 from posttrain.runs.resume import of_command

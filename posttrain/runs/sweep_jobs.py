@@ -15,7 +15,7 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.runs import rules
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.commands.table import Call
-from posttrain.runs.compose import quoted
+from posttrain.runs.group_config import quoted
 from posttrain.runs.overrides import read
 
 LONGEST_NAME = 100  # bytes

@@ -15,7 +15,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from posttrain.runs.base_config import load_config
-from posttrain.runs.compose import quoted
+from posttrain.runs.group_config import quoted
 from posttrain.runs.parallel import launch as parallel
 from posttrain.runs.signals import Stopped, stop_on_signals
 from posttrain.runs.sweep_jobs import Job

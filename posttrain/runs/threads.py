@@ -1,4 +1,4 @@
-"""How many CPU threads there may be, and how they wait for each other.
+"""How CPU threads wait for each other.
 
 Call `spin_briefly` before torch is imported: the OpenMP runtime reads its settings when it is loaded.
 """
@@ -6,11 +6,8 @@ Call `spin_briefly` before torch is imported: the OpenMP runtime reads its setti
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
 
 SPINS = "1000"  # a few microseconds: as fast as the runtime's own choice on idle cores
-CORES = "POSTTRAIN_CORES"  # in the environment of a process that a cluster gave so many, whether or not it is bound to them
 
 
 def spin_briefly() -> None:
@@ -21,9 +18,3 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def usable_cores(environment: Mapping[str, str]) -> int:
-    """Cores that this process may run on: taskset, a container or a cluster may allow it fewer than the machine has."""
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(allowed, int(environment.get(CORES, allowed)))

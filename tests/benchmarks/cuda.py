@@ -1,6 +1,6 @@
 """SFT, DPO and GRPO beside TRL on one GPU in bfloat16 arithmetic, at a named model's true shapes with random weights, in one run.
 
-    python tests/benchmarks/cuda.py [--model gemma_1b] [--tasks sft dpo grpo] [--peers ../shared/peers] [--rounds 1] [OVERRIDE ...]
+    python tests/benchmarks/cuda.py [--model gemma_1b] [--tasks sft dpo grpo] [--peers ../shared/peers] [--rounds 3] [OVERRIDE ...]
 
 Speed, peak device memory, and the share of the device's bfloat16 matmul rate. Each measurement is a process of its own; the frameworks
 take turns. Both have float32 weights, a whole float32 AdamW state and no gradient checkpointing. Needs the dev extra (trl).
@@ -154,7 +154,7 @@ def compare(contest: Contest, given: argparse.Namespace, folder: Path) -> Table:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.set_defaults(rounds=1)
+    parser.set_defaults(rounds=3)
     parser.add_argument("--model", default="gemma_1b", help="a named model of conf/model")
     parser.add_argument("--keep", type=Path, help="folder for the records of posttrain's runs")
     parser.add_argument("--tasks", nargs="+", default=list(CONTESTS), choices=list(CONTESTS))

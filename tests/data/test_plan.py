@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -100,8 +102,11 @@ def test_every_step_of_any_run_fits(lengths, batch, ranks, capacity):
     for number in range(given.steps):
         step = given.step(number)
         assert len(step.split) == ranks
+        needed = math.ceil(first_fit(lengths[given.examples(number)], capacity) / ranks)
+        assert step.share.parts == ranks * given.micro_batches
+        assert step.share.filled == ranks * needed
         for rank in step.split:
-            assert len(rank) == given.micro_batches
+            assert len(rank) == needed <= given.micro_batches
             for group in rank:
                 assert lengths[list(group)].sum() <= capacity
         flat = [index for rank in step.split for group in rank for index in group]

@@ -15,6 +15,7 @@ from posttrain.runs.budget.watch import Meter
 from posttrain.runs.check import compose_and_check
 from posttrain.runs.compose import compose
 from posttrain.runs.entering import applied, config_of
+from posttrain.runs.forking.request import SERVER
 from posttrain.runs.job import run_job
 from posttrain.runs.ranks import Ranks
 
@@ -96,7 +97,8 @@ def children_of(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_first_run_ends_with_the_one_it_is_made_for(tmp_path):
     first = FIRST.replace("max_steps=2", "max_steps=100000")
-    parent = preloaded.posttrain(*LINE, f"entering=[{first}]", f"output_dir={tmp_path}")
+    line = [*LINE, f"entering=[{first}]", f"output_dir={tmp_path}"]
+    parent = preloaded.posttrain(*line, **{SERVER: ""})  # what it starts is its own child
     try:
         wait_until(lambda: (tmp_path / "entering" / "metrics.jsonl").exists() or parent.poll() is not None, 120)
         (child,) = children_of(parent.pid)

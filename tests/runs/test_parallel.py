@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from posttrain.cores import CORES
 from posttrain.errors import ConfigError
 from posttrain.runs.parallel import places
 from posttrain.runs.parallel.launch import Parallel, Task
 from posttrain.runs.parallel.launch import run_tasks as run_placed
 from posttrain.runs.parallel.places import Need, Places
-from posttrain.runs.threads import CORES
 
 CPU = Need(0, 1)
 

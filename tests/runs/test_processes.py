@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from posttrain.cores import CORES
 from posttrain.runs import imports
 from posttrain.runs.processes import rank_environment
-from posttrain.runs.threads import CORES
 
 CHILD = """
 import os, signal, sys, time
@@ -63,8 +63,8 @@ def test_a_signal_that_a_child_has_no_use_for_stops_what_it_is_a_part_of(tmp_pat
     ],
 )
 def test_ranks_share_the_cores_that_this_process_may_use(monkeypatch, world, base, threads):
-    monkeypatch.setattr("posttrain.runs.threads.os.sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr("posttrain.runs.threads.os.cpu_count", lambda: 64)
+    monkeypatch.setattr("posttrain.cores.os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr("posttrain.cores.os.cpu_count", lambda: 64)
     assert rank_environment(1, world, 1234, base)["OMP_NUM_THREADS"] == str(threads)
 
 

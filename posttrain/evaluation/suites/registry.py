@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from posttrain.errors import ConfigError, MissingExtra, Problem
 from posttrain.evaluation.suites.about import HOME
-from posttrain.runs.compose import hydra_config
+from posttrain.runs.group_config import hydra_config
 from posttrain.runs.options import groups, options, search_path
 from posttrain.runs.overrides import Choice
 from posttrain.runs.suggest import hint

@@ -84,9 +84,9 @@ class Preference(Method, ABC):
         return self.whole_step and self.steps is not None and (self.steps.parts > 1 or drops_out(self.model))
 
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
-        known = self._known[self.place] if self._known else self.reference_logps(tree)
+        known = self._known[self.number] if self._known else self.reference_logps(tree)
         pairs, stats, aux = self._read(tree, known)
-        losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.place)
+        losses = self._losses(pairs) if self._gradients is None else self._gradients.losses(pairs, self.number)
         parts = {name: value / tree.share.examples for name, value in self._totals(losses, pairs, stats, known, tree).items()}
         return parts.pop("loss"), aux, parts
 

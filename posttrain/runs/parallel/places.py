@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.cores import CORES, usable_cores
 from posttrain.runs.machine import gpu_count
-from posttrain.runs.threads import CORES, usable_cores
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

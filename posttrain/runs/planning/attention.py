@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.functional.attended import QUERY_BLOCK as BLOCK
+from posttrain.functional.attended import attended
 from posttrain.models.attention.blocked import LONGEST
 from posttrain.runs.planning.shapes import AttentionShape, Row
 
@@ -29,14 +29,7 @@ def kept(shape: AttentionShape, row: Row, backend: str) -> float:
 
 def _blocked(shape: AttentionShape, row: Row, _out: int) -> int:
     """The probabilities of every block of queries."""
-    return shape.element * shape.heads * sum(seen_by_blocks(length, before) for length, before in row.segments)
-
-
-def seen_by_blocks(length: int, before: int) -> int:
-    """(query, key) pairs of a segment cut into blocks, each of which sees the path up to its own end."""
-    whole, rest = divmod(length, BLOCK)
-    pairs = whole * BLOCK * before + BLOCK * BLOCK * whole * (whole + 1) // 2
-    return pairs + rest * (before + length)
+    return int(shape.element * shape.heads * sum(attended(length, before) for length, before in row.segments))
 
 
 def _sdpa(shape: AttentionShape, row: Row, out: int) -> int:

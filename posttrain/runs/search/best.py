@@ -11,9 +11,10 @@ from hydra import initialize_config_dir
 
 from posttrain.errors import ConfigError
 from posttrain.runs import options
-from posttrain.runs.compose import choice_lines, compose, register_resolver
+from posttrain.runs.compose import compose
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
+from posttrain.runs.group_config import choice_lines, register_resolver
 from posttrain.runs.overrides import Choice, Value, parse
 
 NAME = "best"

@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from posttrain.cores import CORES
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
 from posttrain.runs.sweep_record import Outcome
-from posttrain.runs.threads import CORES, spin_briefly
+from posttrain.runs.threads import spin_briefly
 
 PORTS = range(10_000, 30_000)  # below those that systems give out by themselves
 WAIT_SECONDS = 0.2

@@ -12,7 +12,7 @@ from posttrain.errors import ConfigError, Problem, UserError, after_start
 from posttrain.runs import options, report, suggest
 from posttrain.runs.budget.amount import UNITS, is_little
 from posttrain.runs.commands.table import Call
-from posttrain.runs.compose import hydra_config, quoted
+from posttrain.runs.group_config import hydra_config, quoted
 from posttrain.runs.overrides import STUDY, Choice, Parsed, parse
 from posttrain.runs.pipeline.lines import key_of
 from posttrain.runs.study.arms import alike, unmeasured
