@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported everything: each is what a fresh one is."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from posttrain.runs.compose import compose
 from posttrain.runs.forking import client
 from posttrain.runs.forking.client import fork, serving, serving_runs, start
-from posttrain.runs.forking.request import SERVER, Request, socket_at
+from posttrain.runs.forking.request import SERVER, Request, is_possible, socket_at
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ("TOKENIZERS_PARALLELISM", "TRANSFORMERS_NO_ADVISORY_WARNINGS")  # which each command of this package sets for itself
@@ -174,6 +175,24 @@ def test_a_killed_server_ends_what_it_forked_and_is_done_without(tmp_path, monke
         assert isinstance(fresh, subprocess.Popen)
         fresh.communicate()
     assert SERVER not in os.environ
+
+
+def test_a_server_that_still_imports_is_not_waited_for():
+    began = time.monotonic()
+    with serving(["posttrain.runs.session"]):
+        time.sleep(0.5)
+    assert time.monotonic() - began < 3
+
+
+def test_a_kernel_without_descriptors_of_processes_has_no_server(monkeypatch):
+    def refused(pid):
+        raise OSError(errno.ENOSYS, "no such call")
+
+    assert is_possible()
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    assert not is_possible()
+    with serving(["torch"]):
+        assert SERVER not in os.environ
 
 
 def test_a_server_that_cannot_import_is_done_without(tmp_path, monkeypatch, capfd):

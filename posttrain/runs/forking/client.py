@@ -164,4 +164,5 @@ def serving(modules: Sequence[str] = (WARM,)) -> Iterator[None]:
             yield
         finally:
             os.environ.pop(SERVER, None)
-            server.communicate()  # the end of its standard input is the end of the server
+            server.terminate()  # it may be importing; where this process is killed, it sees the end of its standard input
+            server.communicate()

@@ -71,5 +71,11 @@ def socket_at(address: str) -> int | None:
 
 
 def is_possible() -> bool:
-    """Whether there can be a fork server: it needs sockets that keep messages apart, and descriptors of processes."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open")
+    """Whether there can be a fork server: it needs sockets that keep messages apart, and descriptors of processes (Linux 5.3)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:  # not of this kernel, or not allowed in this container
+        return False
+    return True
