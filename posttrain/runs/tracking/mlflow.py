@@ -60,7 +60,7 @@ class MLflowTracker:
         tags: dict[str, Any] | None = None,
         run_name: str | None = None,
         system_seconds: float | None = 10.0,
-        finish_seconds: float = 20.0,
+        finish_seconds: float = 60.0,
     ):
         self.uri = resolve_uri(uri, Path.cwd())
         self._uri_given = uri is not None
