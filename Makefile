@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # uv installs in a third of pip's time. It reads no pip.conf, so where what it needs is elsewhere, pip does it.
-UV := UV_LINK_MODE=copy $(BIN)/python -m uv pip install --quiet --python $(BIN)/python
+UV := UV_LINK_MODE=copy $(BIN)/python -m uv pip install --native-tls --quiet --python $(BIN)/python
 SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # What the quickstart imports, in two processes, and what it imports late: all packages take twice as long.
 COMPILE_RUN = PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import posttrain.runs.session, transformers.models.qwen3.modeling_qwen3' & \
