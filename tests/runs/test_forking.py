@@ -132,6 +132,18 @@ def test_it_may_be_stopped_and_waited_for(line, tmp_path):
     assert not gone(server, 0)
 
 
+def test_a_signal_that_who_asks_has_blocked_does_not_reach_it(line):
+    """However soon it comes: the process lives before it has its own mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        for _ in range(8):
+            process = forked(line, "code", "0")
+            process.terminate()
+            assert process.wait(30) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_it_sees_the_end_of_who_asked_for_it(line, tmp_path):
     process = forked(line, "wait", str(tmp_path / "told"))
     written(tmp_path / "told")

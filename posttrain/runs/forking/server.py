@@ -66,15 +66,15 @@ class Server:
         with open(asked, "rb") as file:
             request = Request.read(file.read())
         fits = self.fits(request)
-        number = os.fork() if fits else 0
-        if fits and number == 0:
+        number = self._fork() if fits else None
+        if number == 0:
             for fd, (_, other) in self.answers.items():
                 os.close(fd)
                 os.close(other)
             os.close(answer)
             return request, streams
         with suppress(BrokenPipeError):  # who asked is gone; the process sees that at its standard input
-            os.write(answer, NUMBER.pack(number))
+            os.write(answer, NUMBER.pack(number or 0))
         for fd in streams:
             os.close(fd)
         if number:
@@ -84,6 +84,14 @@ class Server:
         else:
             os.close(answer)
         return None
+
+    def _fork(self) -> int:
+        """0 in the process that is made: no signal reaches it before `become`, for who asked may have blocked some."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        number = os.fork()
+        if number:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return number
 
     def _bury(self, watched: int) -> None:
         number, answer = self.answers.pop(watched)
