@@ -1,10 +1,12 @@
 """What a forked process is, printed as JSON: `python -m tests.forked_probe WHAT`."""
 
+import atexit
 import json
 import os
 import random
 import signal
 import sys
+import threading
 import time
 
 
@@ -44,6 +46,20 @@ def _die(number):
 
 def _code(number):
     sys.exit(int(number))
+
+
+def _leave(file):
+    """What it still does at its end: a thread, a function of `atexit`, and a text that was not yet written."""
+
+    def later():
+        time.sleep(0.2)
+        print("thread", end=" ")
+
+    atexit.register(lambda: print("atexit", end=" "))
+    threading.Thread(target=later).start()
+    sys.stdout = open(file, "w")  # noqa: SIM115 - a buffered one
+    print("main", end=" ")
+    return 4
 
 
 def _interrupted():

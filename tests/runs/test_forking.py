@@ -119,6 +119,12 @@ def test_its_exit_code_and_the_signal_that_killed_it_are_told(line):
     assert forked(line, "interrupted").wait(30) == 130
 
 
+def test_it_ends_as_a_fresh_one_does(line, tmp_path):
+    assert forked(line, "leave", str(tmp_path / "forked")).wait(30) == 4
+    assert subprocess.run([*PROBE, "leave", str(tmp_path / "fresh")], check=False).returncode == 4
+    assert (tmp_path / "forked").read_text() == (tmp_path / "fresh").read_text() == "main thread atexit "
+
+
 def test_it_may_be_stopped_and_waited_for(line, tmp_path):
     process = forked(line, "wait", str(tmp_path / "told"))
     pid, server = map(int, written(tmp_path / "told").split())
