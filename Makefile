@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # uv installs in a third of pip's time. It reads no pip.conf, so where what it needs is elsewhere, pip does it.
 UV := UV_LINK_MODE=copy $(BIN)/python -m uv pip install --native-tls --quiet --python $(BIN)/python
+INSTALL = $(UV) -c constraints.txt -e $(1) || { echo 'without uv:'; $(PIP) -c constraints.txt -e $(1); }
 SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # What the quickstart imports, in two processes, and what it imports late: all packages take twice as long.
 COMPILE_RUN = PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import posttrain.runs.session, transformers.models.qwen3.modeling_qwen3' & \
@@ -61,12 +62,13 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.base: pyproject.toml constraints.txt $(VENV)/.torch
-	@$(PIP) uv 2> /dev/null && $(UV) -c constraints.txt -e . || { echo 'without uv:'; $(PIP) -c constraints.txt -e .; }
+	@$(PIP) uv 2> /dev/null || true
+	@$(call INSTALL,.)
 	@$(COMPILE_RUN)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) -c constraints.txt -e '.[dev]'
+	@$(call INSTALL,'.[dev]')
 	@$(COMPILE)
 	@touch $@
 

@@ -24,15 +24,26 @@ from posttrain.runs.forking.request import SERVER, socket_at
 TESTS = Path(__file__).resolve().parent
 FOUND = os.pathsep.join((str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])))
 client.FORKED = (*client.FORKED, "tests.distributed.ranks")
+at_first: Mapping[str, str] = {**os.environ, "PYTHONPATH": FOUND}
 _open = ExitStack()
 atexit.register(_open.close)
+
+
+def restore(environment: Mapping[str, str]) -> None:
+    """Make it that of this process."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def line() -> int | None:
     """The way to the server of this test process, which is started where there is none."""
     if socket_at(os.environ.get(SERVER, "")) is None:
+        kept = dict(os.environ)
         with chdir(TESTS.parent):
+            restore(at_first)  # not what the test that happens to be the first has set
             _open.enter_context(serving(["tests.warm"]))
+        restore(kept | {SERVER: os.environ[SERVER]} if SERVER in os.environ else kept)
     return socket_at(os.environ.get(SERVER, ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -183,9 +184,10 @@ def _attention(model: ModelShape, setup: Setup) -> float:
     def kept(shape: AttentionShape, row: Row) -> float:
         return attention.kept(shape, row, attention.backend_of(setup.attention, setup.accelerator, row, shape, half=setup.half))
 
-    if setup.context == 1:
-        return sum(kept(shape, setup.row) for shape in model.attentions)
-    return sum(CUTS[setup.cut].kept(shape, setup.row, setup.context, kept) for shape in model.attentions)
+    def of(shape: AttentionShape) -> float:
+        return kept(shape, setup.row) if setup.context == 1 else CUTS[setup.cut].kept(shape, setup.row, setup.context, kept)
+
+    return sum(calls * of(shape) for shape, calls in Counter(model.attentions).items())
 
 
 def _exchanged(model: ModelShape, setup: Setup) -> float:

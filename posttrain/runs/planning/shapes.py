@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from posttrain.models.flops import FlopModel
 
@@ -80,7 +81,7 @@ class Row:
     segments: tuple[tuple[int, int], ...]
     targets: int
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of all segments."""
         return sum(length for length, _ in self.segments)
@@ -90,7 +91,7 @@ class Row:
         """Whether a segment has a parent."""
         return any(before for _, before in self.segments)
 
-    @property
+    @cached_property
     def longest_path(self) -> int:
         """Tokens of the longest segment with its ancestors."""
         return max((length + before for length, before in self.segments), default=0)
