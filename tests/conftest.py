@@ -51,6 +51,11 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
 
 
+def pytest_collection_finish():
+    """What modules of tests have set by now, their processes have too."""
+    preloaded.at_first = dict(os.environ)
+
+
 def pytest_collection_modifyitems(items):
     """Long files first, so that the processes end together."""
     places = {HERE / name: place for place, name in enumerate(LONGEST)}

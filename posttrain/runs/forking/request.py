@@ -19,7 +19,7 @@ PER_PROCESS = frozenset((
     "OMP_NUM_THREADS", "COLUMNS", "LINES", "PWD", "OLDPWD", "SHLVL", "_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
     "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
 ))  # fmt: skip
-PREFIXES = ("POSTTRAIN_", "MLFLOW_", "SLURM_", "PYTEST_")
+PREFIXES = ("POSTTRAIN_", "MLFLOW_", "_MLFLOW_", "SLURM_", "PYTEST_")
 NUMBER = struct.Struct("<i")  # a process's number, 0 where the server starts none; then its exit code, negative for a signal
 
 
