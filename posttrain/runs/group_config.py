@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -45,7 +50,7 @@ def hydra_config(choices: Sequence[Choice], folders: Sequence[Path], extra: Sequ
     """
     register_resolver()
     fixed = [*extra, *([f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else [])]
-    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+    with initialised(folders):
         try:
             return hydra_compose(PRIMARY, overrides=[*fixed, *choice_lines(choices, fixed)], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
@@ -53,6 +58,47 @@ def hydra_config(choices: Sequence[Choice], folders: Sequence[Path], extra: Sequ
             raise ConfigError(Problem("config groups", text)) from error
         except yaml.YAMLError as error:
             raise ConfigError(Problem("config groups", "not YAML: " + " ".join(str(error).split()))) from error
+
+
+class Files(ConfigRepository):
+    """Hydra's configs, each file parsed once: composing goes through the tree of defaults several times, and most of its time was YAML's.
+
+    parsed: results by path, added to here.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath, parsed: dict[str, Any]) -> None:
+        super().__init__(config_search_path)
+        self.parsed = parsed
+
+    def load_config(self, config_path: str) -> Any:
+        """The config at this path of a group's tree. Who gets it may change it."""
+        if config_path not in self.parsed:
+            found = super().load_config(config_path)
+            if found is None or found.path.startswith("structured:"):  # of a plugin, which may be registered later
+                return found
+            self.parsed[config_path] = found
+        return copy.deepcopy(self.parsed[config_path])
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Files:
+        copied = copy.copy(self)
+        copied.sources = list(self.sources)
+        return copied
+
+
+@lru_cache(maxsize=8)
+def _parsed(_folders: tuple[Path, ...], _state: int) -> dict[str, Any]:
+    """What is known of these folders as they are."""
+    return {}
+
+
+@contextmanager
+def initialised(folders: Sequence[Path]) -> Iterator[None]:
+    """Hydra on these folders, the first of which has the primary config."""
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        loader.repository = Files(loader.get_search_path(), _parsed(tuple(folders), options.state_of(folders)))
+        yield
 
 
 def choice_lines(choices: Sequence[Choice], fixed: Sequence[str] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,16 @@ def test_sweeps_write_texts_that_look_like_numbers_as_texts(tmp_path: Path) -> N
     jobs = [Job(text, (), {"data": {"system": text}, "output_dir": str(tmp_path / text), "tracking": {}}, text) for text in ("1e3", "2e3")]
     record = recorded(jobs, tmp_path, None, Live())
     assert [load_config(job.file)["data"]["system"] for job in record.jobs] == ["1e3", "2e3"]
+
+
+def test_a_changed_file_of_a_group_is_read_again(tmp_path: Path) -> None:
+    """Files are parsed once, as long as they stay as they are; what is composed of them may be changed."""
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "mine.yaml"
+    for path in ("a", "b"):
+        file.write_text(f"# mine\ndefaults: [_base, _self_]\nname: mine\npath: {path}\n")
+        os.utime(file, ns=(ord(path), ord(path)))
+        for method in ("sft", "dpo"):
+            composed = compose([f"method={method}", "model=mine"], config_dirs=[tmp_path])
+            assert composed["model"]["path"] == path
+            composed["model"]["path"] = composed["method"]["name"] = "changed"

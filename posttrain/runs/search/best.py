@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
 
 from posttrain.errors import ConfigError
 from posttrain.runs import options
 from posttrain.runs.compose import compose
 from posttrain.runs.config_yaml import as_yaml
 from posttrain.runs.files import write_atomic
-from posttrain.runs.group_config import choice_lines, register_resolver
+from posttrain.runs.group_config import choice_lines, initialised, register_resolver
 from posttrain.runs.overrides import Choice, Value, parse
 
 NAME = "best"
@@ -46,7 +45,7 @@ def _content(choices: Sequence[Choice], values: Sequence[Value], folders: Sequen
     register_resolver()
     search = ",".join(f'"file://{folder}"' for folder in folders[1:])
     fixed = [f"hydra.searchpath=[{search}]"] if search else []
-    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+    with initialised(folders):
         lines = choice_lines(choices, fixed)
     defaults += [_default(line) for line in lines if not line.startswith("experiment=")]
     content: dict[str, Any] = {"defaults": [*defaults, "_self_"]}
