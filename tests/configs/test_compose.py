@@ -53,16 +53,29 @@ def where(overrides: list[str], **keywords: Any) -> set[str]:
     return {problem.where for problem in caught.value.problems}
 
 
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, Any]:
+    """The hardware of every kind of machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "usable_gpus", lambda: 64)
+        return {name: compose([f"hardware={name}"])["hardware"] for name in SHAPES}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(
+    experiment: str, shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "usable_gpus", lambda: 64)
-    for hardware in SHAPES:
-        config = compose_and_check([f"experiment={experiment}", f"hardware={hardware}"], rules=PLAN)
-        assert config["hardware"]["name"] == hardware
+    first = SHAPES[EXPERIMENTS.index(experiment) % len(SHAPES)]
+    composed = compose_and_check([f"experiment={experiment}", f"hardware={first}"], rules=PLAN)
+    for name, hardware in shapes.items():
+        whole = name == first or composed["stages"] is not None  # stages have hardware of their own
+        config = compose([f"experiment={experiment}", f"hardware={name}"]) if whole else {**composed, "hardware": hardware}
+        assert config["hardware"] == hardware
         allowed = {"data.train", "data.val"}  # files of the user
-        if config["hardware"]["nodes"] > 1:  # a cluster's to start; a run that is made first has one machine
+        if hardware["nodes"] > 1:  # a cluster's to start; a run that is made first has one machine
             allowed |= {"hardware.nodes", "entering"}
-        if config["hardware"]["strategy"] in ("fsdp2", "zero2", "zero3"):  # quantised bases and 8-bit moments are not cut
+        if hardware["strategy"] in ("fsdp2", "zero2", "zero3"):  # quantised bases and 8-bit moments are not cut
             allowed |= {"hardware.strategy"}
         assert {problem.where for problem in check(config)} <= allowed
 

@@ -150,10 +150,10 @@ def with_runs(runs: int, spread: float, *, items: int = 100, gain: float = 0.0, 
 
 @pytest.mark.parametrize(("runs", "spread"), [(2, 0.0), (2, 0.6), (2, 0.3), (3, 0.6)])
 def test_equal_methods_whose_runs_differ_are_seldom_called_different(runs: int, spread: float) -> None:
-    duels = [summarise(with_runs(runs, spread, seed=seed), ("a", "b"), "nothing").duels[0] for seed in range(200)]
-    assert sum(duel.holm < 0.05 for duel in duels) <= 0.05 * 200 + 6
-    assert sum(duel.rating_holm < 0.05 for duel in duels) <= 0.05 * 200 + 6
-    assert sum(duel.win_rate.low <= 0.5 <= duel.win_rate.high for duel in duels) >= 0.95 * 200 - 8
+    duels = [summarise(with_runs(runs, spread, seed=seed), ("a", "b"), "nothing").duels[0] for seed in range(120)]
+    assert sum(duel.holm < 0.05 for duel in duels) <= 0.05 * 120 + 5
+    assert sum(duel.rating_holm < 0.05 for duel in duels) <= 0.05 * 120 + 5
+    assert sum(duel.win_rate.low <= 0.5 <= duel.win_rate.high for duel in duels) >= 0.95 * 120 - 6
     assert all(duel.methods for duel in duels)
 
 
