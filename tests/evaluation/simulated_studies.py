@@ -10,8 +10,9 @@ from itertools import combinations, product
 import numpy as np
 
 from posttrain.evaluation.statistics.crossed import Crossed, crossed, difference, mean
-from posttrain.evaluation.statistics.estimate import Array, Estimate
+from posttrain.evaluation.statistics.estimate import Array
 from posttrain.evaluation.statistics.power import noise_of, power_with
+from posttrain.evaluation.statistics.shares import interval_of_share
 
 REST, SHARED, OWN = 0.3, 0.3, 0.1  # spread of a score: from try to try, of examples in all arms alike, of examples in each arm
 
@@ -55,6 +56,11 @@ class World:
         spread = 2 * np.hypot(SHARED, self.spread * self.calm)
         return float(weights @ right(self.easy + spread * at) / weights.sum())
 
+    def covered(self, arm: Crossed) -> float:
+        """Share of the intervals of such arms' means that hold the truth; of right or wrong answers by what they are."""
+        found = mean(arm)
+        return covered(interval_of_share(found, self.examples) if self.binary else found.interval(), self.truth)
+
 
 def right(ease: Array) -> Array:
     """Probability of a right answer."""
@@ -83,7 +89,7 @@ def outcome(world: World, studies: int, *, wanted: float = 0.8) -> Outcome:
     found = float((difference(first, second).p() < 0.05).mean())
     stated = float(np.mean([power_with(noise_of(*pair), gain, world.seeds) for pair in _each(first, second, min(studies, 100))]))
     return Outcome(
-        covered(mean(other), world.truth), covered(apart, 0.0), float((apart.p() < 0.05).mean()), family(world, studies), stated, found
+        world.covered(other), covered(apart.interval(), 0.0), float((apart.p() < 0.05).mean()), family(world, studies), stated, found
     )
 
 
@@ -115,9 +121,9 @@ def _study(arm: Crossed, place: int) -> Crossed:
     return Crossed(arm.mean[place], arm.seeds[place], arm.examples[place], arm.rest[place])
 
 
-def covered(found: Estimate, truth: float) -> float:
+def covered(intervals: tuple[Array, Array], truth: float) -> float:
     """Share of the 95 % intervals that hold the truth."""
-    low, high = found.interval()
+    low, high = intervals
     return float(((low <= truth) & (truth <= high)).mean())
 
 
@@ -126,7 +132,10 @@ WORLDS = [
     for seeds, examples, spread, binary in product((2, 3, 4, 5), (50, 200, 500), (0.0, 0.02, 0.05, 0.1, 0.3), (False, True))
 ]
 UNLIKE = [World(seeds, 200, spread, calm=0.2) for seeds, spread in product((2, 3, 4, 5), (0.05, 0.3))]
-NEARLY = [World(seeds, 200, spread, True, easy=easy) for seeds, spread, easy in product((2, 3, 5), (0.0, 0.1, 0.3), (1.5, 2.0))]
+NEARLY = [
+    World(seeds, examples, spread, True, easy=easy)
+    for seeds, examples, spread, easy in product((2, 3, 5), (50, 200, 500), (0.0, 0.1, 0.3), (1.5, 2.0))
+]
 MANY = [World(seeds, examples, spread) for seeds, examples, spread in product((2, 3, 5), (200, 500), (0.0, 0.02, 0.05, 0.1))]
 ARMS, LEVELS = (3, 6, 10), (0.05, 0.01, 0.005, 0.001)
 COLUMNS = ("mean", "difference", "false", "holm")

@@ -12,6 +12,7 @@ from posttrain.evaluation.statistics.estimate import Array, Estimate, beyond, qu
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
 from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import cohen_d, hedges_g, paired, student, welch
+from posttrain.evaluation.statistics.shares import interval_of_share
 
 DRAWS = np.random.default_rng(7)
 ONE, OTHER = np.array([1.0, 2.0, 4.0, 3.0]), np.array([2.5, 5.0, 4.5])
@@ -46,6 +47,22 @@ def test_without_any_error() -> None:
     assert float(difference(same, same).p()) == 1
     assert float(difference(same, crossed(np.zeros((2, 5)))).p()) == 0
     assert float(difference(same, same).equivalence_p(0.01)) == 0
+
+
+def test_a_share_s_interval_by_hand() -> None:
+    found = Estimate(np.array([0.8, 0.2, 0.5, 1.0, 0.5, 1.0]), np.array([0.01, 0.01, 1e-8, 0.0, 0.0, np.nan]), np.full(6, 1e9))
+    low, high = interval_of_share(found, 20)
+    reach = stats.norm.isf(0.025) * 0.1 / (2 * 0.16**1.5)
+    ends = [(0.6 / 0.4 + sign * reach) for sign in (-1, 1)]
+    assert (low[0], high[0]) == pytest.approx([0.5 + end / (2 * (end**2 + 4) ** 0.5) for end in ends])
+    assert all((2 * end - 1) / (end * (1 - end)) ** 0.5 == pytest.approx(value) for end, value in zip((low[0], high[0]), ends, strict=True))
+    assert (low[1], high[1]) == pytest.approx((1 - high[0], 1 - low[0])), "wrong answers are the mirror of right ones"
+    assert 0 < low[0] < 0.8 - 0.196 < 0.8 < high[0] < 0.8 + 0.196, "farther towards 1/2"
+    assert (low[2], high[2]) == pytest.approx((0.5 - 1.96e-4, 0.5 + 1.96e-4), rel=1e-4), "as usual where it is short"
+    assert (low[3], high[3]) == pytest.approx((0.025 ** (1 / 20), 1.0)), "all alike: Clopper and Pearson"
+    assert (low[4], high[4]) == pytest.approx((0.025 ** (1 / 20) - 0.5, 1.5 - 0.025 ** (1 / 20)))
+    assert np.isnan([low[5], high[5]]).all()
+    assert np.isnan(interval_of_share(found, None)[0][3:5]).all(), "of runs alone nothing is known where they agree"
 
 
 def test_rounding_is_no_spread() -> None:

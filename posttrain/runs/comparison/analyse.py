@@ -16,6 +16,7 @@ from posttrain.evaluation.statistics.estimate import Estimate, rounded
 from posttrain.evaluation.statistics.permutation import exchange, holm, sign_flip
 from posttrain.evaluation.statistics.power import Noise, noise_of, power_with, seeds_needed
 from posttrain.evaluation.statistics.scalars import hedges_g, paired, student, welch
+from posttrain.evaluation.statistics.shares import interval_of_share
 from posttrain.runs.comparison.bounds import SHARE, Bounds, bounds_of, cut, of_difference
 from posttrain.runs.comparison.metric import Measured
 
@@ -134,12 +135,11 @@ def level_of(pairs: int) -> float:
 
 def _quality(name: str, seeds: tuple[int, ...], values: np.ndarray, parts: Crossed | None, bounds: Bounds) -> Quality:
     found = student(values) if parts is None else mean(parts)
-    low, high = (float(end) for end in found.interval())
-    value = float(found.value)
-    if found.variance == 0:
-        far = float("nan") if parts is None or bounds != SHARE else reach(parts.examples.shape[-1])
-        low, high = value - far, value + far
-    return Quality(name, seeds, tuple(map(float, values)), value, *cut((low, high), bounds))
+    if bounds == SHARE:
+        low, high = interval_of_share(found, None if parts is None else parts.examples.shape[-1])
+    else:
+        low, high = found.interval() if found.variance != 0 else (np.full((), np.nan),) * 2
+    return Quality(name, seeds, tuple(map(float, values)), float(found.value), *cut((float(low), float(high)), bounds))
 
 
 def _bounded(pair: Pair, bounds: Bounds) -> Pair:

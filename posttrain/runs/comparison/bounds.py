@@ -46,5 +46,9 @@ def of_difference(bounds: Bounds) -> Bounds:
 
 def bounds_note(bounds: Bounds) -> str:
     """What a reader is told."""
-    words = "between 0 and 1" if bounds == SHARE else f"at {bounds[0]:g} or above"
-    return f"It lies {words} by what it is, and so do the intervals: what of them is impossible is cut off."
+    if bounds == SHARE:
+        return (
+            "It lies between 0 and 1 by what it is: intervals of means reach farther towards 1/2, and of those of differences what is "
+            "impossible is cut off."
+        )
+    return f"It lies at {bounds[0]:g} or above by what it is, and so do the intervals: what of them is impossible is cut off."
