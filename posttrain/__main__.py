@@ -11,7 +11,7 @@ from posttrain import __version__
 from posttrain.errors import ConfigError, Problem, UserError
 from posttrain.runs.commands.table import COMMANDS, NOT_YET, TRAIN, Call, Command
 from posttrain.runs.quiet import quiet_libraries
-from posttrain.runs.threads import spin_briefly
+from posttrain.runs.threads import spin_while_alone
 
 FLAGS = ("--help", "--version", "--multirun", "--config", "--config-dir", "--allow-target")
 HELP = frozenset(("-h", "--help"))
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code: 0 done, 2 the user's mistake, 130 interrupted; a failure raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_libraries()
-    spin_briefly()
+    spin_while_alone()
     try:
         return _run(arguments)
     except UserError as error:

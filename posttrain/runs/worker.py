@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from posttrain.runs.threads import spin_briefly
+from posttrain.runs.threads import spin_while_alone
 
 
 def main(arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
 
     `--allow-target=PACKAGE` as on the command line; `--stage=N`: of a pipeline that stage only, after those before it.
     """
-    spin_briefly()
+    spin_while_alone()
     from posttrain.errors import UserError
     from posttrain.runs import report
     from posttrain.runs.check import check

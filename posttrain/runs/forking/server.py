@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from posttrain.runs.forking.request import NUMBER, Request, read_by_imports
 from posttrain.runs.quiet import quiet_libraries
-from posttrain.runs.threads import spin_briefly
+from posttrain.runs.threads import may_watch
 
 MOST_FDS = 5
 Fds = list[int]
@@ -140,7 +140,7 @@ def _settle_libraries(environment: Mapping[str, str]) -> None:
 def main(arguments: list[str]) -> int:
     """Serve until the end; in a forked process, do what was asked. Returns the exit code."""
     before = dict(os.environ)
-    spin_briefly()
+    may_watch()  # what is forked does: a thread would not survive it
     quiet_libraries()
     line = socket.socket(fileno=int(arguments[0]))
     gc.disable()  # what is imported stays; looking through it took a tenth of the time

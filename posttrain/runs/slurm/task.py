@@ -17,7 +17,7 @@ from posttrain.cores import CORES
 from posttrain.errors import ConfigError, Problem
 from posttrain.runs.base_config import load_config
 from posttrain.runs.sweep_record import Outcome
-from posttrain.runs.threads import spin_briefly
+from posttrain.runs.threads import spin_while_alone
 
 PORTS = range(10_000, 30_000)  # below those that systems give out by themselves
 WAIT_SECONDS = 0.2
@@ -102,7 +102,7 @@ def _begun() -> Task:
     """This process as a task, ready to import what trains."""
     for number in (signal.SIGTERM, signal.SIGUSR2):  # until training has begun there is nothing to save
         signal.signal(number, signal.SIG_DFL)
-    spin_briefly()
+    spin_while_alone()
     task = Task.from_environment(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(task.cpus))
     os.environ[CORES] = str(task.cpus)  # for ranks that this task itself starts
