@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.runs.comparison.analyse import ALPHA, Analysis, Pair, level_of
 from posttrain.runs.comparison.arms import Arm, mixed
-from posttrain.runs.comparison.bounds import NONE, bounds_note
+from posttrain.runs.comparison.bounds import NONE, SHARE, bounds_note
 from posttrain.runs.comparison.costs import EQUAL, Cost, Curve, pareto
 from posttrain.runs.comparison.drift import Drift, told
 from posttrain.runs.comparison.forgetting import Change
@@ -145,6 +145,11 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
             "With two seeds an arm, how much seeds vary is known from a single difference. Intervals allow for that and hold the truth as "
             "often as they should, but their width is much luck; where seeds decide, a third one makes them half as wide on average."
         )
+        if analysis.bounds == SHARE:
+            notes.append(
+                "Two good seeds say little of how bad a third one may be: near 0 or 1 the interval of a mean over two may span nearly all. "
+                "That of a difference may be far shorter, as the skewness of two arms cancels."
+            )
     notes += [*mixed(arms), *_entered(arms), *settings_note([run for arm in arms for run in arm.runs], analysis.metric)]
     return notes
 
