@@ -270,10 +270,9 @@ def test_no_interval_says_what_cannot_be() -> None:
     data = Measured(METRIC, tuple(arm.mean(-1) for arm in scores), scores, None, tuple(map(str, range(60))))
     found = analyse(["one", "other"], [(1, 2)] * 2, data, lower=False, smallest=0.1, baseline=None)
     calm, wild = found.arms
-    assert 0.7 < calm.low < 0.85, "it reaches farther towards 1/2"
+    assert 0.7 < calm.low < 0.88, "it reaches farther towards 1/2"
     assert 0.95 < calm.high < 1
-    assert 0 < wild.low < 0.01, "the seeds disagree in nearly everything"
-    assert 0.99 < wild.high < 1
+    assert (wild.low, wild.high) == (0, 1), "the seeds disagree in nearly everything"
     assert (found.pairs[0].low, found.pairs[0].high) == (-1, 1)
 
 

@@ -147,8 +147,8 @@ def notes_of(analysis: Analysis, arms: Sequence[Arm]) -> list[str]:
         )
         if analysis.bounds == SHARE:
             notes.append(
-                "Two good seeds say little of how bad a third one may be: near 0 or 1 the interval of a mean over two may span nearly all. "
-                "That of a difference may be far shorter, as the skewness of two arms cancels."
+                "Two good seeds say little of how bad a third one may be: near 0 or 1 the interval of their mean may be far longer than "
+                "that of a difference, in which the skewness of two arms cancels."
             )
     notes += [*mixed(arms), *_entered(arms), *settings_note([run for arm in arms for run in arm.runs], analysis.metric)]
     return notes
