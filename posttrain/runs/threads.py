@@ -23,8 +23,8 @@ from pathlib import Path
 SPINS = "1000"  # a few microseconds
 EVERY = 0.5  # seconds between two looks
 STAT, MAPS = Path("/proc/stat"), Path("/proc/self/maps")
-SLACK = 0.25  # cores that others may use for moments, as clocks and daemons do
-CALM = 4  # looks in a row without others, after which threads spin again
+SLACK = 0.25  # cores that daemons may use for moments
+CALM = 4  # looks in a row at which the cores suffice, after which threads spin again
 
 
 def spin_briefly() -> None:
@@ -58,11 +58,9 @@ class Look:
     own: float
     cores: frozenset[int]
 
-    def since(self, last: Look) -> tuple[float, float]:
-        """Cores that others kept busy on average since then, and this process."""
-        passed = self.at - last.at
-        own = (self.own - last.own) / passed
-        return (self.busy - last.busy) / passed - own, own
+    def others_since(self, last: Look) -> float:
+        """Cores that other programs kept busy on average since then."""
+        return ((self.busy - last.busy) - (self.own - last.own)) / (self.at - last.at)
 
 
 def look() -> Look:
@@ -85,10 +83,11 @@ class Manners:
         self.idle: IdleTeam | None = None
         self.calm = 0
 
-    def see(self, others: float, own: float, cores: int) -> None:
-        """others, own: cores that they kept busy, of so many. With the idle team there is one thread more than cores."""
-        self.calm = self.calm + 1 if others <= SLACK else 0
-        if self.idle is None and others > SLACK and others + own > cores - SLACK and (threads := team_size()) > 1:
+    def see(self, others: float, threads: int, cores: int) -> None:
+        """others: cores that other programs kept busy. threads: of this process's team. An idle team makes them one more than cores."""
+        crowded = threads > 1 and others + threads > cores + SLACK
+        self.calm = 0 if crowded else self.calm + 1
+        if crowded and self.idle is None:
             self.idle = IdleTeam(max(cores - threads, 0) + 2)
         elif self.idle is not None and self.calm >= CALM:
             self.idle.end()
@@ -132,5 +131,5 @@ def _watch() -> None:
         time.sleep(EVERY)
         now = look()
         if now.cores == last.cores:
-            manners.see(*now.since(last), len(now.cores))
+            manners.see(now.others_since(last), team_size(), len(now.cores))
         last = now

@@ -38,8 +38,8 @@ def settled(wanted):
 SCRIPTED = """
 manners, before = threads.Manners(), count()
 found = []
-for others, own in ((0.1, 1.9), (0.6, 0.3), (0.9, 1.1), (0.0, 2.0), (0.9, 1.1), *[(0.0, 2.0)] * 4):
-    manners.see(others, own, 2)
+for others, cores in ((0.1, 2), (2.0, 4), (0.9, 2), (0.0, 2), (0.9, 2), *[(0.0, 2)] * 4):
+    manners.see(others, threads.team_size(), cores)
     found.append((manners.idle is not None, settled(before + 2 * (manners.idle is not None)) - before))
 print(json.dumps(found))
 """
@@ -64,7 +64,7 @@ def test_busy_seconds_of_some_cores() -> None:
 
 def test_what_others_took() -> None:
     one, other = Look(10.0, 5.0, 2.0, frozenset({0, 1})), Look(12.0, 8.5, 5.0, frozenset({0, 1}))
-    assert other.since(one) == (pytest.approx(0.25), pytest.approx(1.5))
+    assert other.others_since(one) == pytest.approx(0.25)
 
 
 def test_who_says_how_threads_wait_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_threads_spin_briefly_where_others_cannot_be_seen(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_threads_are_kept_from_spinning_while_the_cores_do_not_suffice() -> None:
-    """Alone; a core is free; crowded; calm, but not for long; crowded; calm."""
+    """Alone; beside a program of two threads on four cores; crowded; calm, but not for long; crowded; calm."""
     assert run(SCRIPTED) == [[False, 0], [False, 0], *[[True, 2]] * 6, [False, 0]]
 
 
