@@ -21,7 +21,8 @@ REST, SHARED, OWN = 0.3, 0.3, 0.1  # spread of a score: from try to try, of exam
 class World:
     """seeds, examples: of each arm. spread: of seeds, in scores (of right or wrong answers: about that). binary: right or wrong.
 
-    calm: how much less the seeds of the second arm vary. easy: how likely answers are right: half at 0, 95 % at 1.5, 98 % at 2.
+    calm: how much less the seeds of the second arm vary. easy: how likely answers are right: half at 0, 95 % at 1.5, 98 % at 2; harder:
+    how much less so those of the arms after the first.
     """
 
     seeds: int
@@ -30,36 +31,41 @@ class World:
     binary: bool = False
     calm: float = 1.0
     easy: float = 0.0
+    harder: float = 0.0
 
     def arms(self, studies: int, *, gain: float = 0.0, number: int = 0, count: int = 2) -> list[Array]:
         """Scores [studies, S, N] of arms on the same examples; the true mean of the first is above the others' by `gain`, or not at all."""
         draws = np.random.default_rng([self.seeds, self.examples, int(1000 * self.spread), self.binary, int(10 * self.calm), number])
         shared = SHARED * draws.standard_normal((studies, 1, self.examples))
-        first, *others = (self._arm(draws, shared, self.spread * (self.calm if place else 1)) for place in range(count))
+        first, *others = (self._arm(draws, shared, bool(place)) for place in range(count))
         return [first + gain, *others]
 
-    def _arm(self, draws: np.random.Generator, shared: Array, spread: float) -> Array:
+    def _arm(self, draws: np.random.Generator, shared: Array, later: bool) -> Array:
         studies, _, examples = shared.shape
+        spread, easy = self._of(later)
         seed = spread * draws.standard_normal((studies, self.seeds, 1))
         if self.binary:
-            return (draws.random((studies, self.seeds, examples)) < right(self.easy + 2 * shared + 2 * seed)).astype(float)
+            return (draws.random((studies, self.seeds, examples)) < right(easy + 2 * shared + 2 * seed)).astype(float)
         own = OWN * draws.standard_normal((studies, 1, examples))
         rest: Array = seed + shared + own + REST * draws.standard_normal((studies, self.seeds, examples))
         return rest
 
-    @property
-    def truth(self) -> float:
-        """The mean of the second arm."""
+    def _of(self, later: bool) -> tuple[float, float]:
+        """Spread of seeds and ease, of the first arm or a later one."""
+        return (self.spread * self.calm, self.easy - self.harder) if later else (self.spread, self.easy)
+
+    def truth(self, *, later: bool = True) -> float:
+        """The mean of a later arm, or of the first."""
         if not self.binary:
             return 0.0
         at, weights = np.polynomial.hermite_e.hermegauss(60)
-        spread = 2 * np.hypot(SHARED, self.spread * self.calm)
-        return float(weights @ right(self.easy + spread * at) / weights.sum())
+        spread, easy = self._of(later)
+        return float(weights @ right(easy + 2 * np.hypot(SHARED, spread) * at) / weights.sum())
 
     def covered(self, arm: Crossed) -> float:
         """Share of the intervals of such arms' means that hold the truth; of right or wrong answers by what they are."""
         found = mean(arm)
-        return covered(interval_of_share(found, self.examples) if self.binary else found.interval(), self.truth)
+        return covered(interval_of_share(found, self.examples) if self.binary else found.interval(), self.truth())
 
 
 def right(ease: Array) -> Array:
@@ -136,6 +142,10 @@ NEARLY = [
     World(seeds, examples, spread, True, easy=easy)
     for seeds, examples, spread, easy in product((2, 3, 5), (50, 200, 500), (0.0, 0.1, 0.3), (1.5, 2.0))
 ]
+LOPSIDED = [
+    World(seeds, 500, 0.3, True, calm, 2.0, harder)
+    for seeds, (calm, harder) in product((2, 3, 5), ((1.0, 2.0), (1.0, 1.5), (1.0, 1.0), (0.33, 1.0), (0.07, 1.0)))
+]
 MANY = [World(seeds, examples, spread) for seeds, examples, spread in product((2, 3, 5), (200, 500), (0.0, 0.02, 0.05, 0.1))]
 ARMS, LEVELS = (3, 6, 10), (0.05, 0.01, 0.005, 0.001)
 COLUMNS = ("mean", "difference", "false", "holm")
@@ -143,7 +153,7 @@ COLUMNS = ("mean", "difference", "false", "holm")
 
 def main(studies: int) -> None:
     """A line a world, and the extremes."""
-    print(f"seeds examples spread binary calm easy | {' '.join(COLUMNS)} | power stated, found")
+    print(f"seeds examples spread binary calm easy harder | {' '.join(COLUMNS)} | power stated, found")
     rows = []
     for world in [*WORLDS, *UNLIKE, *NEARLY]:
         rows.append((world, found := outcome(world, studies)))
@@ -157,6 +167,10 @@ def main(studies: int) -> None:
             print(f"{seeds} seeds, {name}: {values.min():.3f} to {values.max():.3f}, mean {values.mean():.3f} {inside}")
         apart = np.array([found.stated - found.found for found in some])
         print(f"{seeds} seeds, power: stated less found {apart.min():+.2f} to {apart.max():+.2f}, mean {apart.mean():+.2f}")
+    print("seeds examples spread binary calm easy harder | difference, where the first arm is nearly always right and the second is not")
+    for world in LOPSIDED:
+        apart = difference(*map(crossed, world.arms(2 * studies)))
+        print(*astuple(world), f"| {covered(apart.interval(), world.truth(later=False) - world.truth()):.3f}", flush=True)
     print(f"seeds examples spread | any two of {ARMS} equal arms called different | P(p < a) / a for a of {LEVELS}")
     for world in MANY:
         families = " ".join(f"{family(world, studies, count):.3f}" for count in ARMS)

@@ -39,7 +39,7 @@ def test_a_mean_near_one_is_covered_though_bad_seeds_are_few(seeds: int, easy: f
     world = World(seeds, 200, 0.3, binary=True, easy=easy)
     arm = crossed(world.arms(STUDIES)[1])
     assert 0.93 - CHANCE <= world.covered(arm) <= 0.97 + CHANCE
-    assert covered(mean(arm).interval(), world.truth) < 0.91
+    assert covered(mean(arm).interval(), world.truth()) < 0.91
 
 
 def test_equal_arms_are_seldom_called_different() -> None:
