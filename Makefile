@@ -15,17 +15,22 @@ COMPILE_RUN = PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import posttrain.runs.s
 	wait; site=$(SITE); $(BIN)/python -m compileall -qq -j 0 posttrain $$site/mlflow/store $$site/sqlalchemy $$site/alembic $$site/PIL || true
 # All packages on all cores: pip does so on one. A file among them that is no valid Python, as test data of some are, is none of ours.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 posttrain $(SITE) || true
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 TORCH := 2.13.0
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: run test slurm check format types lint floors bench clean
+.PHONY: run test slow slurm check format types lint floors bench clean
 
 run: $(VENV)/.base
 	$(BIN)/python -m posttrain study=quickstart
 
 # Two processes with a thread each: the tests' small models gain little from a second thread.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+# The same of every case: each method under each strategy, long simulations, notebooks, kills of whole pipelines.
+slow: $(VENV)/.dev
+	$(PYTEST) -m slow
 
 # On the cluster that this machine reaches; without one, on a SLURM of this machine, which is started for the tests where it does not run.
 slurm: $(VENV)/.dev

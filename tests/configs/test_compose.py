@@ -62,6 +62,13 @@ def shapes() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_checks(experiment: str) -> None:
+    found = {problem.where for problem in check(compose([f"experiment={experiment}", "hardware=cpu"]), rules=PLAN)}
+    assert found <= {"data.train", "data.val"}  # files of the user
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_checks_on_every_kind_of_hardware(
     experiment: str, shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from posttrain.runs.planning.shapes import ModelShape
 from posttrain.runs.planning.trace import model_shape
 from posttrain.runs.rules import PLAN
 from posttrain.runs.train import untrained
+from tests.tiers import mostly_slow
 
 BUILTIN = options.search_path()
 SHAPES = [option.name for option in options.options(BUILTIN, "hardware")]
@@ -45,7 +46,7 @@ def planned(config: dict[str, Any], method: Method) -> Estimate:
     return estimate(config, method, shape(config["precision"]), work, overhead=0.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, but=["sft", "dpo", "grpo", "ppo", "reward_model"]))
 def test_every_method_is_planned_on_every_shape(method: str) -> None:
     """A shape changes the config's `hardware` and the precision that follows it, and nothing else."""
     base = compose_and_check([f"method={method}", "model=nano", "max_steps=10"], rules=PLAN)

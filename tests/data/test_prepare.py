@@ -390,6 +390,7 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, node: Node, chatml: 
         run(data, chatml)
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(
     tmp_path: Path, node: Node, chatml: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,6 +14,7 @@ from posttrain.runs.export import export
 from posttrain.runs.job import run_job
 from tests.distributed.ranks import IDS, LOGITS, start_ranks
 from tests.distributed.test_sharded import rows
+from tests.tiers import mostly_slow
 
 STRATEGIES = ("fsdp", "zero2", "zero3")
 BASE = (
@@ -82,7 +83,7 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(scope="module", params=mostly_slow(STRATEGIES, but=["fsdp"]))
 def strategy(request, folder):
     """Every case under a strategy, one after the other in the same two processes, in `CASE/STRATEGY`."""
     runs = [line(folder, case, f"2xcpu_{request.param}", request.param) for case in ALL]
@@ -125,7 +126,7 @@ def test_what_is_handed_on_is_what_one_process_hands_on(folder, strategy, case):
         torch.testing.assert_close(load_file(one), load_file(other), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "zero3"], indirect=True)
+@pytest.mark.parametrize("strategy", mostly_slow(["fsdp", "zero3"], but=["fsdp"]), indirect=True)
 def test_plain_transformers_computes_the_logits_of_the_live_model(folder, strategy, tmp_path):
     """The model on the ranks -> artifact -> export -> a process that knows nothing of this package."""
     run, to = folder / "sft" / strategy, tmp_path / "exported"

@@ -162,6 +162,7 @@ def work(rank, file):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_row_cut_over_processes_is_the_whole_row(tmp_path):
     """Values and gradients, on rings of three and of two, over exchanged heads, and with keys gathered over four and over two: trees,
     windows, soft-capping, shared key heads."""

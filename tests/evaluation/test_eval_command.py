@@ -149,6 +149,7 @@ def test_every_suite_file_fits_its_function(name: str) -> None:
     real.bind(None, None, **{**needed, **suite.settings})
 
 
+@pytest.mark.slow
 def test_harness_suites_name_tasks_that_exist() -> None:
     pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
     from posttrain.evaluation.suites.harness import task_manager

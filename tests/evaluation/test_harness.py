@@ -87,6 +87,7 @@ def test_flat_metrics() -> None:
     assert flat_metrics(results) == {"a/acc": 0.5, "a/em/strict-match": 1.0, "a/em/x_y_": 0.25}
 
 
+@pytest.mark.slow
 def test_unknown_tasks(random_model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "hub_reachable", lambda: False)
     with pytest.raises(ConfigError, match=r"gsm8kk.*did you mean gsm8k"):

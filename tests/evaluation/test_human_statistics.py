@@ -148,6 +148,7 @@ def with_runs(runs: int, spread: float, *, items: int = 100, gain: float = 0.0, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "spread"), [(2, 0.0), (2, 0.6), (2, 0.3), (3, 0.6)])
 def test_equal_methods_whose_runs_differ_are_seldom_called_different(runs: int, spread: float) -> None:
     duels = [summarise(with_runs(runs, spread, seed=seed), ("a", "b"), "nothing").duels[0] for seed in range(120)]

@@ -23,7 +23,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.slow
 def test_full_disk(small_disk):
     folder = small_disk / "run"
     first = preloaded.posttrain(*LINE, f"output_dir={folder}")

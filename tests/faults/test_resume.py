@@ -73,7 +73,6 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_never_killed(undisturbed, tmp_path):
     folder = tmp_path / "run"
     rng = random.Random(0)
@@ -89,7 +88,6 @@ def test_killed_at_random_moments_and_resumed_is_never_killed(undisturbed, tmp_p
     assert json.loads((folder / "result.json").read_text())["tokens"] == json.loads((undisturbed / "result.json").read_text())["tokens"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_tells(undisturbed, tmp_path, number, code):
     folder = tmp_path / "run"
@@ -205,7 +203,6 @@ def test_other_data_in_the_same_file_is_refused(tmp_path):
     assert attempt(3, "resume=never")[1] == 0
 
 
-@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named(undisturbed, tmp_path):
     import shutil
 

@@ -6,6 +6,7 @@ import pytest
 
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
+from tests.tiers import mostly_slow
 
 BASE = [
     "method=grpo", "model=nano", "data=arithmetic", "evaluation=none", "tracking=none", "hardware=cpu", "limit=60", "global_batch=4",
@@ -30,7 +31,9 @@ def train(folder, *overrides):
     return rows, (folder / "artifact" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "step"), PLACES)
+@pytest.mark.parametrize(
+    ("kind", "step"), mostly_slow(PLACES, but=[place for place in PLACES if place[0] in ("four steps a rollout", "asked anew")])
+)
 def test_continuing_is_never_having_stopped(tmp_path_factory, tmp_path, kind, step):
     whole = tmp_path_factory.getbasetemp() / f"whole-{kind.replace(' ', '-')}"
     rows, weights = train(whole, *KINDS[kind]) if not whole.exists() else read(whole)

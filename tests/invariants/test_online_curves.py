@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from tests.tiers import mostly_slow
+
 SHORT = ("rollout.max_new_tokens=12", "rollout.group_size=4", "reward=[language]", "reward.language.scripts=[han]", "optimizer.lr=1e-3")
 LIGHT = ("limit=60", "global_batch=6", "max_steps=4", "validate.every_steps=null", "validate.at_start=false", "validate.at_end=false")
 GRPO = ("method=grpo", *SHORT, *LIGHT)
@@ -31,12 +33,12 @@ def assert_same(ours, theirs):
             assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=slack), (a["step"], name, a[name], b[name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, but=["several steps a rollout", "pulled", "resampled"]))
 def test_the_curve_does_not_depend_on_micro_batches(curve, kind):
     assert_same(curve(*KINDS[kind], *SAME["many micro-batches"]), curve(*KINDS[kind]))
 
 
-@pytest.mark.parametrize("kind", ["grpo", "several steps a rollout", "pulled"])
+@pytest.mark.parametrize("kind", mostly_slow(["grpo", "several steps a rollout", "pulled"], but=["pulled"]))
 def test_the_curve_does_not_depend_on_ranks(curve, kind):
     assert_same(curve(*KINDS[kind], *SAME["two ranks"]), curve(*KINDS[kind]))
 

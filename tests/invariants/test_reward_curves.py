@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from posttrain.evaluation.reward import load_process_reward_model, load_reward_model
 from posttrain.runs.compose import compose
 from posttrain.runs.job import run_job
+from tests.tiers import mostly_slow
 
 PAIRS = ("method=reward_model", "data=arithmetic_pairs")
 CASES = {
@@ -46,7 +47,7 @@ def test_the_curve_does_not_depend_on_the_split_or_the_layout(curve, case, name)
     assert_same(curve(*CASES[case], *SAME[name]), curve(*CASES[case]))
 
 
-@pytest.mark.parametrize("case", ["branch", "quantiles", "steps"])
+@pytest.mark.parametrize("case", mostly_slow(["branch", "quantiles", "steps"], but=["steps"]))
 def test_a_rank_without_work_in_a_step_is_no_harm(curve, case):
     few = ("global_batch=3", "limit=7", "max_steps=3", "validate.every_steps=null")
     runs = (curve(*CASES[case], *few, *more) for more in (("hardware=2xcpu", "max_tokens=128", "max_length=128"), ()))
@@ -191,6 +192,7 @@ def test_adapters_and_head_are_trained_together(tmp_path):
     assert scores[0] > scores[1]
 
 
+@pytest.mark.slow
 def test_steps_are_told_apart(tmp_path):
     folder = tmp_path / "run"
     # gross mistakes are seen in a few steps; the default ones take some hundred

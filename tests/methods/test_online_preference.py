@@ -223,6 +223,7 @@ def test_a_judge_moves_what_it_judges(tmp_path: Path) -> None:
     assert wins > 0.7
 
 
+@pytest.mark.slow
 def test_the_judge_as_a_reward_moves_it_too(tmp_path: Path) -> None:
     judge = ["reward=[judge]", "reward.judge.backend.prefer=contains", "reward.judge.backend.text=e"]
     rows = run(tmp_path / "run", "method=grpo", *judge, "max_steps=20", "global_batch=16", "rollout.group_size=8", "validate.at_end=false")

@@ -254,7 +254,6 @@ def test_nothing_depends_on_the_split(whole, tmp_path):
     assert_same(run(tmp_path / "split", *MANY, "max_tokens=48"), whole[1])
 
 
-@pytest.mark.slow
 def test_nothing_depends_on_the_ranks(whole, tmp_path):
     assert_same(run(tmp_path / "ranks", *MANY, "hardware=2xcpu"), whole[1])
 
@@ -293,7 +292,6 @@ def test_a_rollout_that_went_too_far_is_left_exactly_where_it_is(tmp_path):
     assert again == {step: rows[step] for step in (4, 5, 6)}
 
 
-@pytest.mark.slow
 def test_ranks_leave_out_the_same_steps(tmp_path):
     assert_same(run(tmp_path / "two", *STOPPED, "hardware=2xcpu"), run(tmp_path / "one", *STOPPED))
 

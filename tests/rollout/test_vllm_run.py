@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import preloaded
-import pytest
 from vllm_cases import free_port
 from vllm_server import serving
 
@@ -30,7 +29,6 @@ def posttrain(port: int, folder: Path) -> tuple[int, str]:
     return process.wait(), told
 
 
-@pytest.mark.slow
 def test_a_run_says_what_to_start_and_then_learns_from_it(tmp_path: Path) -> None:
     port = free_port()
     code, told = posttrain(port, tmp_path)

@@ -43,7 +43,6 @@ def test_the_first_run_has_the_seed_of_this_one_unless_it_names_its_own():
     assert config_of(["experiment=quickstart", "seed=7"], config)["seed"] == 7
 
 
-@pytest.mark.slow
 def test_the_first_run_is_made_once_and_its_artifact_is_the_model(tmp_path):
     config = compose([*LINE, f"entering=[{FIRST}]", f"output_dir={tmp_path / 'run'}"])
     assert run_job(config) == 0

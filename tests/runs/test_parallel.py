@@ -177,6 +177,7 @@ def test_a_stop_signal_reaches_a_process_that_was_about_to_begin():
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.slow
 def test_a_stage_that_runs_share_is_made_once_by_itself_and_first(tmp_path, capfd):
     from posttrain.__main__ import main
 

@@ -38,6 +38,7 @@ from posttrain.runs.planning.workload import Workload
 from posttrain.runs.rules import PLAN
 from posttrain.runs.train import untrained
 from posttrain.types import StepShare
+from tests.tiers import mostly_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = Row(((200, 0), (150, 200), (30, 200), (40, 0)), 220)
@@ -202,7 +203,7 @@ def overhead(tmp_path_factory: pytest.TempPathFactory) -> float:
     return float(python(tmp_path_factory.mktemp("overhead"), "-c", code).splitlines()[-1])
 
 
-@pytest.mark.parametrize("run", list(RUNS))
+@pytest.mark.parametrize("run", mostly_slow(RUNS, but=["nano-sft"]))
 def test_plan_and_run_differ_by_less_than_a_tenth(run: str, overhead: float, tmp_path: Path) -> None:
     quiet = ["tracking=none", "evaluation=none", "validate.at_start=false", "validate.at_end=false"]
     given = [*RUNS[run], *quiet, "model=nano", "hardware=cpu", "max_steps=3", "limit=200"]

@@ -45,6 +45,7 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("stages")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs(name, files, store, tmp_path):
     if name in EIGHT_BIT:

@@ -170,6 +170,7 @@ def test_the_best_is_an_experiment(tmp_path: Path, lines: list[str]) -> None:
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_a_true_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     line = ["-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-6,1e-2))", *TINY, "output_dir=out", "hydra.sweeper.n_trials=2"]

@@ -55,6 +55,7 @@ def test_an_arm_that_fails_does_not_keep_the_others_from_being_compared(tmp_path
     assert "Left out, since runs did not finish: bad (seed=1 failed)." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["finished", "killed"])
 def test_runs_of_other_numbers_are_not_taken_for_those_of_a_study(tmp_path, capsys, left):
     folder = tmp_path / "study"
