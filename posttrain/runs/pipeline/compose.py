@@ -87,7 +87,9 @@ def compose_pipeline(
     result = Composed({}, [*problems, *_for_nobody(attempts, lines.general)])
     seed = _seed(attempts, lines.general, outer)
     nodes = [_node(attempt, _suitable(attempt, attempts, lines.general, composer), result, seed) for attempt in attempts]
-    result.problems = [*dict.fromkeys([*result.problems, *_wrong_inputs(nodes), *_decided_twice(stages, nodes), *wrong])]
+    result.problems = [
+        *dict.fromkeys([*result.problems, *_wrong_inputs(nodes), *_decided_twice(stages, nodes), *_other_models(nodes), *wrong])
+    ]
     given = {**own, "seed": seed, "method": {"name": outer["method"]["name"]}, "entering": None, "stages": nodes}
     result.config = {**_last(nodes), **given}
     return result
@@ -231,6 +233,23 @@ def _decided_twice(stages: Sequence[Stage], nodes: Sequence[Mapping[str, Any]]) 
                 if key in given:
                     message = f"the stage takes the artifact of stage {source}, which decides it"
                     problems.append(Problem(prefixed(stage.name, key), message, f"leave out one of it and inputs.{name}"))
+    return problems
+
+
+def _other_models(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Stages that name a model and start from the artifact of another: of theirs only defaults would count, such as the learning rate."""
+    models = {node["name"]: node["config"].get("model") or {} for node in nodes}
+    problems = []
+    for node in nodes:
+        own, source = models[node["name"]], node["inputs"].get("policy")
+        entering = models.get(source, {})
+        if any(own.get(key) and own[key] != entering.get(key) for key in ("path", "architecture")) and entering:
+            message = f"{own.get('name')} is not the model of stage {source} ({entering.get('name')}), whose artifact the stage starts from"
+            problems.append(
+                Problem(
+                    prefixed(node["name"], "model"), message, "name one model, with one architecture, for both; or leave out inputs.policy"
+                )
+            )
     return problems
 
 
