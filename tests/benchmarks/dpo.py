@@ -18,7 +18,7 @@ from peers import Contest, arguments, compare, workload
 
 DPO = Contest(
     task="dpo", kind="dpo", batch=8, unit="examples_per_second", words="pairs/s",
-    overrides=("method=dpo", "global_batch=8", "max_tokens=2048", "method.reference=copy"), steps=(4, 6),
+    overrides=("method=dpo", "global_batch=8", "max_tokens=2048", "method.reference=copy"), steps=(4, 8),
     variants=(("model.compile=true",), ("hardware=2xcpu",)),
 )  # fmt: skip
 
