@@ -136,7 +136,7 @@ def test_all_mistakes_of_all_stages_at_once() -> None:
         ("stages.grpo.model.weights=random", "stage grpo: model.weights", "decides it"),
         ("stages.grpo.model=gemma_270m", "stage grpo: model", "not the model of stage sft (nano)"),
         ("stages.sft.model=gemma_270m", "stage grpo: model", "nano is not the model of stage sft (gemma_270m)"),
-        ("stages.grpo.model.architecture.num_hidden_layers=2", "stage grpo: model", "whose artifact the stage starts from"),
+        ("stages.grpo.model.architecture.num_hidden_layers=2", "stage grpo: model", "its architecture is another"),
         ("+stages.grpo.repeat=0", "stage grpo: repeat", "number of rounds"),
     ],
 )

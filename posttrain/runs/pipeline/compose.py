@@ -243,13 +243,13 @@ def _other_models(nodes: Sequence[Mapping[str, Any]]) -> list[Problem]:
     for node in nodes:
         own, source = models[node["name"]], node["inputs"].get("policy")
         entering = models.get(source, {})
-        if any(own.get(key) and own[key] != entering.get(key) for key in ("path", "architecture")) and entering:
-            message = f"{own.get('name')} is not the model of stage {source} ({entering.get('name')}), whose artifact the stage starts from"
-            problems.append(
-                Problem(
-                    prefixed(node["name"], "model"), message, "name one model, with one architecture, for both; or leave out inputs.policy"
-                )
+        if differs := [key for key in ("path", "architecture") if entering and own.get(key) and own[key] != entering.get(key)]:
+            message = (
+                f"{own.get('name')} is not the model of stage {source} ({entering.get('name')}), whose artifact the stage starts from: "
+                f"its {' and '.join(differs)} is another"
             )
+            hint = "name one model, with one architecture, for both; or leave out inputs.policy"
+            problems.append(Problem(prefixed(node["name"], "model"), message, hint))
     return problems
 
 
