@@ -29,7 +29,7 @@ class Journal:
         if torn:
             with writing(self.path):
                 os.truncate(self.path, len(whole) + 1)
-        first, *rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        first, *rows = [json.loads(line) for line in whole.split(b"\n")]  # texts may hold other line ends
         if problems := self._differences(first.get("settings", {})):
             raise ConfigError(problems)
         return rows

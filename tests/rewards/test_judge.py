@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
+import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -250,7 +253,7 @@ def test_an_endpoint(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 FLEETING = {
     "500": lambda: (500, b"oops"), "429": lambda: (429, b"slow down"), "503": lambda: (503, b""), "no json": lambda: (200, b"<html>"), "no text": lambda: (200, b"{}"),
     "a list": lambda: (200, b"[1]"), "null": lambda: (200, b'{"choices": [{"message": {"content": null}}]}'), "bytes": lambda: (200, b"\xff\xfe"),
-    "a hang": lambda: time.sleep(1.5) or (200, b""),
+    "too deep": lambda: (200, b"[" * 200_000), "a hang": lambda: time.sleep(1.5) or (200, b""),
 }  # fmt: skip
 
 
@@ -261,6 +264,35 @@ def test_what_may_pass_is_tried_again(serve: Any, fault: str) -> None:
     assert len(server.got) == 2
     lasting = endpoint(serve(lambda *_: FLEETING[fault]()), retries=1).ask(ASKED)[0]
     assert isinstance(lasting, Silence)
+
+
+class Breaks(socketserver.BaseRequestHandler):
+    """A status whose body never comes whole: the connection stalls, or is reset."""
+
+    def handle(self) -> None:
+        self.request.recv(1 << 16)
+        self.request.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: \xb2\r\nContent-Length: 1000\r\n\r\nso")
+        if self.server.resets:  # type: ignore[attr-defined]
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            time.sleep(1)
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_status_without_its_explanation(resets: bool) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Breaks) as server:
+        server.daemon_threads, server.resets = True, resets  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        backend = OpenAI(url=f"http://127.0.0.1:{server.server_address[1]}/v1", model="m", retries=1, pause=0.01, timeout=0.3)
+        (lost,) = backend.ask(ASKED)
+        server.shutdown()
+    assert isinstance(lost, Silence)
+    assert lost.reason.startswith("HTTP 503")
+
+
+def test_half_a_character_in_a_reply_can_be_written(serve: Any) -> None:
+    server = serve(lambda *_: (200, b'{"choices": [{"message": {"content": "a \\ud83d\\ude00 \\ud83d b"}}]}'))
+    assert endpoint(server).ask(ASKED) == ["a \U0001f600 \ufffd b"]
 
 
 def test_what_does_not_pass_is_not_tried_again(serve: Any) -> None:

@@ -91,6 +91,13 @@ def test_rows_that_training_reads(tmp_path: Path, prompts: str, capsys: pytest.C
     assert "6 pairs; 0 answers were left as they were" in capsys.readouterr().out
 
 
+def test_line_ends_of_other_kinds_stay_inside_a_row(tmp_path: Path, prompts: str) -> None:
+    call = {"data": prompts, "to": str(tmp_path / "out"), "backend": "scripted", "draft": "one\u2028two\x85three"}
+    assert main(call) == main(call) == 0
+    written = (tmp_path / "out" / "sft.jsonl").read_text().split("\n")
+    assert json.loads(written[0])["messages"][1]["content"] == "one\u2028two\x85three"
+
+
 def test_answers_that_need_no_mending_make_no_pair(tmp_path: Path, prompts: str) -> None:
     assert main({"data": prompts, "to": str(tmp_path / "out"), "backend": "scripted", "draft": "fine"}) == 0
     assert len(rows(tmp_path / "out" / "sft.jsonl")) == COUNT

@@ -19,6 +19,7 @@ from posttrain.evaluation.human.returned import judgements
 from posttrain.runs.commands.human_eval import run
 from posttrain.runs.commands.table import Call
 from posttrain.runs.compose import compose
+from posttrain.runs.human_eval.answers import kept_rows
 from posttrain.runs.human_eval.score import score
 from posttrain.runs.job import run_job
 
@@ -98,6 +99,12 @@ def test_runs_that_kept_no_answer_give_them_anew(runs: Path, tmp_path: Path) -> 
         {row[1]: sorted(row[3:5]) for row in from_csv((tmp_path / at / "sheets" / "r1.csv").read_bytes())} for at in ("new", "kept")
     )
     assert fresh.items() <= kept.items(), "greedy answers of the same artifacts"
+
+
+def test_kept_answers_hold_line_ends_of_other_kinds(tmp_path: Path) -> None:
+    row = {"example": 3, "prompt": "a\x85b", "completion": "c\u2028d", "expected": "e"}
+    (tmp_path / "samples.jsonl").write_text((json.dumps(row, ensure_ascii=False) + "\n") * 2)
+    assert kept_rows(tmp_path) == [row, row]
 
 
 def test_bad_input_is_told_at_once(runs: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class OpenAI(Backend):
             raise _of_status(error) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _Failed(f"no reply: {error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Failed(f"garbage: {error}") from error
 
     def _post(self, body: Mapping[str, Any]) -> bytes:
@@ -139,14 +139,14 @@ class _Call:
 
 
 def _content(reply: Any) -> str:
-    """The text of a chat completion. Raises ValueError where it is none."""
+    """The text of a chat completion, half a surrogate pair in it as U+FFFD. Raises ValueError where it is none."""
     try:
         content = reply["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion, {json.dumps(reply)[:200]}") from error
     if not isinstance(content, str):
         raise ValueError("the completion has no text")
-    return content
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _all_of(response: Any, deadline: float) -> bytes:
@@ -162,8 +162,12 @@ def _all_of(response: Any, deadline: float) -> bytes:
 
 
 def _of_status(error: urllib.error.HTTPError) -> Exception:
-    with error:
-        said = error.read(300).decode("utf-8", "replace")
+    try:
+        with error:
+            said = error.read(300).decode("utf-8", "replace")
+    except (OSError, HTTPException) as broken:  # the status came, its explanation did not
+        said = f"({broken})"
     reason = f"HTTP {error.code}: {' '.join(said.split())}"
-    pause = error.headers.get("Retry-After", "")
-    return _Failed(reason, float(pause) if pause.isdigit() else 0.0) if error.code in RETRIED else _Refused(reason)
+    asked = error.headers.get("Retry-After", "")
+    pause = float(asked) if asked.isascii() and asked.isdigit() else 0.0
+    return _Failed(reason, pause) if error.code in RETRIED else _Refused(reason)

@@ -70,7 +70,9 @@ def kept_rows(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows, problems = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):  # texts may hold other line ends
+        if not line:
+            continue
         try:
             row = json.loads(line)
             rows.append({name: row[name] for name in ("example", "prompt", "completion", "expected")})
