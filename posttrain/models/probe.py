@@ -57,6 +57,8 @@ def probe(model: PreTrainedModel, *, asked: str = "auto", attention: str = "auto
         torch.manual_seed(0)
         small = type(model)(shrink(model.config)).eval()
         small.to(device, torch.float32)
+        if small.base_model is small:
+            raise LayoutError(f"{model.config.model_type}: its layers cannot be run without its head")
         usual = small.config._attn_implementation
         small.set_attn_implementation("eager")  # the written-out form honours every modifier a family has
         head = head_spec(small, device)
@@ -94,7 +96,7 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
             setattr(small, name, list(value)[:layers])
     wanted = {
         "num_hidden_layers": layers, "vocab_size": VOCABULARY, "initializer_range": 3.0 / config.hidden_size**0.5,
-        "sliding_window": WINDOW, "attention_dropout": 0.0, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+        "sliding_window": WINDOW, "attention_chunk_size": WINDOW, "attention_dropout": 0.0, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     for name, value in wanted.items():
         if name in ("pad_token_id", "bos_token_id", "eos_token_id") or getattr(config, name, None) is not None:

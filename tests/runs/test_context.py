@@ -22,6 +22,7 @@ GRPO = [
     "rollout.group_size=2", "rollout.max_new_tokens=6", "reward=[length]",
 ]  # fmt: skip
 LONG = ["rollout.max_new_tokens=90", "model.architecture.max_position_embeddings=100"]
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "original_max_position_embeddings": 64}
 WANTED = "evaluation.exact_match.max_new_tokens"
 
 
@@ -76,6 +77,22 @@ def test_an_answer_to_a_held_out_prompt_fits_too() -> None:
     assert refused(*SFT, f"{WANTED}=95") == [WANTED]
     assert fits(*SFT, f"{WANTED}=20")
     assert fits(*SFT)
+
+
+@pytest.mark.parametrize(("rope", "bound"), [(LONGROPE, 64), ({"rope_type": "dynamic", "factor": 2.0}, 100)])
+def test_frequencies_that_follow_the_longest_of_a_batch_are_no_surprise(tmp_path: Path, rope: dict[str, Any], bound: int) -> None:
+    nano = compose(["model=nano"])["model"]["architecture"]
+    shape = {**nano, "max_position_embeddings": 100, "rope_parameters": {"rope_theta": 1e4, **rope}}
+    architecture_config(shape).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": "q", "completion": "w" * n}) + "\n" for n in (5, 90, 6, 7)))
+    line = ["method=sft", "model=hf", f"model.path={tmp_path}", "data=files", f"data.train={tmp_path / 'rows.jsonl'}", "hardware=cpu"]
+    assert refused(*line) == ["max_length"]
+    assert fits(*line, f"max_length={bound}")
+    published = [*GRPO, "model=hf", f"model.path={tmp_path}"]
+    assert fits(*published)
+    if bound < 100:
+        assert refused(*published, f"rollout.max_new_tokens={bound - 9}") == ["rollout.max_new_tokens"]
 
 
 def test_what_needs_no_data_is_told_at_once() -> None:
