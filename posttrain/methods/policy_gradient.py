@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.functional.advantages import of_groups, only
+from posttrain.functional.advantages import of_groups
 from posttrain.methods.parts.online import spread, with_columns
 from posttrain.methods.parts.passes import Columns, per_answer
 from posttrain.methods.parts.recipe import Recipe
@@ -41,10 +41,20 @@ class PolicyGradient(Surrogate):
         """bool [P]: groups in which a kept answer has an advantage of more than rounding; a pull in the reward is not looked at."""
         return np.asarray(((self.advantage(rollout.rewards).abs() > ROUNDING).numpy() & rollout.kept).any(1))
 
+    @property
+    def penalised(self) -> bool:
+        """Whether the pull towards the reference is part of the reward."""
+        return self.referenced and self.kl.place == "reward"
+
+    def beside(self, rollout: Rollout) -> np.ndarray:
+        """Where the pull is part of the reward, the answers that others are compared with have one too."""
+        scored = ~rollout.rewards.total.isnan().numpy()
+        return np.asarray(self.penalised & scored & ~rollout.kept & rollout.kept.any(1, keepdims=True))
+
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         columns = self.read(parts)
         rewards = of_groups(rollout.rewards, torch.from_numpy(rollout.kept.any(1)))
-        if self.referenced and self.kl.place == "reward":
+        if self.penalised:
             rewards = self._penalised(rewards, parts, columns)
         advantages = self.advantage(rewards)
         advantages = advantages.masked_fill(advantages.abs() <= ROUNDING, 0.0)  # which an optimizer of ratios would make steps of
@@ -52,17 +62,14 @@ class PolicyGradient(Surrogate):
         return with_columns(parts, known)
 
     def _penalised(self, rewards: GroupRewards, parts: Sequence[Part], columns: Sequence[Columns]) -> GroupRewards:
-        """Rewards less coef * the sum of each answer's divergence from the reference, which is a component of weight -coef.
-
-        Of an answer that is not read there is no divergence, so the others are not compared with it."""
-        pull = torch.full_like(rewards.total, float("nan"))
+        """Rewards less coef * the sum of each answer's divergence from the reference, which is a component of weight -coef."""
+        pull = torch.zeros_like(rewards.total).masked_fill(rewards.total.isnan(), float("nan"))
         for part, known in zip(parts, columns, strict=True):
             old, reference = (per_answer(part.tree, known[name]) for name in ("old", "reference"))
             for answer, ours, theirs in zip(part.answers, old, reference, strict=True):
                 pull[part.group, answer] = self.kl.of(torch.from_numpy(ours), torch.from_numpy(theirs)).double().sum()
         weights = torch.cat([rewards.weights, rewards.weights.new_tensor([-self.kl.coef])])
-        penalised = GroupRewards(rewards.total - self.kl.coef * pull, torch.cat([rewards.parts, pull[None]]), weights)
-        return only(penalised, ~pull.isnan())
+        return GroupRewards(rewards.total - self.kl.coef * pull, torch.cat([rewards.parts, pull[None]]), weights)
 
     def loss_of(self, tree: TokenTree) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
         stats, aux = self.model(tree, temperature=self.temperature, entropy=True)

@@ -37,6 +37,10 @@ class Learner(Protocol):
         """Which of the kept answers the loss reads together, and so must share a tree."""
         ...
 
+    def beside(self, rollout: Rollout) -> np.ndarray:
+        """bool [P, G]: answers that are not learnt from, and that `annotate` is to be given all the same."""
+        ...
+
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         """The parts' trees with the columns that the loss reads."""
         ...
@@ -136,12 +140,13 @@ class ExperienceLoader:
         arrangement = self.learner.arrange(rollout)
         metrics |= arrangement.notes
         cut = parts_of(rollout, self.plan.max_tokens, arrangement.units)
+        beside = parts_of(replace(rollout, kept=self.learner.beside(rollout)), self.plan.max_tokens)
         with self.collector.timed("annotate"):
-            trees = self.learner.annotate(rollout, cut)
+            trees = self.learner.annotate(rollout, [*cut, *beside])
         self.seconds |= self.collector.pop_seconds()
-        parts = [replace(part, tree=tree) for part, tree in zip(cut, trees, strict=True)]
+        parts = [replace(part, tree=tree) for part, tree in zip(cut, trees[: len(cut)], strict=True)]
         spare = parts[0].tree if parts else self.collector.prompts[rollout.groups[0].example]
-        return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward(parts))
+        return Held(number, parts, len(rollout.groups), spare, {**metrics, **measures}, self._forward([*parts, *beside]))
 
     def _answered(self) -> tuple[Answered, int]:
         """Answers to a rollout's prompts, and how many prompts were gone through for it."""

@@ -115,22 +115,28 @@ def test_the_pull_is_a_component_of_the_reward(monkeypatch: Any, left_out: bool)
         return advantages.decoupled(rewards)
 
     rollout = rollout_of([[1.0, 0.0, 0.5]], weights=(2.0,))
-    if left_out:
+    if left_out:  # of the loss; the others are compared with it all the same
         rollout = replace(rollout, kept=np.array([[True, True, False]]))
-    parts = parts_of(rollout, 64)
-    columns = columns_of(parts)
     method = PolicyGradient(RECIPE, loss=clipped, advantage=advantage, kl=PULLED)
+    assert method.beside(rollout).tolist() == [[False, False, left_out]]
+    parts = parts_of(rollout, 64) + parts_of(replace(rollout, kept=method.beside(rollout)), 64)
+    columns = columns_of(parts)
     monkeypatch.setattr(method, "read", lambda _: columns)
-    (tree,) = method.annotate(rollout, parts)
+    tree, *_ = method.annotate(rollout, parts)
     (rewards,) = seen
-    answers = 2 if left_out else 3
-    d = (columns[0]["old"] - columns[0]["reference"])[3:].reshape(answers, 2).astype(float).sum(1)
-    np.testing.assert_allclose(rewards.parts[1, 0, :answers].numpy(), d, rtol=1e-6)
-    np.testing.assert_allclose(rewards.total[0, :answers], np.array([2.0, 0.0, 1.0])[:answers] - 0.5 * d, rtol=1e-6)
+    d = np.concatenate([(known["old"] - known["reference"])[3:].reshape(-1, 2).astype(float).sum(1) for known in columns])
+    np.testing.assert_allclose(rewards.parts[1, 0].numpy(), d, rtol=1e-6)
+    np.testing.assert_allclose(rewards.total[0], np.array([2.0, 0.0, 1.0]) - 0.5 * d, rtol=1e-6)
     assert rewards.weights.tolist() == [2.0, -0.5]
-    assert bool(rewards.parts[:, 0, 2].isnan().all()) is left_out
-    plain = advantages.decoupled(advantages.only(rollout.rewards, torch.from_numpy(rollout.kept)))[0, :answers]
-    assert not np.allclose(tree.columns["advantage"][3::2], plain)
+    np.testing.assert_allclose(tree.columns["advantage"][3::2], advantages.decoupled(rewards)[0, : len(tree.ids) // 2 - 1], rtol=1e-5)
+
+
+def test_nothing_is_read_beside_what_is_learnt_from_without_a_pull_in_the_reward() -> None:
+    rollout = replace(rollout_of([[1.0, 0.0], [0.0, 1.0]]), kept=np.array([[True, False], [False, False]]))
+    for kl in (KL(), KL(coef=0.5)):
+        assert not PolicyGradient(RECIPE, loss=clipped, advantage=advantages.group, kl=kl).beside(rollout).any()
+    pulled = PolicyGradient(RECIPE, loss=clipped, advantage=advantages.group, kl=PULLED)
+    assert pulled.beside(rollout).tolist() == [[False, True], [False, False]]  # a group that is left out is compared with nothing
 
 
 def recipe_of(model: Any) -> Recipe:

@@ -118,6 +118,10 @@ class Online(Referenced, ABC):
     def copies(self, *, adapters_off_restore: bool) -> int:
         return super().copies(adapters_off_restore=adapters_off_restore) if self.referenced else 0
 
+    def beside(self, rollout: Rollout) -> np.ndarray:
+        """bool [P, G]: answers that are not learnt from, and that `annotate` is given all the same: none."""
+        return np.zeros_like(rollout.kept)
+
     @abstractmethod
     def annotate(self, rollout: Rollout, parts: Sequence[Part]) -> list[TokenizedExample]:
         """The parts' trees with the columns that the loss reads."""
