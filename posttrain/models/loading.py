@@ -141,12 +141,12 @@ def _weight_errors(path: str) -> Iterator[None]:
 
 
 def _adapter_model(model: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights."""
+    """The base named in the adapter's config, rounded as it was in training, with the adapter merged into its weights, which all train."""
     from posttrain.models.adapters import merge_adapter  # peft takes seconds to import
 
     merged = merge_adapter(adapted_model(model, dtype=dtype))
     forget_source(merged)
-    return merged.eval()
+    return merged.requires_grad_(True).eval()  # peft froze what it adapts
 
 
 def adapted_model(model: Mapping[str, Any], *, dtype: torch.dtype, quantised: Mapping[str, Any] | None = None) -> PeftModel:

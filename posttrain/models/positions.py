@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 def frequency_bound(config: PreTrainedConfig) -> tuple[int, str] | None:
     """Tokens up to which rotary frequencies are a constant, and the type that has it so; None where they always are.
 
-    transformers takes the frequencies of `longrope` and `dynamic` from the longest sequence of a batch, as soon as that is longer: shorter ones
-    beside it are then rotated otherwise than alone.
+    transformers takes the frequencies of `longrope` and `dynamic` from the longest sequence of a batch, as soon as that is longer: shorter
+    ones beside it are then rotated otherwise than alone.
     """
     text = config.get_text_config()
     bounds = [(bound, str(rope["rope_type"])) for rope in _ropes(text) if (bound := _bound(rope, text)) is not None]

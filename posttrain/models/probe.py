@@ -96,7 +96,8 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
             setattr(small, name, list(value)[:layers])
     wanted = {
         "num_hidden_layers": layers, "vocab_size": VOCABULARY, "initializer_range": 3.0 / config.hidden_size**0.5,
-        "sliding_window": WINDOW, "attention_chunk_size": WINDOW, "attention_dropout": 0.0, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
+        "sliding_window": WINDOW, "attention_chunk_size": WINDOW, "attention_dropout": 0.0,
+        "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     for name, value in wanted.items():
         if name in ("pad_token_id", "bos_token_id", "eos_token_id") or getattr(config, name, None) is not None:

@@ -59,7 +59,7 @@ def _beyond(key: str, tokens: int, most: int) -> Problem:
 
 def _unsteady(key: str, tokens: int, most: int, kind: str, family: str) -> Problem:
     message = (
-        f"sequences may have {tokens} tokens; beyond {most} this {family} ({kind}) takes its rotary frequencies from the longest sequence of a "
-        "batch, and results would depend on what is computed together"
+        f"sequences may have {tokens} tokens; beyond {most} this {family} ({kind}) takes its rotary frequencies from the longest sequence "
+        "of a batch, and results would depend on what is computed together"
     )
     return Problem(key, message, f"max_length={most}" if key == "max_length" else "lower it, or max_length")

@@ -552,6 +552,40 @@ def test_one_conversation_that_begins_the_other_is_a_pair_of_answers():
     assert [len(answer.messages) for answer in example.answers] == [3, 1]
 
 
+GREETING = [assistant("Hello, how can I help?"), USER]
+HUMAN = "\n\nHuman: Hi"
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": GREETING}, {"prompt": [USER]}, {}])
+def test_a_conversation_that_the_assistant_begins_holds_its_prompt(prompt: dict[str, Any]) -> None:
+    example = get("preference").convert({**prompt, "chosen": [*GREETING, assistant("A")], "rejected": [*GREETING, assistant("B")]})
+    assert [*example.messages] == GREETING
+    assert [answer.messages for answer in example.answers] == [(assistant("A"),), (assistant("B"),)]
+    judged = get("feedback").convert({**prompt, "completion": [*GREETING, assistant("A")], "label": True})
+    assert ([*judged.messages], judged.answers[0].messages) == (GREETING, (assistant("A"),))
+
+
+@pytest.mark.parametrize("prompt", ["Hi", HUMAN, HUMAN + "\n\nAssistant:", "Human: Hi\n\nAssistant: "])
+def test_transcripts_beside_their_prompt(prompt: str) -> None:
+    row = {"prompt": prompt, "chosen": HUMAN + "\n\nAssistant: A", "rejected": HUMAN.lstrip() + "\n\nAssistant: B"}
+    example = detect(rows_of(row), "x").convert(row)
+    assert isinstance(example, Example)
+    if prompt == HUMAN:  # an open question as plain text: nothing says that a transcript is meant
+        assert example.messages[0]["content"] == HUMAN
+        return
+    assert [*example.messages] == [USER]
+    assert [answer.messages for answer in example.answers] == [(assistant("A"),), (assistant("B"),)]
+
+
+def test_a_prompt_that_is_a_transcript() -> None:
+    prompt = f"{HUMAN}\n\nAssistant: Hello\n\nHuman: Go on\n\nAssistant:"
+    turns = [USER, assistant("Hello"), {"role": "user", "content": "Go on"}]
+    assert [*get("preference").convert({"prompt": prompt, "chosen": " A", "rejected": " B"}).messages] == turns
+    assert [*get("feedback").convert({"prompt": prompt, "completion": " A", "label": 0}).messages] == turns
+    written = {"prompt": "Write a talk", "chosen": f"{HUMAN}\n\nAssistant: A", "rejected": f"{HUMAN}\n\nAssistant: B"}
+    assert [*get("preference").convert(written).messages] == [{"role": "user", "content": "Write a talk"}]
+
+
 def test_margin_counts_as_the_difference_of_the_ratings():
     example = get("preference").convert({"prompt": "Hi", "chosen": "Hello", "rejected": "No", "margin": "1.5"})
     assert [answer.score for answer in example.answers] == [1.5, 0.0]

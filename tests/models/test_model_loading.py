@@ -178,6 +178,12 @@ def test_an_adapter_on_one_end_of_a_tied_model_leaves_the_other(conf, tmp_path, 
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids), want, atol=2e-5, rtol=1e-4)
 
 
+def test_what_an_adapter_is_merged_into_is_a_start_like_any_other(conf, tmp_path) -> None:
+    foreign_adapter(conf, tmp_path, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    loaded = build_model(conf("hf", path=str(tmp_path / "adapter")), dtype=torch.float32)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
 @pytest.mark.parametrize("harm", ["renamed", "half"])
 def test_an_adapter_that_does_not_match_its_base_is_refused(conf, tmp_path, harm) -> None:
     foreign_adapter(conf, tmp_path, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.data.formats.fields import says_something
 from posttrain.data.formats.messages import below_system, tools_of
-from posttrain.data.formats.preferences import PROMPTS, messages_from
+from posttrain.data.formats.preferences import PROMPTS, holds, messages_from
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Answer, Example
 
@@ -34,8 +34,8 @@ def convert(row: Mapping[str, Any]) -> Example:
         raise RowError(f"has no answer: expected one of {', '.join(ANSWERS)}")
     asked = [] if key is None else messages_from(row[key], key, "user")
     answer = messages_from(row[answered], answered, "assistant")
-    if key is None or (answer and answer[0]["role"] != "assistant"):
-        last = max((place for place, message in enumerate(answer) if message["role"] != "assistant"), default=-1)
+    last = max((place for place, message in enumerate(answer) if message["role"] != "assistant"), default=-1)
+    if key is None or (answer and answer[0]["role"] != "assistant") or holds(answer[: last + 1], asked):
         stated, asked, answer = asked, answer[: last + 1], answer[last + 1 :]
         known = [message.get("content") for message in asked]
         if any(message.get("content") not in known for message in stated):

@@ -17,6 +17,7 @@ SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 LAST_TURN = "\n\nAssistant:"
+OPEN_TRANSCRIPT = re.compile(r"\s*(Human|Assistant):.*\n\nAssistant:\s*", re.DOTALL)
 # What CodeUltraFeedback's judges were asked about; its "complexity" is how little time the code takes.
 QUALITIES = {"complexity": "efficiency", "instruction-following": "instruction_following"}
 LEAST, MOST = 1.0, 5.0  # of its ratings
@@ -37,20 +38,26 @@ def _is_pair(row: Fields) -> bool:
 @register("hh", needs=[["chosen", "rejected"]], kind="preference", absent=PROMPTS, accepts=_is_transcript)
 def convert_transcripts(row: Mapping[str, Any]) -> Example:
     """{"chosen", "rejected"}: transcripts of Human and Assistant turns that differ in the last Assistant turn alone."""
+    asked, answers = _transcripts(row)
+    return _pair(asked, [tuple(answer) for answer in answers], row)
+
+
+def _transcripts(row: Mapping[str, Any]) -> tuple[list[Message], list[list[Message]]]:
+    """The turns that both transcripts of a row begin with, and the answer of each."""
     asked, answers = [], []
     for key in ("chosen", "rejected"):
         before, _, answer = filled(row, key).rpartition(LAST_TURN)
         if TURN.search(answer):
             raise RowError(f"the {key} transcript does not end in an Assistant turn")
         asked.append(before)
-        answers.append(({"role": "assistant", "content": answer.strip()},))
+        answers.append([{"role": "assistant", "content": answer.strip()}])
     if asked[0].strip() != asked[1].strip():
         raise RowError("chosen and rejected answer different prompts")
-    return _pair(_turns(asked[0]), answers, row)
+    return _turns(asked[0]), answers
 
 
 def _turns(transcript: str) -> list[Message]:
-    head, *rest = TURN.split(transcript)
+    head, *rest = TURN.split("\n\n" + transcript.lstrip())
     if head.strip() or not rest:
         raise RowError("a transcript must begin with a Human turn" if rest else "a transcript has no turn before the answer")
     return [{"role": SPEAKERS[speaker], "content": text.strip()} for speaker, text in zip(rest[::2], rest[1::2], strict=True)]
@@ -60,22 +67,37 @@ def _turns(transcript: str) -> list[Message]:
 def convert(row: Mapping[str, Any]) -> Example:
     """{"prompt", "chosen", "rejected"}, each a text or a list of messages; lists may hold the prompt, and then need no `prompt` field.
 
-    Ratings: score_chosen and score_rejected, or margin. system, tools: as for conversations.
+    Texts may be transcripts of Human and Assistant turns. Ratings: score_chosen and score_rejected, or margin. system, tools: as for
+    conversations.
     """
     key = next((name for name in PROMPTS if row.get(name) is not None), None)
     asked = [] if key is None else messages_from(row[key], key, "user")
     if missing := next((name for name in ("chosen", "rejected") if row.get(name) is None), None):
         raise RowError(f"the {missing} answer is missing")
     both = [messages_from(row[name], name, "assistant") for name in ("chosen", "rejected")]
-    if any(messages and messages[0]["role"] != "assistant" for messages in both):
+    if asked and _is_transcript(row) and all(TURN.match("\n\n" + row[name].lstrip()) for name in ("chosen", "rejected")):
+        begun, answers = _transcripts(row)
+        if _within(asked, begun):  # else the answers only look like transcripts
+            asked, both = begun, answers
+    elif any(messages and messages[0]["role"] != "assistant" for messages in both) or holds(_common(*both), asked):
         stated, asked = asked, _common(*both)
         both = [messages[len(asked) :] for messages in both]
-        known = [message.get("content") for message in asked]
-        if any(message.get("content") not in known for message in stated):
+        if not _within(stated, asked):
             raise RowError(f"{key} is not what the conversations in chosen and rejected begin with")
     if not asked:
         raise RowError("chosen and rejected answer different prompts" if key is None else f"field {key!r} is empty")
     return _pair(below_system(asked, row), [tuple(messages) for messages in both], row)
+
+
+def holds(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
+    """Whether messages that an answer begins with are its prompt: not the assistant's alone, and with all that the prompt's field says."""
+    return any(message["role"] != "assistant" for message in messages) and _within(prompt, messages)
+
+
+def _within(stated: Sequence[Message], asked: Sequence[Message]) -> bool:
+    """Whether everything that the prompt's own field says is said in `asked`."""
+    known = [str(message.get("content")).strip() for message in asked]
+    return all(str(message.get("content")).strip() in known for message in stated)
 
 
 def prompt_of(row: Mapping[str, Any]) -> list[Message]:
@@ -88,7 +110,9 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
 
 
 def messages_from(value: Any, key: str, role: str) -> list[Message]:
-    """A text as one message of `role`, or a list of messages."""
+    """A text as one message of `role`, or a list of messages. A prompt may be a transcript that ends where the Assistant is to speak."""
+    if isinstance(value, str) and role == "user" and OPEN_TRANSCRIPT.fullmatch(value):
+        return _turns(value.rstrip().removesuffix(LAST_TURN))
     if isinstance(value, str):
         return [{"role": role, "content": value}] if value.strip() else []
     if not isinstance(value, (list, tuple)):
