@@ -556,7 +556,7 @@ GREETING = [assistant("Hello, how can I help?"), USER]
 HUMAN = "\n\nHuman: Hi"
 
 
-@pytest.mark.parametrize("prompt", [{"prompt": GREETING}, {"prompt": [USER]}, {}])
+@pytest.mark.parametrize("prompt", [{"prompt": GREETING}, {}])
 def test_a_conversation_that_the_assistant_begins_holds_its_prompt(prompt: dict[str, Any]) -> None:
     example = get("preference").convert({**prompt, "chosen": [*GREETING, assistant("A")], "rejected": [*GREETING, assistant("B")]})
     assert [*example.messages] == GREETING

@@ -90,8 +90,8 @@ def convert(row: Mapping[str, Any]) -> Example:
 
 
 def holds(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
-    """Whether messages that an answer begins with are its prompt: not the assistant's alone, and with all that the prompt's field says."""
-    return any(message["role"] != "assistant" for message in messages) and _within(prompt, messages)
+    """Whether messages that an answer begins with are its prompt: not the assistant's alone, and what the prompt's own field begins with."""
+    return any(message["role"] != "assistant" for message in messages) and list(messages[: len(prompt)]) == list(prompt)
 
 
 def _within(stated: Sequence[Message], asked: Sequence[Message]) -> bool:
