@@ -69,7 +69,9 @@ class FullySharded:
             self.reshards.add(layer)
         # one that is never trained has no backward pass that would let its surroundings go
         self._unit(policy, MixedPrecisionPolicy(cast_forward_inputs=False), reshard=None if trained else True)
-        if not trained:
+        if trained:
+            _prefetch_in_order(policy, layers)
+        else:
             self.reshards.add(policy)
         policy.begin = MethodType(_begin, policy)  # type: ignore[assignment]
         for name in FORWARDS:
@@ -148,6 +150,19 @@ class FullySharded:
     def idle_loss(self, parameters: Sequence[nn.Parameter], *, last: bool) -> Tensor:
         """Ranks meet in the layers' own passes, and a micro-batch without one needs no meeting."""
         return torch.zeros((), device=self.mesh().device_type, requires_grad=True)
+
+
+def _prefetch_in_order(policy: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Have each unit gather, during its backward pass, the one that comes next.
+
+    By itself FSDP2 takes what ran before in forward passes since the last backward one, those of sampling included: a rank that had nothing
+    to sample would gather other units than the rest, which wait for it for ever.
+    """
+    units = [policy, *layers]
+    for unit, following in zip(units, [units[-1], *units[:-1]], strict=True):
+        assert isinstance(unit, FSDPModule)
+        assert isinstance(following, FSDPModule)
+        unit.set_modules_to_backward_prefetch([following])
 
 
 def _begin(policy: PolicyModel) -> None:

@@ -56,6 +56,7 @@ class TransformersGenerator(Generator):
         model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([draw]),
             stopping_criteria=StoppingCriteriaList([_Ended(draw)]),
+            synced_gpus=False,  # weights are whole while answers are sampled, and other ranks answer other numbers of prompts
         )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ from tests.distributed.ranks import start_ranks
 BASE = ("model=nano", "tracking=none", "evaluation=none", "limit=24", "global_batch=4", "max_steps=3", "max_tokens=160", "max_length=96")
 ANSWERED = ("evaluation=default", "evaluation.exact_match.examples=3", "evaluation.exact_match.max_new_tokens=6")
 SFT = ("method=sft", "data=arithmetic", "checkpoint.every_steps=2", "checkpoint.keep_last=9", *ANSWERED)
+ONLINE = (
+    *BASE, "method=grpo", "data=arithmetic", "reward=length", "rollout=transformers", "rollout.group_size=2", "rollout.max_new_tokens=5",
+    "global_batch=1", "max_steps=2", "validate.at_start=false", "validate.at_end=false",
+)  # fmt: skip
 FROM_TWO = ("checkpoint.every_steps=9", "validate.at_end=false", "evaluation.exact_match.after=false")
 
 
@@ -33,10 +37,12 @@ def folder(tmp_path_factory):
     line = [*BASE, *SFT, "hardware=2xcpu_fsdp"]
     float8 = [*BASE, "method=sft", "data=arithmetic", "model.float8=rowwise", "hardware=2xcpu_fsdp", f"output_dir={root / 'float8'}"]
     sharded = [[*line, f"output_dir={root / 'sft' / '2'}"], float8]
+    sharded.append([*ONLINE, "hardware=2xcpu_fsdp", f"output_dir={root / 'online' / '2'}"])
     for ranks in "12":
         at_two = root / "sft" / ranks / "checkpoints" / "step-00000002"
         sharded.append([*line, *FROM_TWO, f"resume={at_two}", f"output_dir={root / 'resumed' / ranks}"])
     assert start_ranks(sharded, root / "runs.json") == 0
+    assert run_job(compose([*ONLINE, "hardware=cpu", f"output_dir={root / 'online' / '1'}"])) == 0
     again = [*BASE, *SFT, *FROM_TWO, "hardware=cpu"]
     at_two = root / "sft" / "2" / "checkpoints" / "step-00000002"
     assert run_job(compose([*again, f"resume={at_two}", f"output_dir={root / 'resumed' / 'alone'}"])) == 0
@@ -56,6 +62,16 @@ def assert_same(ours, theirs):
 
 def test_every_number_is_that_of_one_process(folder):
     assert_same(rows(folder / "sft" / "2"), rows(folder / "sft" / "1"))
+
+
+def test_a_rank_without_a_prompt_does_not_wait_for_answers(folder):
+    """transformers' `generate` would have a sharded model's ranks take as many steps, of which a rank without prompts takes none."""
+    seconds = ("seconds/", "tokens_per_second")
+    ours, theirs = (
+        [{name: value for name, value in row.items() if not name.startswith(seconds)} for row in rows(folder / "online" / ranks)]
+        for ranks in "21"
+    )
+    assert_same(ours, theirs)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(folder):

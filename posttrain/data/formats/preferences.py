@@ -90,7 +90,7 @@ def convert(row: Mapping[str, Any]) -> Example:
 
 
 def holds(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
-    """Whether messages that an answer begins with are its prompt: not the assistant's alone, and what the prompt's own field begins with."""
+    """Whether messages that an answer begins with are its prompt: not the assistant's alone, and beginning with what its field says."""
     return any(message["role"] != "assistant" for message in messages) and list(messages[: len(prompt)]) == list(prompt)
 
 
