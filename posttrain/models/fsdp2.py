@@ -152,7 +152,7 @@ class FullySharded:
         return torch.zeros((), device=self.mesh().device_type, requires_grad=True)
 
 
-def _prefetch_in_order(policy: nn.Module, layers: Sequence[nn.Module]) -> None:
+def _prefetch_in_order(policy: nn.Module, layers: nn.ModuleList) -> None:
     """Have each unit gather, during its backward pass, the one that comes next.
 
     By itself FSDP2 takes what ran before in forward passes since the last backward one, those of sampling included: a rank that had nothing
