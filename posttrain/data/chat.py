@@ -15,6 +15,8 @@ from posttrain.errors import ConfigError, Problem
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 THINK, END_THINK = "<think>", "</think>"
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # names of a message's reasoning in templates; in examples it has the first
+_ENDING_HEADERS = ("<|user|>", "<|observation|>")  # of GLM, whose turns end with the next one's header: it stops at these
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 Rendering = tuple[str, Sequence[tuple[int, int]]]  # a text, and its parts inside {% generation %} tags
@@ -79,35 +81,65 @@ class Chat:
 
     @cached_property
     def arguments_as_text(self) -> bool:
-        """Whether the template joins a tool call's arguments to text itself, and so needs them as JSON."""
-        call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+        """Whether the template needs a tool call's arguments as JSON text: it joins them to text itself, or would print Python's dict."""
+        as_object, as_text = (self._answered(_call(arguments)) for arguments in ({"a": "b"}, '{"a": "b"}'))
+        return as_text is not None and (as_object is None or ("{'a'" in as_object and "{'a'" not in as_text))
+
+    def ending_header(self, text: str) -> str:
+        """The header that `text` begins with, if it is one at which the turn before it ends; else empty."""
+        return next((header for header in _ENDING_HEADERS if header in self.specials and text.startswith(header)), "")
+
+    def header_after(self, role: str) -> str:
+        """The header that ends an assistant turn which a message of this role follows; empty where turns end otherwise."""
+        if not any(header in self.specials for header in _ENDING_HEADERS):
+            return ""
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "An answer."}, {"role": role, "content": "y"}]
         try:
-            self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}], ())
+            return self.ending_header(self.render(messages, ()).partition("An answer.")[2].lstrip())
         except RowError:
-            return True
-        return False
+            return ""
 
     @cached_property
-    def writes_reasoning(self) -> bool:
-        """Whether the template writes the `reasoning_content` of an answer."""
-        answer = {"role": "assistant", "content": "x", "reasoning_content": "a thought"}
+    def thought_key(self) -> str | None:
+        """Under which name the template reads the reasoning of an answer; None where it writes none."""
+        return next((key for key in THOUGHTS if "a thought" in (self._answered({"content": "x", key: "a thought"}) or "")), None)
+
+    @cached_property
+    def thought_key_of_calls(self) -> str | None:
+        """Under which name the template reads the reasoning of a turn that calls tools; None where it writes none."""
+        call = _call('{"a": "b"}' if self.arguments_as_text else {"a": "b"})
+        return next((key for key in THOUGHTS if "a thought" in (self._answered(call | {key: "a thought"}) or "")), None)
+
+    def _answered(self, answer: Mapping[str, Any]) -> str | None:
+        """A conversation with this answer as the template writes it; None where it refuses."""
         try:
-            return "a thought" in self.render([{"role": "user", "content": "x"}, answer], ())
+            return self.render([{"role": "user", "content": "x"}, {"role": "assistant", **answer}], ())
         except RowError:
-            return False
+            return None
 
     def fitted(self, messages: Messages) -> list[Mapping[str, Any]]:
         """The messages as this template reads them: where reasoning stands, and what tool calls look like."""
         return [self._fitted(message) if message["role"] == "assistant" else message for message in messages]
 
     def _fitted(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        if message.get("reasoning_content"):
-            message = message if self.writes_reasoning else _inline(message)
-        elif THINK in str(message.get("content", "")) and self.writes_reasoning:
-            message = _outline(message)
-        if message.get("tool_calls") and self.arguments_as_text:
-            message = {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+        calls = message.get("tool_calls")
+        if thinks(message):
+            key = self.thought_key_of_calls if calls else self.thought_key
+            message = _inline(message) if key is None else _under(key, _outline(message))
+        if calls and self.arguments_as_text:
+            message = {**message, "tool_calls": [_with_text(call) for call in calls]}
         return message
+
+
+def thinks(message: Mapping[str, Any]) -> bool:
+    """Whether a message holds reasoning, in a field of its own or as a <think> block in its content."""
+    return bool(message.get(THOUGHTS[0])) or THINK in str(message.get("content", ""))
+
+
+def thought_of(message: Mapping[str, Any]) -> str:
+    """The reasoning of a message, under whichever name, or as a <think> block in front of its content; empty where there is none."""
+    outlined = _outline(message)
+    return next((str(outlined[key]).strip() for key in THOUGHTS if outlined.get(key)), "")
 
 
 def special_texts(tokenizer: Any) -> tuple[str, ...]:
@@ -116,20 +148,33 @@ def special_texts(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted({*added, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True))
 
 
-def _inline(message: Mapping[str, Any]) -> dict[str, Any]:
+def _call(arguments: Any) -> dict[str, Any]:
+    """What a turn says that calls a tool; some templates want an id of nine characters."""
+    call = {"id": "probe0001", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"content": "", "tool_calls": [call]}
+
+
+def _inline(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Reasoning as a <think> block in front of the content."""
-    thought = f"{THINK}\n{str(message['reasoning_content']).strip()}\n{END_THINK}\n\n"
-    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    if not message.get(THOUGHTS[0]):
+        return message
+    thought = f"{THINK}\n{str(message[THOUGHTS[0]]).strip()}\n{END_THINK}\n\n"
+    rest = {key: value for key, value in message.items() if key != THOUGHTS[0]}
     return rest | {"content": thought + str(message.get("content", ""))}
 
 
 def _outline(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """A <think> block in front of the content as reasoning."""
     content = message.get("content", "")
-    if not isinstance(content, str) or not content.lstrip().startswith(THINK) or END_THINK not in content:
+    if message.get(THOUGHTS[0]) or not isinstance(content, str) or not content.lstrip().startswith(THINK) or END_THINK not in content:
         return message
     thought, _, said = content.lstrip().removeprefix(THINK).partition(END_THINK)
-    return {**message, "reasoning_content": thought.strip("\n"), "content": said.lstrip("\n")}
+    return {**message, THOUGHTS[0]: thought.strip("\n"), "content": said.lstrip("\n")}
+
+
+def _under(key: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its reasoning under another name."""
+    return {key if name == THOUGHTS[0] else name: value for name, value in message.items()}
 
 
 def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Chat templates: a conversation as text with the spans that are trained, and as token ids with loss weights.
 
 The assistant turns are found by rendering the conversation up to each of them: turn k is what the template adds between
-`messages[:k]` with a generation prompt and `messages[:k + 1]`. If every such rendering is a prefix of the whole one, all turns are
-trained in one sequence. If not, the template rewrites earlier turns (thinking models drop old reasoning): each turn then gets
-the sequence that the model would see when it writes that turn. `{% generation %}` tags narrow what is trained within a turn.
+`messages[:k]` with a generation prompt and `messages[:k + 1]`. If every such rendering is a prefix of the whole one, and a token there
+ends each turn, all turns are trained in one sequence. If not, the template rewrites earlier turns (thinking models drop old reasoning) or
+leaves the end of a turn open, where EOS has to stand: each turn then gets the sequence that the model would see when it writes that
+turn. `{% generation %}` tags narrow what is trained within a turn.
 What the generation prompt supplies is never trained; the token that ends a turn always is.
 """
 
@@ -44,6 +45,7 @@ def render_example(chat: Chat, example: Example, *, train_on: str = "assistant")
     turns = [find_turn(chat, messages, k, tools, (whole, tags) if k == last else None) for k in kept]
     ends = [turn.end_in(whole, chat) for turn in turns]
     if None in ends:
+        turns = [turn.ended(chat, messages[k + 1 :]) for k, turn in zip(kept, turns, strict=True)]
         return [_sequence(chat, turn.text, narrowed(chat, turn.text, turn.tags, [turn.span()]), turn.prompt) for turn in turns]
     spans = narrowed(chat, whole, tags, [turn.span(end) for turn, end in zip(turns, ends, strict=True)])
     return [_sequence(chat, whole, spans, turns[-1].prompt)]

@@ -23,7 +23,12 @@ MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 # In order of preference when a tokenizer has no padding token, or pads with its end of sequence.
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|reserved_special_token_0|>", "<unk>")
 # Tokens that end an assistant turn in the templates of the known families.
-TURN_ENDS = (TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", END_OF_TEXT)
+TURN_ENDS = (
+    *(TURN_END, "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|return|>", "<|call|>", "<turn|>", "<|tool_response>"),
+    *("<|user|>", "<|observation|>", END_OF_TEXT),
+)
+# In a template that has the second, the first ends a part of a turn: gpt-oss's thoughts, before its answer.
+PART_ENDS = {"<|end|>": "<|return|>"}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -133,6 +138,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids at which plain generation has to stop: EOS, and what ends a turn in the chat template."""
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     vocabulary = tokenizer.get_vocab()
-    ends = [vocabulary[token] for token in TURN_ENDS if token in vocabulary and (token in template or token == END_OF_TEXT)]
+    stops = [token for token in TURN_ENDS if token == END_OF_TEXT or token in template]
+    ends = [vocabulary[token] for token in stops if token in vocabulary and PART_ENDS.get(token) not in stops]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys([*own, *(end for end in ends if end != tokenizer.pad_token_id)]))

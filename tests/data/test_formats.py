@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -309,6 +310,12 @@ def test_text_parts_are_one_text_wherever_messages_are_read():
         ),
         ("messages", {"messages": [{"role": "assistant", "content": "a", "thinking": True}]}, "thinking must be a string, got bool"),
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "alien"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": "f(1)"}]},
+            "turn 1 is from function_call, and its value is no JSON",
+        ),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "[1]"}]}, "needs a function name"),
         ("alpaca", {"instruction": "x", "output": "x", "history": [["Hi"]]}, "history 1 must be two texts"),
         ("question_answer", {"question": "x", "answer": "x", "context": {"title": "x"}}, "'context' must be a string"),
         ("question_answer", {"question": "x", "answer": "x", "options": "1, 2"}, "'options' must be a list"),
@@ -690,3 +697,23 @@ def test_every_format_states_what_it_needs():
     for form in formats().values():
         assert form.needs
         assert form.convert.__doc__
+
+
+def test_a_sharegpt_turn_from_function_call_calls_its_tools():
+    calls = [{"name": "add", "arguments": {"a": 1}}, {"name": "sub", "arguments": '{"b": 2}'}]
+    turns = [
+        {"from": "human", "value": "?"},
+        {"from": "function_call", "value": json.dumps(calls[0]), "weight": 0},
+        {"from": "observation", "value": "1"},
+        {"from": "function_call", "value": "<think>now both</think>\n" + json.dumps(calls)},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "2"},
+    ]
+    messages = get("sharegpt").convert({"conversations": turns}).messages
+    first, second = (
+        {"type": "function", "function": {"name": name, "arguments": arguments}}
+        for name, arguments in [("add", {"a": 1}), ("sub", {"b": 2})]
+    )
+    assert messages[1] == {"role": "assistant", "content": "", "weight": 0.0, "tool_calls": [first]}
+    assert messages[3] == {"role": "assistant", "content": "<think>now both</think>", "tool_calls": [first, second]}
+    assert messages[5] == {"role": "assistant", "content": "2"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trl
 from data_helpers import BARE, BOS, CHATML, END, EOS, OPEN_THOUGHT, START, TAGGED, THINKING, TOOLS, byte_level
+from transformers import PreTrainedTokenizerFast
 
 from posttrain.data.chat import Chat
 from posttrain.data.formats import RowError
@@ -15,6 +17,7 @@ from posttrain.data.spans import Span, span_weights
 from posttrain.data.templates import encode_example, render_example
 from posttrain.data.tree import tree_of
 from posttrain.errors import ConfigError
+from posttrain.models.tokenizers import end_token_ids
 from posttrain.types import Example
 
 
@@ -228,6 +231,36 @@ def test_arguments_are_text_for_a_template_that_joins_them():
     assert tokenizer.decode(ids[weights > 0]) == '<call>add({"a": 1})<|im_end|>'
 
 
+@pytest.mark.parametrize(("printed", "wanted"), [
+    ("c.function.arguments", '{"a": "b"}'),  # would print Python's dict
+    ("(c.function.arguments if c.function.arguments is string else c.function.arguments | tojson)", '{"a": "b"}'),
+    ("(c.function.arguments | tojson if c.id | length == 9 else raise_exception('ids of nine characters'))", '{"a": "b"}'),
+])  # fmt: skip
+def test_arguments_are_written_as_json_once(printed: str, wanted: str):
+    template = TOOLS.replace("c.function.arguments | tojson", printed)
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": {"a": "b"}}}
+    tokenizer = byte_level(template)
+    ids, weights = encode_example(tokenizer, Example(messages=(user("1+2"), assistant("", tool_calls=[call]))))[0]
+    assert tokenizer.decode(ids[weights > 0]) == f"<call>add({wanted})<|im_end|>"
+
+
+def test_every_turn_of_a_template_without_turn_ends_learns_eos():
+    tokenizer = byte_level(BARE)
+    sequences = encode_example(tokenizer, TWO_TURNS)
+    assert [tokenizer.decode(ids[weights > 0]) for ids, weights in sequences] == ["Yo</s>", "No</s>"]
+    assert [tokenizer.decode(ids[weights == 0]) for ids, weights in sequences] == [
+        "user: Hi\nassistant: ",
+        "user: Hi\nassistant: Yo\nuser: ?\nassistant: ",
+    ]
+
+
+def test_reasoning_behind_the_call_that_it_led_to_is_refused():
+    template = TOOLS.replace("{{ m.content }}", "").replace("<|im_end|>", "{{ m.content }}<|im_end|>", 1)
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    with pytest.raises(RowError, match="leaves out of assistant turn 2: the reasoning before the call of add"):
+        encode_example(byte_level(template), Example(messages=(user("1"), assistant("", reasoning_content="hm", tool_calls=[call]))))
+
+
 def test_a_thought_in_the_content_is_reasoning_for_a_template_that_knows_reasoning():
     tokenizer = byte_level(THINKING)
     inline, apart = (
@@ -235,6 +268,15 @@ def test_a_thought_in_the_content_is_reasoning_for_a_template_that_knows_reasoni
         for message in (assistant("<think>\nhm\n</think>\n\nYo"), assistant("Yo", reasoning_content="hm"))
     )
     assert encode_example(tokenizer, inline)[0][0].tolist() == encode_example(tokenizer, apart)[0][0].tolist()
+
+
+def published(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one of TRL's templates, in which everything in special brackets is a special token."""
+    template = (TRL / f"{name}.jinja").read_text()
+    tokenizer = byte_level(template)
+    found = re.findall(r"<\|[a-z_]+\|>|<\|?(?:turn|channel|tool_call|tool_response)\|?>|\[gMASK\]|<sop>", template)
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(found))})
+    return tokenizer
 
 
 TRL = Path(trl.__file__).parent / "chat_templates"
@@ -265,3 +307,79 @@ def test_published_thinking_templates_train_every_thought_and_answer(name: str):
     context = "".join(tokenizer.decode(ids[weights == 0]) for ids, weights in encode_example(tokenizer, example))
     assert "R2" not in context
     assert "No" not in context
+
+
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": {"a": "b"}}}
+AGENTIC = Example(
+    messages=(
+        user("Q1"),
+        assistant("", reasoning_content="R1", tool_calls=[CALL]),
+        {"role": "tool", "name": "add", "tool_call_id": "abcdefghi", "content": "TT"},
+        assistant("A1", reasoning_content="R2"),
+        user("Q2"),
+        assistant("A2", reasoning_content="R3"),
+    ),
+    tools=({"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}},),
+)
+OSS, GEMMA = "<|channel|>analysis<|message|>", "<|channel>thought\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        (
+            "gptoss",
+            [
+                f'{OSS}R1<|end|><|start|>assistant to=functions.add<|channel|>commentary json<|message|>{{"a": "b"}}<|call|>',
+                f"{OSS}R2<|end|><|start|>assistant<|channel|>final<|message|>A1<|return|>",
+                f"{OSS}R3<|end|><|start|>assistant<|channel|>final<|message|>A2<|return|>",
+            ],
+        ),
+        (
+            "glm4moe",
+            [
+                "\n<think>R1</think>\n<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>b</arg_value>\n</tool_call><|observation|>",
+                "\n<think>R2</think>\nA1<|user|>",
+                "\n<think>R3</think>\nA2</s>",
+            ],
+        ),
+        (
+            "gemma4_v5",
+            [
+                f'{GEMMA}R1\n<channel|><|tool_call>call:add{{a:<|"|>b<|"|>}}<tool_call|><|tool_response>',
+                f"{GEMMA}R2\n<channel|>A1<turn|>",
+                f"{GEMMA}R3\n<channel|>A2<turn|>",
+            ],
+        ),
+        (
+            "gemma4",  # writes the thoughts of calls alone
+            [
+                f'{GEMMA}R1\n<channel|><|tool_call>call:add{{a:<|"|>b<|"|>}}<tool_call|><|tool_response>',
+                "<think>\nR2\n</think>\n\nA1<turn|>",
+                "<think>\nR3\n</think>\n\nA2<turn|>",
+            ],
+        ),
+    ],
+)
+def test_published_templates_train_every_turn_of_an_agent_as_its_family_writes_it(name: str, trained: list[str]):
+    tokenizer = published(name)
+    sequences = encode_example(tokenizer, AGENTIC)
+    assert [tokenizer.decode(ids[weights > 0]) for ids, weights in sequences] == trained
+    stops = end_token_ids(tokenizer)
+    for ids, weights in sequences:  # generation goes on until the turn's last token, and no further
+        written = ids[weights > 0].tolist()
+        assert [place for place, token in enumerate(written) if token in stops] == [len(written) - 1]
+
+
+def test_what_a_turn_is_written_after_keeps_the_reasoning_that_a_later_answer_makes_the_template_forget():
+    tokenizer = published("gptoss")
+    contexts = [tokenizer.decode(ids[weights == 0]) for ids, weights in encode_example(tokenizer, AGENTIC)]
+    assert ["R1" in context for context in contexts] == [False, True, False]
+    assert contexts[1].endswith('"TT"<|end|><|start|>assistant')
+
+
+def test_a_turn_that_the_next_header_ends_learns_the_header():
+    tokenizer = published("glm4moe")
+    (ids, weights), *others = encode_example(tokenizer, TWO_TURNS)
+    assert not others
+    assert tokenizer.decode(ids[weights > 0]) == "\n<think></think>\nYo<|user|>\n<think></think>\nNo</s>"

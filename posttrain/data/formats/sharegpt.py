@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +30,15 @@ ROLES = {
     "function_call": "assistant",
     "function-call": "assistant",
 }
+CALLS = ("function_call", "function-call")  # turns whose value is what is called, as JSON
 
 
 @register("sharegpt", needs=[["conversations"]], absent=["chosen", "rejected"])
 def convert(row: Mapping[str, Any]) -> Example:
     """{"conversations": [{"from", "value", "weight"}], "system", "tools"}; weight null counts as 1, weight 0 is not trained.
 
-    Turns with `role` and `content` are read as messages are.
+    The value of a turn from function_call is a tool call as JSON, {"name", "arguments"}, or a list of them. Turns with `role` and
+    `content` are read as messages are.
     """
     messages = [_message(entry, place) for place, entry in enumerate(list_of(row, "conversations"), 1)]
     return conversation(below_system(messages, row), tools=tuple(tools_of(row.get("tools"))))
@@ -53,7 +56,19 @@ def _message(entry: Any, place: int) -> Message:
     value = entry.get("content") if entry.get("value") is None else entry["value"]
     if not isinstance(value, str):
         raise RowError(f"turn {place}: value must be a string, got {type(value).__name__}")
+    if name.lower() in CALLS:
+        return message_of({**entry, **_called(value, place), "role": role, "name": None}, place)
     return message_of({**entry, "role": role, "content": value, "name": None}, place)
+
+
+def _called(value: str, place: int) -> dict[str, Any]:
+    """Content and tool calls of a turn that calls; a thought in <think> tags may stand in front of the JSON."""
+    thought, mark, said = value.rpartition("</think>")
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"turn {place} is from function_call, and its value is no JSON: {error}") from error
+    return {"content": (thought + mark).strip(), "tool_calls": found if isinstance(found, list) else [found]}
 
 
 @register("capybara", needs=[["conversation"]])
