@@ -33,7 +33,8 @@ class StepPlan:
 
     lengths: int [N], tokens of every example's tree. weights: float [N], its summed loss weights. order: epoch -> example indices, every
     epoch of the same length. global_batch: examples a step. max_tokens: bound of one micro-batch. ranks: data-parallel world size.
-    steps: number of optimizer steps; the last one may be smaller than global_batch when epochs end there (`last_batch`).
+    steps: number of optimizer steps; the last one may be smaller than global_batch when epochs end there (`last_batch`). ends: after how
+    many examples the run ended before it was given more, rising; a step that was cut short there stays so, and the next begins there.
     micro_batches: per rank and step, the same for the whole run: as many as its largest step needs. What another does not need is empty and
     costs nothing.
     """
@@ -47,6 +48,7 @@ class StepPlan:
     steps: int
     last_batch: int
     micro_batches: int
+    ends: tuple[int, ...]
     _epoch: Callable[[int], np.ndarray] = field(repr=False)
 
     @property
@@ -57,14 +59,24 @@ class StepPlan:
     @property
     def tokens(self) -> float:
         """Of the whole run, as many as its examples have on average."""
-        return self.steps * self.global_batch * float(np.mean(self.lengths))
+        return self.total * float(np.mean(self.lengths))
+
+    @property
+    def total(self) -> int:
+        """Examples that the whole run sees, counted as often as it does."""
+        return first_of(self.steps - 1, self.global_batch, self.ends) + self.last_batch
+
+    def ends_at(self, step: int) -> tuple[int, ...]:
+        """The `ends` of a run that is given more after `step` steps."""
+        return (*self.ends, self.total) if step == self.steps and self.last_batch < self.global_batch else self.ends
 
     def examples(self, step: int) -> np.ndarray:
         """Indices of the examples that optimizer step `step` (from 0) sees, in order. Raises IndexError outside the plan."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} is outside the plan of {self.steps} steps")
-        count = self.last_batch if step == self.steps - 1 else self.global_batch
-        return take(self._epoch, step * self.global_batch, count)
+        first = first_of(step, self.global_batch, self.ends)
+        count = self.last_batch if step == self.steps - 1 else first_of(step + 1, self.global_batch, self.ends) - first
+        return take(self._epoch, first, count)
 
     def step(self, step: int) -> Step:
         """The split of one step over ranks and micro-batches."""
@@ -87,8 +99,9 @@ def make_plan(
     ranks: int = 1,
     max_steps: int | None = None,
     epochs: float | None = None,
+    ends: Sequence[int] = (),
 ) -> StepPlan:
-    """Plan a run of `max_steps` steps, or of `epochs` passes over the data.
+    """Plan a run of `max_steps` steps, or of `epochs` passes over the data. ends: as the plan has them, where the run goes on.
 
     Raises ValueError if neither is given, if an example is longer than max_tokens, or if there is nothing to train on.
     """
@@ -99,14 +112,28 @@ def make_plan(
         raise ValueError(f"the longest example has {int(lengths.max())} tokens and max_tokens is {max_tokens}")
     if max_steps is None and epochs is None:
         raise ValueError("give max_steps or epochs")
-    total = max_steps * global_batch if max_steps is not None else math.ceil(per_epoch * float(epochs or 0))
-    steps = math.ceil(total / global_batch)
-    if steps < 1:
-        raise ValueError(f"{total} examples make no step")
+    whole = max_steps * global_batch if max_steps is not None else math.ceil(per_epoch * float(epochs or 0))
+    if whole < 1:
+        raise ValueError(f"{whole} examples make no step")
+    total = whole if max_steps is None else first_of(max_steps, global_batch, ends)
+    ends = tuple(end for end in ends if end < total)
+    stretches = [(begin, math.ceil((end - begin) / global_batch)) for begin, end in zip((0, *ends), (*ends, total), strict=True)]
+    steps = sum(count for _, count in stretches)
     cached = lru_cache(maxsize=2)(order)  # a step touches at most two epochs unless the data is smaller than a batch
-    micro = _micro_batches(lengths, cached, global_batch, max_tokens, ranks, steps)
-    last = total - (steps - 1) * global_batch
-    return StepPlan(lengths, weights, order, global_batch, max_tokens, ranks, steps, last, micro, cached)
+    micro = max(_micro_batches(lengths, cached, global_batch, max_tokens, ranks, begin, count) for begin, count in stretches)
+    last = total - first_of(steps - 1, global_batch, ends)
+    return StepPlan(lengths, weights, order, global_batch, max_tokens, ranks, steps, last, micro, ends, cached)
+
+
+def first_of(step: int, global_batch: int, ends: Sequence[int] = ()) -> int:
+    """How many examples the steps before `step` saw. ends: where steps were cut short, see `StepPlan`."""
+    begin = 0
+    for end in ends:
+        count = math.ceil((end - begin) / global_batch)
+        if step < count:
+            break
+        step, begin = step - count, end
+    return begin + step * global_batch
 
 
 def take(order: EpochOrder, start: int, count: int) -> np.ndarray:
@@ -121,8 +148,8 @@ def take(order: EpochOrder, start: int, count: int) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _micro_batches(lengths: np.ndarray, order: EpochOrder, global_batch: int, max_tokens: int, ranks: int, steps: int) -> int:
-    """The smallest number of micro-batches per rank that holds every step of the run.
+def _micro_batches(lengths: np.ndarray, order: EpochOrder, global_batch: int, max_tokens: int, ranks: int, first: int, steps: int) -> int:
+    """The smallest number of micro-batches per rank that holds each of `steps` steps from example `first` of the run's order on.
 
     First-fit leaves every bin but one fuller than max_tokens minus the longest item, which shows for most steps, without packing them,
     that they need no more than what an earlier step needed.
@@ -130,7 +157,7 @@ def _micro_batches(lengths: np.ndarray, order: EpochOrder, global_batch: int, ma
     need, block = 1, max(1, _BLOCK // global_batch)
     for begin in range(0, steps, block):
         count = min(block, steps - begin)
-        items = lengths[take(order, begin * global_batch, count * global_batch)].reshape(count, global_batch)
+        items = lengths[take(order, first + begin * global_batch, count * global_batch)].reshape(count, global_batch)
         totals, longest = items.sum(1, dtype=np.int64), items.max(1)
         bound = np.minimum(2 * totals / max_tokens, totals / np.maximum(max_tokens - longest, 1)) + 1
         for row in np.flatnonzero(bound > need * ranks):

@@ -57,6 +57,10 @@ class ExperiencePlan:
         often = "every step" if self.steps_per_rollout == 1 else f"every {self.steps_per_rollout} steps"
         return f"{self.steps} steps of {self.global_batch} prompts; {often} {self.group_size} answers to each of {self.prompts} prompts"
 
+    def ends_at(self, step: int) -> tuple[int, ...]:
+        """Nowhere: every step sees a whole rollout's share."""
+        return ()
+
     def prompt_at(self, place: int) -> int:
         """The prompt number at a place of the run's endless order."""
         return int(take(self.order, place, 1)[0])

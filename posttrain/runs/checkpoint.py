@@ -8,7 +8,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +21,13 @@ NAME = re.compile(r"step-(\d{8})$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint. score: the monitored value when it was written (smaller is better), None if there was none."""
+    """A complete checkpoint. score: the monitored value when it was written (smaller is better), None if there was none. ends: after how
+    many examples the run ended with fewer than a whole step."""
 
     path: Path
     step: int
     score: float | None = None
+    ends: tuple[int, ...] = ()
 
     @property
     def damage(self) -> str:
@@ -63,7 +65,8 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob("step-*")):
         named = NAME.search(path.name)
         if named and (path / META).is_file():
-            found.append(Checkpoint(path, int(named[1]), _meta(path).get("score")))
+            meta = _meta(path)
+            found.append(Checkpoint(path, int(named[1]), meta.get("score"), tuple(meta.get("ends", ()))))
     return found
 
 
@@ -93,16 +96,18 @@ def clear_partial(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def complete(folder: Path, step: int, score: float | None) -> Checkpoint:
+def complete(folder: Path, step: int, score: float | None, ends: Sequence[int] = ()) -> Checkpoint:
     """Turn a fully written partial folder into a checkpoint: durable contents, then one rename."""
     partial, final = partial_path(folder, step), folder / f"step-{step:08d}"
     with writing(final):
         for file in (path for path in partial.rglob("*") if path.is_file()):
             sync_path(file)
-        done = Checkpoint(final, step, None if score is None or math.isnan(score) else score)
+        done = Checkpoint(final, step, None if score is None or math.isnan(score) else score, tuple(ends))
         sizes = _sizes(partial)
         crc32 = {name: _crc32(partial / name) for name in sizes if not zipfile.is_zipfile(partial / name)}
-        write_atomic(partial / META, json.dumps({"step": done.step, "score": done.score, "bytes": sizes, "crc32": crc32}))
+        write_atomic(
+            partial / META, json.dumps({"step": done.step, "score": done.score, "ends": done.ends, "bytes": sizes, "crc32": crc32})
+        )
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)

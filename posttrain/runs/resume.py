@@ -50,12 +50,13 @@ OF_NUMBERS = (
 @dataclass(frozen=True)
 class Start:
     """Where a run begins. state: what Lightning loads, None for the beginning. step: optimizer steps already done.
-    finished: nothing is left to do.
+    finished: nothing is left to do. ends: after how many examples the run ended before, see `posttrain.data.plan.StepPlan`.
     """
 
     state: Path | None = None
     step: int = 0
     finished: bool = False
+    ends: tuple[int, ...] = ()
 
 
 def open_folder(config: dict[str, Any], folder: Path, *, more: Callable[[dict[str, Any]], Sequence[Problem]] = lambda config: ()) -> Start:
@@ -108,11 +109,11 @@ def find_start(config: Mapping[str, Any], folder: Path) -> Start:
     """The checkpoint that a run in `folder` continues from; changes nothing, so that every rank finds the same."""
     own = checkpoint.latest(folder / "checkpoints")
     if own is not None:  # also where the run began from another's checkpoint: it continues its own
-        return Start(_sound(own), own.step, _finished(folder, config, own.step))
+        return Start(_sound(own), own.step, _finished(folder, config, own.step), own.ends)
     if config["resume"] in ("auto", "never"):
         return Start()
     found = _given(Path(os.path.expanduser(config["resume"])))
-    return Start(_sound(found), found.step)
+    return Start(_sound(found), found.step, ends=found.ends)
 
 
 def _unfit(start: Start, config: Mapping[str, Any]) -> Iterator[Problem]:

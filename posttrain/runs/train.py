@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,8 +74,8 @@ class Job:
         return Path(self.config["output_dir"])
 
 
-def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | ExperiencePlan:
-    """The step plan of a run. Raises ConfigError where the data does not fit the numbers given."""
+def plan_of(config: Config, prepared: Prepared, ranks: Ranks, ends: Sequence[int] = ()) -> StepPlan | ExperiencePlan:
+    """The step plan of a run. ends: of the run that goes on, see `StepPlan`. Raises ConfigError where the data does not fit the numbers."""
     train = prepared.train
     if config["rollout"] is not None:
         return online.plan_of(config, prepared, ranks)
@@ -86,7 +86,7 @@ def plan_of(config: Config, prepared: Prepared, ranks: Ranks) -> StepPlan | Expe
     try:
         return make_plan(
             train.lengths, train.targets, order, global_batch=config["global_batch"], max_tokens=config["max_tokens"],
-            ranks=ranks.readers, **length_of(config),
+            ranks=ranks.readers, ends=ends, **length_of(config),
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(Problem("max_tokens", str(error), "raise max_tokens or lower max_length")) from error
@@ -213,7 +213,7 @@ def callbacks_of(
         watch = [BudgetWatch(meter_of(job, budget, recorder), per_rollout=often)]
     every_steps = config["validate"]["every_steps"]
     evaluator = Evaluator(reporter, recorder, before=before, during=measures.loss, every_steps=every_steps, keep=keep)
-    writer = CheckpointWriter(reporter, stop, ranks=job.ranks, **config["checkpoint"])
+    writer = CheckpointWriter(reporter, stop, ranks=job.ranks, ends_at=job.plan.ends_at, **config["checkpoint"])
     sampled = [online.Sampler(loader, reporter, config, measures)] if isinstance(loader, ExperienceLoader) else []
     return [Replanner(), *sampled, recorder, *watch, evaluator, writer]
 

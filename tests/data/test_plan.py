@@ -68,6 +68,23 @@ def test_epochs_end_with_a_smaller_step():
     assert sorted(np.concatenate([given.examples(s) for s in range(3)]).tolist()) == list(range(10))
 
 
+def test_a_run_that_is_given_more_goes_on_with_the_examples_that_its_short_last_step_left():
+    lengths = [1] * 10
+    first = plan(lengths, max_steps=None, epochs=1)
+    assert (first.total, first.tokens, first.ends_at(2), first.ends_at(3)) == (10, 10.0, (), (10,))
+    second = plan(lengths, max_steps=None, epochs=2, ends=first.ends_at(3))
+    assert [len(second.examples(step)) for step in range(second.steps)] == [4, 4, 2, 4, 4, 2]
+    assert [second.examples(step).tolist() for step in range(3)] == [first.examples(step).tolist() for step in range(3)]
+    seen = np.concatenate([second.examples(step) for step in range(second.steps)])
+    assert np.bincount(seen).tolist() == [2] * 10
+    assert second.ends_at(6) == (10, 20)
+    third = plan(lengths, max_steps=8, ends=second.ends_at(6))
+    assert [len(third.examples(step)) for step in range(8)] == [4, 4, 2, 4, 4, 2, 4, 4]
+    assert (third.total, third.ends_at(8)) == (28, (10, 20))
+    assert plan(lengths, max_steps=2, ends=(10,)).total == 8
+    assert [len(plan(lengths, max_steps=4, ends=(10,)).examples(step)) for step in range(4)] == [4, 4, 2, 4]
+
+
 def test_a_batch_larger_than_the_data_repeats_it():
     given = plan([1, 2, 3], global_batch=7, max_steps=1)
     counts = np.bincount(given.examples(0), minlength=3)

@@ -140,6 +140,15 @@ def test_a_finished_run_that_was_to_go_on_and_died_goes_on(undisturbed, tmp_path
     assert (ended["status"], ended["steps"], ended["end"]["max_steps"]) == ("finished", STEPS + 2, STEPS + 2)
 
 
+def test_a_run_given_another_epoch_sees_every_example_of_it(tmp_path):
+    folder, line = tmp_path / "run", ["max_steps=null", "limit=20", "validate.at_start=false", "validate.every_steps=null"]
+    for epochs, steps in ((1, 3), (2, 6), (3, 9)):
+        code, output = run(folder, *line, f"epochs={epochs}")
+        assert code == 0, output
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["steps"], steps_done(folder), result["examples"]) == (steps, steps, 20 * epochs)
+
+
 @pytest.mark.parametrize("shorter", [f"max_steps={STEPS - 1}", "epochs=0.1"])
 def test_a_run_is_not_made_shorter_than_it_is(undisturbed, tmp_path, shorter):
     folder = tmp_path / "run"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,31 +33,33 @@ def within_budget(job: Job, method: Method) -> Job:
     if budget is None or not is_known_before(job.config):
         return job
     before = entering.spent(job.config, budget.unit) + (job.flops if budget.unit == "flops" else 0.0)
-    plan = bought(job.config, job.prepared, job.ranks, method, before=before)
+    plan = bought(job.config, job.prepared, job.ranks, method, before=before, ends=job.start.ends)
     if plan.steps < job.start.step and (most is None or plan.steps < most):
         raise ConfigError(overspent(budget, job.start.step, by=f"the budget buys {plan.steps} steps: that is"))
     method.recipe = replace(method.recipe, max_steps=plan.steps)
     return replace(job, plan=plan)
 
 
-def bought(config: Mapping[str, Any], prepared: Prepared, ranks: Ranks, method: Method, *, before: float = 0.0) -> StepPlan:
+def bought(
+    config: Mapping[str, Any], prepared: Prepared, ranks: Ranks, method: Method, *, before: float = 0.0, ends: Sequence[int] = ()
+) -> StepPlan:
     """The plan that ends at the step nearest to the budget, or at max_steps if that comes first; as configured without a budget.
 
-    method: not yet with a model. before: what was spent before training. Raises ConfigError for a budget that is smaller than one step.
+    method: not yet with a model. before: what was spent before training. ends: see `StepPlan`. Raises ConfigError for a budget that is
+    smaller than one step.
     """
     budget, config = budget_of(config), {**config, "budget": None}
     assert budget is not None
     most, steps = config["max_steps"], 64
     while True:
         steps = steps if most is None else min(steps, most)
-        plan = plan_of({**config, "max_steps": steps}, prepared, ranks)
+        plan = plan_of({**config, "max_steps": steps}, prepared, ranks, ends)
         assert isinstance(plan, StepPlan)
         loader = TreeLoader(prepared.train, plan, rank=ranks.reader, stretch=ranks.stretch)
         with _planned(config, loader, method):
             found = nearest(_costs(loader, method, budget), budget, before=before, most=steps)
         if found is not None or steps == most:
-            ends = steps if found is None else found
-            plan = plan_of({**config, "max_steps": ends}, prepared, ranks)
+            plan = plan_of({**config, "max_steps": steps if found is None else found}, prepared, ranks, ends)
             assert isinstance(plan, StepPlan)
             return plan
         steps *= 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class SignalsReturned(Callback):
 class CheckpointWriter(StepCallback):
     """Saves every `every_steps` steps, every `every_minutes` minutes, at the last step, and when a signal asks the run to stop.
 
-    All ranks decide alike and save together; the leading rank makes the checkpoint complete with one rename.
+    All ranks decide alike and save together; the leading rank makes the checkpoint complete with one rename. ends_at: see `StepPlan`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class CheckpointWriter(StepCallback):
         stop: StopRequest,
         *,
         ranks: Ranks,
+        ends_at: Callable[[int], Sequence[int]],
         every_steps: int | None,
         every_minutes: float | None,
         keep_last: int,
@@ -51,6 +53,7 @@ class CheckpointWriter(StepCallback):
         self.reporter = reporter
         self.stop = stop
         self.ranks = ranks
+        self.ends_at = ends_at
         self.every_steps = every_steps
         self.every_minutes = every_minutes
         self.keep_last, self.keep_best, self.monitor = keep_last, keep_best, monitor
@@ -89,7 +92,8 @@ class CheckpointWriter(StepCallback):
                 trainer.save_checkpoint(checkpoint.partial_path(self.folder, step) / checkpoint.STATE)
             barrier()
             if self.ranks.leads:
-                checkpoint.complete(self.folder, step, checkpoint.best_score(self.reporter.values_at(step), self.monitor))
+                score = checkpoint.best_score(self.reporter.values_at(step), self.monitor)
+                checkpoint.complete(self.folder, step, score, self.ends_at(step))
         except OSError:
             if self.ranks.leads:
                 checkpoint.clear_partial(self.folder)  # give back the space that the attempt took

@@ -16,7 +16,7 @@ class Duration:
     training: float
     sampling: float
     seconds: float | None
-    steps: int | None
+    steps: float | None
     devices: int
 
     @property

@@ -28,7 +28,8 @@ BRANCHES = {"preference": 2}  # answers to one prompt in a tree, by the kind of 
 @dataclass(frozen=True)
 class Workload:
     """row: the largest micro-batch, of a device or of those that its row is cut over. micro_batches: a step and device. tokens, targets,
-    pairs: trained on in a step over all devices, pairs of (query, key). steps: None where only the data could say. exact: whether the data
+    pairs: trained on in a step over all devices, pairs of (query, key). steps: whole ones, a last one that is cut short counts by what it
+    sees; None where only the data could say. exact: whether the data
     were looked at. sampling: a device's share of a rollout; sampled: answers of a step's share of rollouts; words: rows for the reader."""
 
     row: Row
@@ -36,7 +37,7 @@ class Workload:
     tokens: float
     targets: float
     pairs: float
-    steps: int | None
+    steps: float | None
     exact: bool
     sampling: Sampling | None
     words: tuple[tuple[str, str], ...]
@@ -77,10 +78,10 @@ def _offline(config: Config, prepared: Prepared, before: float) -> Workload:
         ("tokens a step", f"{mean * batch:,.0f} on average"),
         ("micro-batches", f"{plan.micro_batches} a step and device, the largest of {row.tokens:,} tokens"),
         ("steps", f"{plan.steps:,}"),
-        ("tokens in all", f"{mean * batch * plan.steps:,.0f}"),
+        ("tokens in all", f"{plan.tokens:,.0f}"),
     )
     targets = float(train.targets.mean()) * batch
-    return Workload(row, plan.micro_batches, mean * batch, targets, pairs * batch, plan.steps, True, None, words)
+    return Workload(row, plan.micro_batches, mean * batch, targets, pairs * batch, plan.total / batch, True, None, words)
 
 
 def _online(config: Config, prepared: Prepared) -> Workload:
