@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from posttrain.data.cache import cache_root, fetch
+from posttrain.data.detection import SHOWN, format_of
 from posttrain.data.encoders import EncodeSettings, check_format, readable
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.encoders.prompts import PROMPT
-from posttrain.data.formats import Format, detect, options_of
-from posttrain.data.formats import get as get_format
+from posttrain.data.formats import options_of
 from posttrain.data.guard import GUARD
 from posttrain.data.mixture import epoch_counts
 from posttrain.data.report import DataReport, SourceReport
-from posttrain.data.rows import BadRow, Row
 from posttrain.data.settings import DataSettings, SourceSpec, read_settings
 from posttrain.data.sources import check_sources, content_digest, origin_of, read_rows, row_files
 from posttrain.data.spans import encode_ids
@@ -37,8 +35,6 @@ from posttrain.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 
-LOOK = 64  # rows that decide a source's format
-SHOWN = 20  # bad rows that an error names
 LISTED = 1000  # lost rows that a report lists
 TOLD = 100_000  # rows between two lines in the log
 EXAMPLES = "examples.arrow"
@@ -176,22 +172,11 @@ class _Job:
 
     def _build(self, spec: SourceSpec, work: Path) -> dict[str, Any]:
         rows = read_rows(spec, self.limit)
-        form, rows = self._format(spec, rows)
+        form, rows = format_of(spec, rows, readable(self.kind))
         check_format(self.kind, form, origin_of(spec))
         encoder = RowEncoder(self.tokenizer, form.name, self.kind, self.encode, options_of(form, spec.format_options))
         known = {"format": form.name, "names": row_files(spec)}
         return known | self._write(spec, encode_rows(rows, encoder, self.settings.workers), work / EXAMPLES)
-
-    def _format(self, spec: SourceSpec, rows: Iterator[Row | BadRow]) -> tuple[Format, Iterator[Row | BadRow]]:
-        """The forced or detected format, and the rows from the first on."""
-        if spec.format != "auto":
-            return get_format(spec.format), rows
-        head = list(islice(rows, LOOK))
-        good = [row for row in head if isinstance(row, Row)]
-        if not good:
-            bad = [Problem(row.where, row.reason) for row in head if isinstance(row, BadRow)]
-            raise DataError([*bad[: SHOWN - 1], *_unreadable(origin_of(spec), len(head))])
-        return detect(good, origin_of(spec), kinds=readable(self.kind)), chain(head, rows)
 
     def _write(self, spec: SourceSpec, batches: Iterator[Batch], path: Path) -> dict[str, Any]:
         total = _Totals()
@@ -207,12 +192,6 @@ class _Job:
         if not total.examples:
             raise DataError(Problem(origin_of(spec), f"nothing is left to train on: {total.summary()}", *total.advice()))
         return total.facts()
-
-
-def _unreadable(origin: str, rows: int) -> list[Problem]:
-    """What to do about a source of which not one of the first rows can be read."""
-    hint = "is it what its ending says, and in UTF-8? if so, mend the rows"
-    return [Problem(origin, f"none of the first {rows} rows can be read", hint)]
 
 
 class _Totals:

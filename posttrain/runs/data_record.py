@@ -43,6 +43,19 @@ def keep_data(folder: Path, prepared: Prepared, *, leads: bool = True) -> None:
         write_atomic(folder / FILE, json.dumps([item._asdict() for item in now], indent=1) + "\n")
 
 
+def check_held_out(folder: Path, prepared: Prepared) -> None:
+    """Raises ConfigError where what a run held out comes from data that are others by now: it may have trained on some of them."""
+    before = _read(folder) if has_begun(folder) else None
+    if before is None:
+        return
+    now = {(source.part, source.origin): source.digest for source in prepared.report.sources}
+    apart = [old for old in before if old.part == "val"]
+    for old in apart or before:
+        if now.get((old.part, old.origin), old.digest) != old.digest:
+            message = f"{old.origin} has other contents than when the run trained, so what it held out is not known"
+            raise ConfigError(Problem("data", message, "put them back, or name examples that it was not trained on: data=FILE"))
+
+
 def data_problems(config: Mapping[str, Any]) -> list[Problem]:
     """Sources of a run whose contents are others by now than when it began. Of local files only, which are quickly compared."""
     before = _read(Path(config["output_dir"]))

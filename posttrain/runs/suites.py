@@ -16,12 +16,15 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.evaluation.suites.about import HELD_OUT, START, about
 from posttrain.evaluation.suites.registry import Suite, suite_of
 from posttrain.runs import entering, targets
+from posttrain.runs.data_record import check_held_out
 from posttrain.runs.files import write_atomic
 from posttrain.runs.kept_scores import FOLDER
 from posttrain.runs.source import class_constant
 from posttrain.runs.start import starting_model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from posttrain.data.prepare import Prepared
     from posttrain.evaluation.suites.result import SuiteResult
 
@@ -71,22 +74,27 @@ def read_as(config: Config, suite: Suite) -> str:
     return own if own in reads else reads[0]
 
 
-def held_out(config: Config, suite: Suite) -> Prepared:
-    """A run's own data, as the suite reads them. Raises UserError where they cannot be read so, or nothing is held out."""
+def held_out(config: Config, suite: Suite, tokenizer: PreTrainedTokenizerBase | None = None) -> Prepared:
+    """A run's own data, as the suite reads them. tokenizer: None for the one that the run began with.
+
+    Raises UserError where they cannot be read so, are others by now, or nothing is held out.
+    """
     from posttrain.runs.inputs import load_inputs
 
-    _, prepared = load_inputs(config, kind=read_as(config, suite))
+    _, prepared = load_inputs(config, kind=read_as(config, suite), tokenizer=tokenizer)
+    check_held_out(Path(config["output_dir"]), prepared)
     if prepared.val is None:
         raise ConfigError(Problem("data", "is needed: the run held no examples out", "data=FILE"))
     return prepared
 
 
-def settled(suite: Suite, config: Config | None) -> dict[str, Any]:
-    """The suite's settings with what stands for something of the run put in. config: the run's; None where there is no run."""
+def settled(suite: Suite, config: Config | None, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, Any]:
+    """The suite's settings with what stands for something of the run put in. config: the run's; None where there is no run.
+    tokenizer: see `held_out`."""
     settings = dict(suite.settings)
     if settings.get("data") == HELD_OUT:
         assert config is not None
-        settings["data"] = held_out(config, suite)
+        settings["data"] = held_out(config, suite, tokenizer)
     if settings.get("against") == START:
         assert config is not None
         settings["against"] = starting_model(config)
@@ -98,7 +106,7 @@ def run_suite(suite: Suite, folder: Path, config: Config | None, *, device: str 
     from posttrain.runs.loaded import load
 
     model, tokenizer = load(folder, device=device)
-    result: SuiteResult = targets.build({**settled(suite, config), "_target_": suite.target}, model, tokenizer, allow=allow)
+    result: SuiteResult = targets.build({**settled(suite, config, tokenizer), "_target_": suite.target}, model, tokenizer, allow=allow)
     return result
 
 

@@ -1,6 +1,7 @@
 """`posttrain eval run=DIR` without data: what the run held out, with the run's own numbers."""
 
 import json
+import shutil
 
 import pytest
 
@@ -59,3 +60,34 @@ def test_single_pairs_are_kept_by_loss_and_by_whether_they_are_told_apart(tmp_pa
 def test_a_plain_folder_has_no_held_out_data(trained):
     with pytest.raises(ConfigError, match="not a run's folder"):
         evaluate.main({"run": str(trained / "artifact"), "suite": "validation"})
+
+
+def test_texts_are_measured_as_texts(trained, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "Once there was a fox."}\n{"text": "It was quick."}\n')
+    assert evaluate.main({"run": str(trained), "suite": "validation", "data": str(tmp_path / "texts.jsonl")}) == 0
+    found = json.loads((trained / "eval" / "validation.json").read_text())
+    assert found["details"]["kind"] == "text"
+    assert found["metrics"]["tokens"] == len("Once there was a fox.") + len("It was quick.")  # bytes, all but the first, and an end
+
+
+def test_what_was_held_out_is_not_guessed_where_the_data_have_changed(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"question": f"{n}+1?", "answer": str(n + 1)}) for n in range(40)]
+    data.write_text("\n".join(rows))
+    line = ["evaluation=none", "tracking=none", "hardware=cpu", "global_batch=8", "max_steps=1", f"output_dir={tmp_path / 'run'}"]
+    assert run_job(compose([*line, "data=files", f"data.train={data}", "data.val_fraction=0.2"])) == 0
+    assert evaluate.main({"run": str(tmp_path / "run"), "suite": "validation"}) == 0
+    data.write_text("\n".join(reversed(rows)))
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has other contents than when the run trained"):
+        evaluate.main({"run": str(tmp_path / "run"), "suite": "validation"})
+    assert evaluate.main({"run": str(tmp_path / "run"), "suite": "validation", "data": str(data)}) == 0
+
+
+def test_held_out_examples_are_read_with_the_artifacts_own_tokenizer(tmp_path):
+    base = tmp_path / "base"
+    line = ["evaluation=none", "tracking=none", "hardware=cpu", "limit=20", "data.generator.held_out=8", "global_batch=8", "max_steps=1"]
+    assert run_job(compose([*line, f"output_dir={base}"])) == 0
+    moved = (base / "artifact").rename(tmp_path / "start")
+    assert run_job(compose([*line, "model=hf", f"model.path={moved}", f"output_dir={tmp_path / 'run'}"])) == 0
+    shutil.rmtree(moved)
+    assert evaluate.main({"run": str(tmp_path / "run"), "suite": "validation"}) == 0

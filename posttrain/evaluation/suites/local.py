@@ -12,10 +12,9 @@ from rich.progress import track
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data.detection import format_kind
 from posttrain.data.examples import Examples
 from posttrain.data.prepare import CheckableExample, Prepared, prepare
-from posttrain.data.readers import kind_of
-from posttrain.data.sources import find_files, is_hub_id
 from posttrain.errors import DataError, Problem
 from posttrain.evaluation.exact_match import ExactMatch, exact_match, merge
 from posttrain.evaluation.generation import generator_of
@@ -95,10 +94,10 @@ def likelihood(
         max_tokens: tokens of one forward.
         max_length: tokens of an example; longer documents are split, longer conversations cut on the right.
         format: name of the rows' format; auto = detected.
-        kind: conversation (loss on assistant turns) or text (loss on all); auto = text for .txt files, else conversation.
+        kind: conversation (loss on assistant turns) or text (loss on all); auto = text where the rows hold nothing else.
         system: system message for conversations without one.
     """
-    chosen = kind if kind != "auto" else _kind_of(data) if isinstance(data, str) else "conversation"
+    chosen = kind if kind != "auto" else _kind_of(_node(data, format, system)) if isinstance(data, str) else "conversation"
     prepared = prepared_of(data, tokenizer, kind=chosen, max_length=max_length, limit=limit, format=format, system=system)
     examples = prepared.val
     assert examples is not None, "the data were given as validation data"
@@ -134,15 +133,16 @@ def prepared_of(
     """The file as validation data. Preparation wants training data too: the same file, which its cache makes free."""
     if isinstance(data, Prepared):
         return data
-    node = {"name": "evaluation", "train": data, "val": data, "format": format, "system": system}
-    return prepare(node, tokenizer, kind=kind, max_length=max_length, limit=limit)
+    return prepare(_node(data, format, system), tokenizer, kind=kind, max_length=max_length, limit=limit)
 
 
-def _kind_of(data: str) -> str:
-    """Plain-text files are documents; everything else is conversations."""
-    if is_hub_id(data):
-        return "conversation"
-    return "text" if all(kind_of(file) == ".txt" for file in find_files(data)) else "conversation"
+def _node(data: str, format: str, system: str | None) -> dict[str, Any]:
+    return {"name": "evaluation", "train": data, "val": data, "format": format, "system": system}
+
+
+def _kind_of(node: Mapping[str, Any]) -> str:
+    """As what rows are measured: documents where they are plain text; everything else is conversations."""
+    return "text" if format_kind(node, kinds=("conversation", "text")) == "text" else "conversation"
 
 
 def _parts(items: Sequence[CheckableExample]) -> list[Sequence[CheckableExample]]:

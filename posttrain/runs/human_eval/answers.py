@@ -13,6 +13,7 @@ import numpy as np
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.runs.arguments import find_artifact
 from posttrain.runs.base_config import load_config
+from posttrain.runs.data_record import check_held_out
 from posttrain.runs.human_eval.arms import Arm, last_stage
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _kept_questions(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Que
 
     config = load_config(folder)
     tokenizer, prepared = load_inputs(config)
+    check_held_out(folder, prepared)
     chat = Chat(tokenizer, config["data"].get("template_kwargs") or {})
     assert prepared.val is not None
     names, sources = prepared.val.names, prepared.val.source_of
@@ -120,6 +122,7 @@ def held_out(folder: Path) -> list[Question]:
 
     config = load_config(folder)
     tokenizer, own = load_inputs(config)
+    check_held_out(folder, own)
     if own.val is None:
         raise DataError(Problem(f"runs: {folder}", "the run held no examples out", "train with data.val=FILE or data.val_fraction"))
     asked = prepare(config["data"], tokenizer, kind="prompt", max_length=config["max_length"], limit=config["limit"])
