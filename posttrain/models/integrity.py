@@ -14,6 +14,7 @@ RECORD_FILE = "artifact.json"
 REWARD_FILE = "reward.json"  # of artifacts that score instead of write
 FORMAT = 1
 CHUNK = 1 << 22
+SAMPLE, SAMPLES = 1 << 16, 16  # bytes of a stretch, and how many of a file
 
 
 def sha256_of(path: Path) -> str:
@@ -33,6 +34,25 @@ def weight_files(folder: Path) -> list[Path]:
 def checksums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     """Checksum by path relative to `folder`."""
     return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+
+
+def weights_digest(folder: Path) -> str:
+    """Of a model folder's weights, quickly: an artifact's checksums, else each weight file's name, size and SAMPLES stretches of it.
+
+    Another training gives another digest, since it moves all weights; a change of single bytes may not.
+    """
+    digest = hashlib.sha256()
+    if has_record(folder):
+        digest.update(json.dumps(read_record(folder)["files"], sort_keys=True).encode())
+        return digest.hexdigest()
+    for file in sorted([*weight_files(folder), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}".encode())
+        with file.open("rb") as stream:
+            for part in range(SAMPLES):
+                stream.seek(part * max(size - SAMPLE, 0) // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

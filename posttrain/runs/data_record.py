@@ -1,4 +1,4 @@
-"""The contents of the data that a run trains on, kept in its folder: a run goes on with the same ones only."""
+"""The contents of what a run trains on and from, kept in its folder: data, tokenizer, weights. A run goes on with the same ones only."""
 
 from __future__ import annotations
 
@@ -14,33 +14,58 @@ from posttrain.data.settings import SourceSpec, read_settings
 from posttrain.data.sources import content_digest, find_files, origin_of
 from posttrain.errors import ConfigError, DataError, Problem
 from posttrain.runs.files import write_atomic
-from posttrain.runs.resume import has_begun
+from posttrain.runs.resume import ELSEWHERE, has_begun
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from posttrain.data.prepare import Prepared
 
 FILE = "data.json"
+TOKENIZER, MODEL = "tokenizer", "model"
+# The key to look at, what is wrong, and what to do.
+KEYS = {
+    "train": ("data.train", "{} has other contents", "put them back"),
+    "val": ("data.val", "{} has other contents", "put them back"),
+    TOKENIZER: ("model.tokenizer", "the tokenizer or its chat template ({}) makes other tokens", "put the earlier one back"),
+    MODEL: ("model.path", "{} holds other weights", "put them back"),
+}
 
 
 class Contents(NamedTuple):
-    """Of one source. part: train or val. origin: where it was read from. digest: of its contents, see `sources.content_digest`."""
+    """Of one source. part: train, val, tokenizer or model. origin: where it was read from. digest: of its contents."""
 
     part: str
     origin: str
     digest: str
 
 
-def keep_data(folder: Path, prepared: Prepared, *, leads: bool = True) -> None:
+def keep_data(
+    folder: Path, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, model: Mapping[str, Any], *, leads: bool = True
+) -> None:
     """Write down what a run trains on, if it leads, or compare with what was written when it began.
 
-    A run that began before this was written down goes on. Raises ConfigError where the contents are others.
+    model: the configuration's. A run that began before this was written down goes on. Raises ConfigError where the contents are others.
     """
     now = [Contents(source.part, source.origin, source.digest) for source in prepared.report.sources]
+    now += _of_model(tokenizer, model)
     before = _read(folder) if has_begun(folder) else None
     if before is not None and (problems := list(_changed(before, now))):
         raise ConfigError(problems)
     if leads and before is None:
         write_atomic(folder / FILE, json.dumps([item._asdict() for item in now], indent=1) + "\n")
+
+
+def _of_model(tokenizer: PreTrainedTokenizerBase, model: Mapping[str, Any]) -> Iterator[Contents]:
+    """The tokenizer with its chat template, and weights that lie in a folder: adapters and references are nothing without theirs."""
+    from posttrain.data.prepare import tokenizer_digest
+    from posttrain.models.hub import is_local, local_or_id
+    from posttrain.models.integrity import weights_digest
+
+    path = model.get("path")
+    yield Contents(TOKENIZER, str(model.get("tokenizer") or path or model["name"]), tokenizer_digest(tokenizer))
+    if model["weights"] == "pretrained" and is_local(path):
+        yield Contents(MODEL, str(path), weights_digest(Path(local_or_id(str(path)))))
 
 
 def check_held_out(folder: Path, prepared: Prepared) -> None:
@@ -50,7 +75,7 @@ def check_held_out(folder: Path, prepared: Prepared) -> None:
         return
     now = {(source.part, source.origin): source.digest for source in prepared.report.sources}
     apart = [old for old in before if old.part == "val"]
-    for old in apart or before:
+    for old in apart or [old for old in before if old.part == "train"]:
         if now.get((old.part, old.origin), old.digest) != old.digest:
             message = f"{old.origin} has other contents than when the run trained, so what it held out is not known"
             raise ConfigError(Problem("data", message, "put them back, or name examples that it was not trained on: data=FILE"))
@@ -94,6 +119,6 @@ def _read(folder: Path) -> list[Contents] | None:
 def _changed(before: Sequence[Contents], now: Sequence[Contents]) -> Iterator[Problem]:
     """before, now: the same sources, since the configurations are the same."""
     for old, new in zip(before, now, strict=False):
-        if old.digest != new.digest:
-            message = f"{new.origin} has other contents than when the run in output_dir began"
-            yield Problem(f"data.{new.part}", message, "put them back to continue it, or give another output_dir, or resume=never")
+        if (old.part, old.digest) != (new.part, new.digest):
+            key, message, hint = KEYS[new.part]
+            yield Problem(key, f"{message.format(new.origin)} than when the run in output_dir began", f"{hint} to continue it, {ELSEWHERE}")

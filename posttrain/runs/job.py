@@ -116,9 +116,9 @@ def _run_ranks(config: dict[str, Any], folder: Path, world: int, allow_targets: 
     from posttrain.runs.processes import run_ranks
 
     applied = entering.applied(config)
-    prepared = load_inputs(applied)[1]
+    tokenizer, prepared = load_inputs(applied)
     check_context(applied, prepared)
-    keep_data(folder, prepared)
+    keep_data(folder, prepared, tokenizer, applied["model"])
     allowed = [f"{ALLOW}{name}" for name in allow_targets]
     return run_ranks([sys.executable, "-m", "posttrain.runs.worker", str(folder / CONFIG), *allowed], world)
 

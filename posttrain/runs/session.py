@@ -71,7 +71,7 @@ def train(config: Mapping[str, Any], ranks: Ranks, *, allow_targets: Collection[
         check_context(config, prepared)
         check_suites(config, allow_targets)
         start = find_start(config, folder)
-        keep_data(folder, prepared, leads=ranks.leads)
+        keep_data(folder, prepared, tokenizer, config["model"], leads=ranks.leads)
         plan = plan_of(config, prepared, ranks, start.ends)
         job = Job(config, ranks, start, tokenizer, prepared, plan, device_of(config, ranks), distribution_of(config), allow_targets)
         method = build_method(job)  # before the reference is computed: it may object to its options

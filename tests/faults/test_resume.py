@@ -212,6 +212,35 @@ def test_other_data_in_the_same_file_is_refused(tmp_path):
     assert attempt(3, "resume=never")[1] == 0
 
 
+def test_another_chat_template_or_other_weights_to_start_from_are_refused(undisturbed, tmp_path):
+    base, folder, template = tmp_path / "base", tmp_path / "run", tmp_path / "chat.jinja"
+    shutil.copytree(undisturbed / "artifact", base)
+    (base / "artifact.json").unlink()  # what is left is a plain folder
+    written = (base / "chat_template.jinja").read_text()
+    template.write_text(written)
+    line = [part for part in LINE if part != "model=nano" and not part.startswith("max_steps")]
+    line += ["model=hf", f"model.path={base}", f"model.chat_template={template}", "model/peft=lora", f"output_dir={folder}"]
+
+    def attempt(steps):
+        process = preloaded.posttrain(*line, f"max_steps={steps}")
+        return "".join(process.communicate(timeout=300)), process.returncode
+
+    assert attempt(2)[1] == 0
+    template.write_text(written.replace("<|im_start|>", "<|im_start|> "))
+    output, code = attempt(3)
+    assert code == 2, output
+    assert "model.tokenizer: the tokenizer or its chat template" in output
+    template.write_text(written)
+    assert attempt(3)[1] == 0
+
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-4:] = b"\0\0\0\1"
+    (base / "model.safetensors").write_bytes(weights)
+    output, code = attempt(4)
+    assert code == 2, output
+    assert f"model.path: {base} holds other weights" in output
+
+
 def test_a_damaged_newest_checkpoint_is_named(undisturbed, tmp_path):
     import shutil
 
