@@ -116,7 +116,7 @@ class VLLMGenerator(Generator):
         if not request.samples:
             return []
         reply = self.server.post("/v1/completions", body_of(serving, request, sampling, stops))
-        return completions_of(reply, request, sampling, stops)
+        return completions_of(reply, request, sampling, stops, self.policy.causal_lm.config.get_text_config().vocab_size)
 
     def _meet(self) -> tuple[Mapping[str, Any], str]:
         """What the server says of itself, and the name of its model."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from posttrain.models.policy import PolicyModel
 from posttrain.models.tokenizers import byte_tokenizer
 from posttrain.rollout.base import Request, Sampling
 from posttrain.rollout.native import NativeGenerator
-from posttrain.rollout.remote.answers import body_of, logprobs_problem
+from posttrain.rollout.remote.answers import body_of, completions_of, logprobs_problem
 from posttrain.rollout.remote.http import NoConnection, NoReplyInTime, Server, ServerError
 from posttrain.rollout.serves import plain_logps
 from posttrain.rollout.stops import Stops
@@ -191,7 +193,7 @@ def test_a_server_that_hangs_is_left_after_its_time(start: Start) -> None:
     [
         ("count", "returned 7 tokens and 8 log-probabilities"),
         ("prompt", "other prompt tokens than those it was sent"),
-        ("nan", "log-probabilities that are no numbers"),
+        ("nan", "the log-probability .*: are its logits finite"),
         ("extra", "returned 10 tokens"),
     ],
 )
@@ -200,6 +202,73 @@ def test_replies_that_are_not_what_was_asked_for(start: Start, fault: str, says:
     server.faults[fault] = 1
     with pytest.raises(ServerError, match=says):
         generator.generate([Request(PROMPTS[0], 1, 5)])
+
+
+CHOICE: dict[str, Any] = {"index": 0, "token_ids": [5, 6, 9], "logprobs": {"token_logprobs": [-1.0, 0.0, -2.0]}, "finish_reason": "stop"}
+
+
+def choice(**changed: Any) -> dict[str, Any]:
+    return {**CHOICE, **changed}
+
+
+def logps(*values: Any) -> dict[str, Any]:
+    return {"token_logprobs": list(values)}
+
+
+@pytest.mark.parametrize(
+    ("choices", "says"),
+    [
+        ([None], r"numbers them \[\]"),
+        ([choice(index=1)], r"numbers them \[1\]"),
+        ([choice(token_ids="abc")], "has no token ids"),
+        ([choice(logprobs=[-1.0])], "has no log-probabilities"),
+        ([choice(token_ids=[5, 6, 12])], "returned the token 12, and the policy has ids below 12"),
+        ([choice(token_ids=[5, -1, 9])], "returned the token -1"),
+        ([choice(token_ids=[5, 6.5, 9])], r"returned the token 6\.5"),
+        ([choice(logprobs=logps(-1.0, 0.5, -2.0))], r"the log-probability 0\.5"),
+        ([choice(logprobs=logps(-1.0, float("inf"), -2.0))], "the log-probability inf"),
+        ([choice(logprobs=logps(-1.0, "a", -2.0))], "the log-probability 'a'"),
+        ([choice(token_ids=[5, 6, 7])], "ended an answer at the token 7, at which it was not to stop"),
+        ([choice(token_ids=[5, 6, 7], finish_reason="length")], "cut an answer off after 3 of 4 tokens"),
+    ],
+)
+def test_choices_that_no_policy_could_have_made(choices: list[Any], says: str) -> None:
+    with pytest.raises(ServerError, match=says):
+        completions_of({"choices": choices}, Request(PROMPTS[0], 1, 5), Sampling(4), Stops([9]), 12)
+
+
+def test_a_whole_answer_and_one_at_its_full_length_are_taken() -> None:
+    def taken(reply: dict[str, Any], most: int) -> Any:
+        return completions_of({"choices": [reply]}, Request(PROMPTS[0], 1, 5), Sampling(most), Stops([9]), 12)[0]
+
+    assert taken(CHOICE, 4).finish == "stop"
+    full = taken(choice(token_ids=[5, 6, 7], finish_reason="length"), 3)
+    assert (full.finish, full.tokens.tolist()) == ("length", [5, 6, 7])
+
+
+def test_a_failure_whose_explanation_never_comes_is_tried_again() -> None:
+    class Stalling(BaseHTTPRequestHandler):
+        seen = 0
+
+        def do_GET(self) -> None:
+            type(self).seen += 1
+            fails = self.seen < 2
+            self.send_response(500 if fails else 200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            if fails:
+                time.sleep(1.0)
+            else:
+                self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert Server(f"http://127.0.0.1:{server.server_port}", timeout=0.3, pause=0.01).get("/") == {}
+        server.shutdown()
+    assert Stalling.seen == 2
 
 
 def test_a_server_that_is_away_says_how_to_start_one(policy: PolicyModel, tokenizer: Any, tmp_path: Path) -> None:

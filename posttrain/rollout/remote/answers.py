@@ -15,6 +15,7 @@ from posttrain.types import Completion
 
 SEEDS = 2**62  # so that the seeds of all samples are 64-bit integers with a sign
 LOWEST_LOGP = -9998.0  # vLLM writes -9999 for what is not finite
+ROUNDING = 1e-3  # of a log-probability of 0, in half precision
 
 
 def body_of(model: str, request: Request, sampling: Sampling, stops: Stops) -> dict[str, Any]:
@@ -46,22 +47,24 @@ def body_of(model: str, request: Request, sampling: Sampling, stops: Stops) -> d
     }
 
 
-def completions_of(reply: Any, request: Request, sampling: Sampling, stops: Stops) -> list[Completion]:
-    """The answers in a reply. Raises ServerError where it is not what was asked for."""
+def completions_of(reply: Any, request: Request, sampling: Sampling, stops: Stops, vocabulary: int) -> list[Completion]:
+    """The answers in a reply. vocabulary: of the policy. Raises ServerError where it is not what was asked for."""
     choices = reply.get("choices") if isinstance(reply, dict) else None
     wanted = 1 if sampling.temperature == 0 else request.samples
     if not isinstance(choices, list) or len(choices) != wanted:
         raise ServerError(f"asked the server for {wanted} answers, got {len(choices) if isinstance(choices, list) else 'none'}")
-    ordered = sorted(choices, key=lambda choice: choice["index"])
-    answers = [_completion(choice, request, sampling, stops) for choice in ordered]
+    placed = {choice.get("index"): choice for choice in choices if isinstance(choice, dict)}
+    if set(placed) != set(range(wanted)):
+        raise ServerError(f"asked the server for answers 0 to {wanted - 1}, and it numbers them {list(placed)}")
+    answers = [_completion(placed[place], request, sampling, stops, vocabulary) for place in range(wanted)]
     return answers * request.samples if sampling.temperature == 0 else answers
 
 
-def _completion(choice: Mapping[str, Any], request: Request, sampling: Sampling, stops: Stops) -> Completion:
-    prompt, ids = choice.get("prompt_token_ids"), choice.get("token_ids")
-    values = (choice.get("logprobs") or {}).get("token_logprobs")
-    if ids is None or values is None:
-        missing = "token ids (return_token_ids, vLLM 0.10.2 and later)" if ids is None else "log-probabilities"
+def _completion(choice: Mapping[str, Any], request: Request, sampling: Sampling, stops: Stops, vocabulary: int) -> Completion:
+    prompt, ids, logprobs = choice.get("prompt_token_ids"), choice.get("token_ids"), choice.get("logprobs")
+    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    if not isinstance(ids, list) or not isinstance(values, list):
+        missing = "log-probabilities" if isinstance(ids, list) else "token ids (return_token_ids, vLLM 0.10.2 and later)"
         raise ServerError(f"the server's reply has no {missing}")
     if prompt is not None and prompt != [int(token) for token in request.prompt]:
         raise ServerError("the server answered other prompt tokens than those it was sent")
@@ -70,19 +73,29 @@ def _completion(choice: Mapping[str, Any], request: Request, sampling: Sampling,
         raise ServerError(f"the server returned {len(ids)} tokens and {len(values)} log-probabilities, of at most {limit} asked for")
     if choice.get("finish_reason") not in ("stop", "length"):
         raise ServerError(f"an answer ended with finish_reason={choice.get('finish_reason')!r}, expected stop or length")
-    logps = np.array(values, np.float32)  # a None becomes NaN
-    if not (logps > LOWEST_LOGP).all():
-        raise ServerError("the server returned log-probabilities that are no numbers: its logits are not finite")
-    return _until_stop(np.array(ids, np.int32), logps, choice["finish_reason"], stops)
+    if strange := [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]:
+        raise ServerError(f"the server returned the token {strange[0]!r}, and the policy has ids below {vocabulary}")
+    if wrong := [value for value in values if not isinstance(value, (int, float)) or not LOWEST_LOGP < value <= ROUNDING]:
+        raise ServerError(f"the server returned the log-probability {wrong[0]!r}: are its logits finite?")
+    return _until_stop(np.array(ids, np.int32), np.array(values, np.float32), choice["finish_reason"], sampling, stops)
 
 
-def _until_stop(tokens: np.ndarray, logps: np.ndarray, finish: Any, stops: Stops) -> Completion:
-    """The answer up to and with what ends it: a server that looks for stop strings in batches of tokens may return more."""
+def _until_stop(tokens: np.ndarray, logps: np.ndarray, finish: str, sampling: Sampling, stops: Stops) -> Completion:
+    """The answer up to and with what ends it: a server that looks for stop strings in batches of tokens may return more.
+
+    Raises ServerError for an answer that nothing ended: one that was cut short, or stopped at a token that it was not to stop at.
+    """
     count = len(tokens)
     ends = np.flatnonzero(stops.reached(tokens, tokens[None], np.zeros(count, np.int64), np.arange(1, count + 1)))
     if len(ends):
         return Completion(tokens[: ends[0] + 1], logps[: ends[0] + 1], "stop")
-    return Completion(tokens, logps, finish)
+    if finish == "length" and count < sampling.max_new_tokens:
+        raise ServerError(
+            f"the server cut an answer off after {count} of {sampling.max_new_tokens} tokens: is its --max-model-len too small?"
+        )
+    if finish == "stop" and not sampling.stop:  # strings are found in its text, which may differ by a space from ours
+        raise ServerError(f"the server ended an answer at the token {int(tokens[-1])}, at which it was not to stop")
+    return Completion(tokens, logps, "length" if finish == "length" else "stop")
 
 
 def logprobs_problem(mode: str, sampling: Sampling) -> Problem | None:

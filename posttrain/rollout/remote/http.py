@@ -83,16 +83,23 @@ class Server:
                 text = _all_of(response, deadline)
             return json.loads(text) if text.strip() else None
         except urllib.error.HTTPError as error:
-            with error:
-                said = " ".join(error.read(2000).decode("utf-8", "replace").split())
-            raise ServerError(f"{self.url}{path}: HTTP {error.code}: {said[:500]}", error.code) from error
+            raise ServerError(f"{self.url}{path}: HTTP {error.code}: {_explanation(error)}", error.code) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
                 raise NoReplyInTime(f"{self.url}{path}: no reply within {timeout:g} s") from error
             raise NoConnection(f"no connection to {self.url}{path}: {reason or type(error).__name__}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"{self.url}{path}: the reply is no JSON: {error}") from error
+
+
+def _explanation(error: urllib.error.HTTPError) -> str:
+    """What a server says beside a status, as far as it comes."""
+    try:
+        with error:
+            return " ".join(error.read(2000).decode("utf-8", "replace").split())[:500]
+    except (OSError, HTTPException) as broken:
+        return f"({broken or type(broken).__name__})"
 
 
 def _all_of(response: Any, deadline: float) -> bytes:
