@@ -80,7 +80,8 @@ class RewardModel(Reward):
 
 @final
 class RatingModel(Reward):
-    """Rated answers, one or more to a prompt: the mean over the answers of a step.
+    """Rated answers, one or more to a prompt: the mean over the answers of a step, to which one that is rated without a score adds what
+    the head learns of its attributes.
 
     loss: of what the head says and the score, from posttrain.functional.reward (squared, huber, pinball).
     """
@@ -96,10 +97,14 @@ class RatingModel(Reward):
 
     def unused(self, values: np.ndarray) -> Iterator[Problem]:
         yield from super().unused(values)
-        if np.isnan(self.facts(values)[:, 1]).all():
+        unscored = np.isnan(self.facts(values)[:, 1])
+        if unscored.all():
             yield Problem(
                 "method.loss", "no answer has a score, and scores are what it learns", "rows with a score, or method=reward_model"
             )
+        elif unscored.any() and not self.learns_ratings:
+            message = f"{np.count_nonzero(unscored)} of {len(unscored)} answers have ratings of attributes and no score, and this head"
+            yield Problem("method.head", f"{message} learns scores alone", "method/head=branch, or leave them out with data.attributes=[]")
 
     def losses(self, judged: Judged, known: Rated) -> Tensor:
         return self.loss(judged, known.score)

@@ -26,6 +26,7 @@ from posttrain.runs import (
     zero_rules,
 )
 from posttrain.runs.budget.amount import budget_is_one, budget_of, schedule_fits_budget
+from posttrain.runs.loss_terms import terms_are_losses
 from posttrain.runs.ranges import numbers_are_in_range
 from posttrain.runs.reward_ranges import rewards_are_in_range
 from posttrain.runs.separators import steps_are_parted_alike
@@ -251,6 +252,7 @@ PLAN: tuple[Rule, ...] = (
     Rule(budget_is_one, ("budget",)),
     Rule(schedule_fits_budget, ("budget", "scheduler", "max_steps")),
     Rule(numbers_are_in_range, ("optimizer", "scheduler", "method")),
+    Rule(terms_are_losses, ("method",)),
     Rule(adapter_rules.adapters_are_possible, ("model.peft",)),
     Rule(adapter_rules.moving_references_are_whole, ("model.peft", "method")),
     Rule(rewards_are_in_range, ("reward",)),

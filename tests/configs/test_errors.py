@@ -35,6 +35,27 @@ CASES = {
     "key of a target": (["optimizer.weight_decy=0"], ["did you mean optimizer.weight_decay?"]),
     "runtime input": (["+optimizer.params=1"], ["optimizer.params: is given by the run and cannot be configured"]),
     "key of a group that is not chosen": (["model.peft.r=8"], ["model.peft is null", "posttrain list model/peft"]),
+    "a term that is no loss": (
+        ["method=dpo", "method.loss=weighted", "method.loss.terms={sigmod:0.8}"],
+        ["method.loss.terms.sigmod: there is no such pair loss (did you mean method.loss.terms.sigmoid?)"],
+    ),
+    "no terms": (["method=dpo", "method.loss=weighted", "method.loss.terms={}"], ["method.loss.terms: a weighted loss needs its losses"]),
+    "an option of a term out of range": (
+        ["method=dpo", "method.loss=weighted", "method.loss.terms={discopop:{tau:0}}"],
+        ["method.loss.terms.discopop.tau: expected a number > 0, got 0"],
+    ),
+    "an option of a term of another type": (
+        ["method=dpo", "method.loss=weighted", "method.loss.terms={sigmoid:{label_smoothing:a}}"],
+        ["method.loss.terms.sigmoid.label_smoothing: expected a number, got 'a'"],
+    ),
+    "an option that a term has not": (
+        ["method=dpo", "method.loss=weighted", "method.loss.terms={hinge:{tau:1}}"],
+        ["method.loss.terms.hinge.tau: unknown key"],
+    ),
+    "a weight below zero": (
+        ["method=dpo", "method.loss=weighted", "method.loss.terms={bco:{weight:-1}}"],
+        ["method.loss.terms.bco.weight: expected a number >= 0, got -1"],
+    ),
     "missing file": (["data=files", "data.train=nowhere/a.jsonl"], ["data.train: no such file: nowhere/a.jsonl", "nowhere does not exist"]),
     "no data": (["data=files"], ["one of data.train, data.sources, data.generator is needed"]),
     "whole answers in rows that are cut": (

@@ -215,6 +215,13 @@ def test_truncation_on_the_right_drops_what_loses_the_answer(answers: tuple[Answ
     assert encode(*answers, max_length=10, truncation="right") == Drop("the answer keeps no token after truncation")
 
 
+def test_a_pair_that_a_cut_makes_equal_is_dropped():
+    pair = said("Yes, that is so"), said("Yes, that is not")
+    prompt = len(encode(said("Yes", 1.0))[0].tokens.ids) - 4
+    assert encode(*pair, max_length=prompt + 6, truncation="right") == Drop("the answers are the same after truncation")
+    assert len(encode(*pair, max_length=prompt + 15, truncation="right")) == 2
+
+
 def test_truncation_can_drop():
     assert encode(said("Yes", 1.0), max_length=10, truncation="drop") == Drop("longer than max_length=10")
     assert isinstance(encode(said("Yes", 1.0), truncation="drop"), list)

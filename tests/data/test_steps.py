@@ -116,6 +116,11 @@ def test_the_last_token_may_hold_more_than_the_step():
     assert last_tokens(offsets, [2, 4, 5, 7]).tolist() == [0, 1, 1, 3]
 
 
+def test_a_step_that_ends_in_a_character_of_several_tokens_is_marked_at_the_last_of_them():
+    found = encode(ROW | {"completions": ["1 + 1 = ②", "= 2 ✓", "so 3"]})
+    assert [text.rpartition("\n")[2] for text in marked(found)] == ["1 + 1 = ②", "= 2 ✓", "so 3"]
+
+
 def test_generated_traces_go_wrong_once():
     rows = list(stepwise("train", wrong=0.5, train=400, held_out=10, seed=3))
     broken = [row for row in rows if not all(row["labels"])]

@@ -73,6 +73,14 @@ def test_ratings_without_a_score(outcome):
     assert outcome(RATED | {"score": 1}, "rating_model") == (0, [])
 
 
+def test_answers_without_a_score_where_the_head_learns_nothing_else(outcome, tmp_path):
+    row = {"prompt": "Hi", "response": "Yo", "attributes": {"readability": 0.5}}
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row | {"score": 1, "id": 100 + number}) + "\n" for number in range(12)))
+    two = f"data.train=[{tmp_path}/rows.jsonl,{tmp_path}/more.jsonl]"
+    assert outcome(row, "rating_model", two, "data.attributes=[readability]") == (2, ["method.head"])
+    assert outcome(row, "rating_model", two, "data.attributes=[readability]", *BRANCH) == (0, [])
+
+
 @pytest.fixture(autouse=True)
 def quiet():
     yield

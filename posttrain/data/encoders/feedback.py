@@ -58,9 +58,12 @@ def _finish(labels: list[float], sequences: list[Tokens], settings: EncodeSettin
     longest = max(len(ids) for ids, _ in sequences)
     if longest > settings.max_length and settings.truncation == "drop":
         return Drop(f"longer than max_length={settings.max_length}")
-    kept = []
-    for label, (ids, weights) in zip(labels, sequences, strict=True):
-        cut = fit([(ids, weights)], settings.max_length, keep_prompt=settings.truncation == "right")[0]
-        if cut[1][1:].any():
-            kept.append(Encoded(tree_of([cut], [label]), len(ids) > settings.max_length))
+    cut = [fit([sequence], settings.max_length, keep_prompt=settings.truncation == "right")[0] for sequence in sequences]
+    kept = [
+        Encoded(tree_of([(ids, weights)], [label]), len(whole) > settings.max_length)
+        for label, (ids, weights), (whole, _) in zip(labels, cut, sequences, strict=True)
+        if weights[1:].any()
+    ]
+    if len({found.tokens.ids.tobytes() for found in kept}) < len(kept):
+        return Drop("the answers are the same after truncation")
     return kept or Drop("the answer keeps no token after truncation")

@@ -57,7 +57,8 @@ def answer_sequence(chat: Chat, example: Example, answer: Answer, settings: Enco
     prompt = tuple({**message, "weight": 0.0} if message["role"] == "assistant" else message for message in example.messages)
     found = render_example(chat, replace(example, messages=prompt + answer.messages, answers=()), train_on=settings.train_on)
     if len(found) > 1:
-        raise RowError("the chat template rewrites earlier turns: an answer of several turns is not one sequence; set data.train_on=last")
+        reason = "the chat template rewrites earlier turns, or leaves their ends open"
+        raise RowError(f"{reason}: an answer of several turns is not one sequence; set data.train_on=last")
     return found[0]
 
 

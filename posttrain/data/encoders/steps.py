@@ -79,11 +79,14 @@ def _finish(trace: Trace, ids: np.ndarray, offsets: np.ndarray, settings: Encode
 
 
 def last_tokens(offsets: np.ndarray, ends: Sequence[int]) -> np.ndarray:
-    """Places [M] of the tokens that hold the last character before each of `ends`.
+    """Places [M] of the last tokens that hold the last character before each of `ends`: a character may take several.
 
     offsets: characters start..end of each token, [T, 2].
     """
-    return np.searchsorted(np.maximum.accumulate(offsets[:, 1]), np.asarray(ends), side="left")
+    until = np.maximum.accumulate(offsets[:, 1])
+    first, behind = (np.searchsorted(until, np.asarray(ends), side=side) for side in ("left", "right"))
+    several = [np.flatnonzero(offsets[start:stop, 0] < end) for start, stop, end in zip(first, behind, ends, strict=True)]
+    return first + np.array([found[-1] if len(found) else 0 for found in several], np.int64)
 
 
 def _tokens(ids: np.ndarray, marks: np.ndarray, labels: np.ndarray) -> TokenizedExample:

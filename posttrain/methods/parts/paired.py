@@ -152,9 +152,9 @@ def _try(loss: PairLoss, *, reference: bool) -> None:
     """Let a loss object to its options before a model is built. Raises ConfigError."""
     zero = torch.zeros(1)
     known = (zero - 1, zero - 2) if reference else ()
-    if reference and parts_of(loss) <= REFERENCE_FREE:
-        raise ConfigError(Problem("method.loss", "this loss has no use for a reference policy", "method=simpo, method=cpo or method=orpo"))
     try:
         loss(PairLogps(zero - 1, zero - 2, zero + 1, zero + 1, *known))
     except (ValueError, TypeError) as error:
         raise ConfigError(Problem("method.loss", str(error))) from error
+    if reference and parts_of(loss) <= REFERENCE_FREE:
+        raise ConfigError(Problem("method.loss", "this loss has no use for a reference policy", "method=simpo, method=cpo or method=orpo"))
