@@ -23,9 +23,10 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
 
     The first that applies: the last ``\boxed{B}``, ``<answer>B</answer>``, ``<answer>B. Paris</answer>``; the last "answer is (B)",
     "Answer: B", "The correct option is B", "I choose B", Vietnamese "dap an: B"; the only letter of which the text says that it is right;
-    a text that starts with the letter alone ("B", "B.", "(B) because"), unless further lines start with others, as a list of the options
-    does; the only letter in parentheses that is not called wrong. Where several are named together ("A, B", "A or B") it is unclear. A
-    capital inside a sentence ("A dog ...") is no choice, nor is a small letter with a word behind it ("the answer is a bit ...").
+    a text that starts with the letter alone ("B", "B.", "(B) because"), unless further lines start with others, or the line goes on with
+    the others in order, as a list of the options does; the only letter in parentheses that is not called wrong. Where several are named
+    together ("A, B", "A or B") it is unclear. A capital inside a sentence ("A dog ...") is no choice, nor is a small letter with a word
+    behind it ("the answer is a bit ...").
     """
     rules = _rules(letters.upper())
     marked = normalised(boxed(text) or tagged(text) or "")
@@ -35,10 +36,11 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
         return _alone(matches[-1], rules["more"])
     if right := {letter.upper() for letter in rules["right"].findall(text)}:
         return right.pop() if len(right) == 1 else None
-    wrong, listed = (set(map(str.upper, rules[name].findall(text))) for name in ("wrong", "listed"))
-    if len(listed) < 2 and (match := rules["first"].match(text.lstrip())) and match["letter"].upper() not in wrong:
+    wrong, listed, marked_all = (list(map(str.upper, rules[name].findall(text))) for name in ("wrong", "listed", "marked_all"))
+    repeats = len(set(listed)) > 1 or (len(marked_all) > 1 and marked_all == list(letters.upper())[: len(marked_all)])
+    if not repeats and (match := rules["first"].match(text.lstrip())) and match["letter"].upper() not in wrong:
         return _alone(match, rules["more"])
-    bracketed = set(map(str.upper, rules["bracketed"].findall(text))) - wrong
+    bracketed = set(map(str.upper, rules["bracketed"].findall(text))) - set(wrong)
     return bracketed.pop() if len(bracketed) == 1 else None
 
 
@@ -61,6 +63,7 @@ def _rules(letters: str) -> dict[str, re.Pattern[str]]:
         "right": rf"(?<![\w']){_OPEN}([{letters}]){_CLOSE} (?:is|must be) (?:the )?(?:correct|right|true|best)\b",
         "wrong": rf"(?<![\w']){_OPEN}([{letters}]){wrong}",
         "listed": rf"(?m:^)[ \t]{{0,4}}[(*]{{0,3}}({either})[.):*]",
+        "marked_all": rf"(?<![\w'])[(*]{{0,3}}({either})[.):](?!\w)",
         "first": rf"[(*]{{0,3}}(?P<letter>{either})(?:[.):*]|\s*$)",
         "bracketed": rf"\(({either})\)",
     }

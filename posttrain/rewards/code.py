@@ -79,8 +79,18 @@ class Code(Reward):
 
     def _check(self, answer: str, test: str, entry_point: str, prompt: str) -> Outcome:
         code = program_of(answer, (entry_point,))
-        program = code if defines(code, entry_point) else prompt + code  # an answer may also continue the prompt
-        return run_check(program, test, entry_point, self.limits, setup=prompt)
+        if defines(code, entry_point):
+            return run_check(code, test, entry_point, self.limits, setup=prompt)
+        if continues(code):
+            return run_check(prompt + code, test, entry_point, self.limits, setup=prompt)
+        # Not beside the prompt: what that begins is a function that does nothing, which some tests pass.
+        return run_check(code, test, entry_point, self.limits)
+
+
+def continues(code: str) -> bool:
+    """Whether code goes on with a function that a prompt has begun: its first statement is indented."""
+    lines = (line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return next(lines, "")[:1] in (" ", "\t")
 
 
 def is_python(sample: Sample) -> bool:

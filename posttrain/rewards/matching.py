@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from posttrain.rewards.agreement import amount, divided, gives, one_unit
+from posttrain.rewards.agreement import Amount, amount, divided, gives, one_unit
 from posttrain.rewards.answers import final_answer, same_answer
 from posttrain.rewards.base import Reward, Unscored
 from posttrain.rewards.choices import choice_letter
@@ -55,17 +55,19 @@ class ExactMatch(Matching):
 
 
 class Numeric(Matching):
-    """The final answer is a number near the expected one: |a - b| <= max(absolute, relative * |b|), with no other unit than that."""
+    """The final answer is a number near the expected one: |a - b| <= max(absolute, relative * |b|), with no other unit than that.
+
+    Numbers beyond 1.8e308 are compared with none."""
 
     def __init__(self, *, absolute: float = 0.0, relative: float = 1e-6, **common: Any) -> None:
         super().__init__(**common)
         self.absolute, self.relative = absolute, relative
 
     def measure(self, samples: Sequence[Sample]) -> list[float]:
-        """As `Matching`; Unscored too where the expected answer is no number."""
+        """As `Matching`; Unscored too where the expected answer is no finite number."""
         return [
             Unscored("the expected answer is no number: " + sample.answer[:80])
-            if sample.answer is not None and amount(final_of(sample.answer)) is None
+            if sample.answer is not None and not _is_finite(amount(final_of(sample.answer)))
             else self._value(sample.completion, sample.answer)
             for sample in samples
         ]
@@ -77,7 +79,8 @@ class Numeric(Matching):
         if given is None or wanted is None or not one_unit(given, wanted) or not divided(said, meant):
             return False
         found, expected = given.number, wanted.number
-        return math.isfinite(found) and abs(found - expected) <= max(self.absolute, self.relative * abs(expected))
+        near = max(self.absolute, self.relative * abs(expected))
+        return math.isfinite(found) and math.isfinite(expected) and abs(found - expected) <= near
 
 
 class Choice(Matching):
@@ -91,6 +94,10 @@ class Choice(Matching):
         """See the class."""
         picked = choice_letter(completion, self.letters)
         return picked is not None and picked == (choice_letter(answer, self.letters) or answer.strip().upper())
+
+
+def _is_finite(value: Amount | None) -> bool:
+    return value is not None and math.isfinite(value.number)
 
 
 def final_of(answer: str) -> str:

@@ -136,7 +136,7 @@ class ExperienceLoader:
         )  # fmt: skip
         if self.selection.kind != "keep":
             rollout = replace(rollout, kept=rollout.kept & informative[:, None])
-        self.rows = sample_rows(self.collector, rollout)
+        self.rows = sample_rows(self.collector, rollout, self.collector.plain(answered).numpy(), answered.raw)
         arrangement = self.learner.arrange(rollout)
         metrics |= arrangement.notes
         cut = parts_of(rollout, self.plan.max_tokens, arrangement.units)

@@ -74,22 +74,28 @@ def sampling_work(prompt: int, answers: Sequence[int]) -> Work:
     )
 
 
-def sample_rows(collector: Collector, rollout: Rollout) -> list[dict[str, Any]]:
-    """The best and the worst answer of the first groups, as rows."""
-    names = list(collector.rewards.components)
+def sample_rows(collector: Collector, rollout: Rollout, plain: np.ndarray, raw: np.ndarray) -> list[dict[str, Any]]:
+    """The best and the worst answer of the first groups, as rows. plain, raw: as `rollout_metrics` has them.
+
+    `reward` is what is measured, as in the metrics; `reward_made_ready`, where components are normalised, clipped or weighted by
+    difficulty, what the answers are compared by.
+    """
+    components = collector.rewards.components
+    made = any(one.normalise != "none" or one.difficulty or one.clip is not None for one in components.values())
     rows = []
     for place, group in enumerate(rollout.groups[:ROWS]):
         total = rollout.rewards.total[place].nan_to_num(nan=-np.inf)
         samples = list(collector.samples(group, place))
         for number in sorted({int(total.argmax()), int(total.argmin())}):
-            sample, scores = samples[number], rollout.rewards.parts[:, place, number].tolist()
+            sample, scores = samples[number], raw[:, place, number].tolist()
             rows.append(
                 {
                     "prompt": str(sample.prompt[-1].get("content")),
                     "completion": sample.completion,
                     "expected": sample.answer,
-                    "reward": float(rollout.rewards.total[place, number]),
-                    **{f"reward/{name}": score for name, score in zip(names, scores, strict=True)},
+                    "reward": float(plain[place, number]),
+                    **({"reward_made_ready": float(rollout.rewards.total[place, number])} if made else {}),
+                    **{f"reward/{name}": score for name, score in zip(components, scores, strict=True)},
                     "tokens": sample.length,
                     "finish": sample.finish,
                 }

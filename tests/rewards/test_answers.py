@@ -249,6 +249,11 @@ LETTERS = [
     ("The correct answer is not A. The answer is B", "B"),
     ("The answer is A, which rules out B", "A"),
     ("B. Paris", "B"),
+    ("A) 3 B) 4 C) 5", None),
+    ("A. 3, B. 4", None),
+    ("(A) 3 (B) 4\n", None),
+    ("B) because C) is too small", "B"),
+    ("A) because B is wrong", "A"),
     ("I choose a dog", None),
 ]
 

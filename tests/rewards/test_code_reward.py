@@ -29,6 +29,9 @@ HUMANEVAL = {
 }
 
 
+SILENT = {**HUMANEVAL, "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0) is None\n"}
+
+
 def sample(completion: str, meta: dict[str, Any]) -> Sample:
     return Sample(prompt=(), completion=completion, length=1, finish="stop", meta=meta)
 
@@ -53,6 +56,9 @@ CASES = [
     ("    return x * 2\n", HUMANEVAL, 1.0),
     (block("def double(x): return 4"), HUMANEVAL, 0.25),
     ("    return None\n", HUMANEVAL, -0.5),
+    *((text, SILENT, -0.5) for text in ("", "# later", block("x = 1"), "import os\n")),  # the prompt's own function returns None
+    ("    # twice\n    return None\n", SILENT, 0.25),
+    ("\n    return 4 if x else None\n", SILENT, 1.0),
 ]
 
 

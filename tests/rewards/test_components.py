@@ -13,7 +13,7 @@ from reward_helpers import built, sample
 
 from posttrain.errors import ConfigError
 from posttrain.rewards.backends.base import Backend
-from posttrain.rewards.base import Reward
+from posttrain.rewards.base import Reward, Unscored
 from posttrain.runs import options, targets
 from posttrain.runs.signatures import read_signature
 
@@ -64,6 +64,7 @@ def test_matching() -> None:
     assert values("exact_match", "5", answer="long #### 5") == [1]
     assert values("numeric", "5.004", "5.006", "none", "9" * 400, absolute=0.005) == [1, 0, 0, 0]
     assert values("numeric", "101", "102", answer="100", relative=0.01) == [1, 0]
+    assert all(isinstance(value, Unscored) for value in values("numeric", "7", "1" * 400, answer="1" * 400))
     assert values("numeric", "-0.5", answer=r"-\frac{1}{2}") == [1]
     assert values("choice", "B", "The answer is (b).", "(C)", "A dog", answer="B") == [1, 1, 0, 0]
     assert values("choice", "B", answer="(B)", right=3.0) == [3]

@@ -56,6 +56,8 @@ def test_ratings() -> None:
     assert found[:3] == [1, 0, 0.5]
     assert [value.reason.split(":")[0] for value in found[3:]] == ["no rating", "no reply", "no rating", "no rating"]  # type: ignore[attr-defined]
     assert rating_in("Rating: 8/10") == 8
+    assert rating_in("Rating: [[8/10]]") == 8
+    assert rating_in("It is good. Rating: [[1") is None  # cut off before it says [[10]]
     assert rating_in("Rating: [[3]]. An answer with a rating 10 would cite sources.") == 3
 
 
@@ -270,7 +272,9 @@ class Breaks(socketserver.BaseRequestHandler):
     """A status whose body never comes whole: the connection stalls, or is reset."""
 
     def handle(self) -> None:
-        self.request.recv(1 << 16)
+        asked = b""
+        while not asked.endswith(b"}"):  # all of it, or the client could not send the rest
+            asked += self.request.recv(1 << 16)
         self.request.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: \xb2\r\nContent-Length: 1000\r\n\r\nso")
         if self.server.resets:  # type: ignore[attr-defined]
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -288,6 +292,15 @@ def test_a_status_without_its_explanation(resets: bool) -> None:
         server.shutdown()
     assert isinstance(lost, Silence)
     assert lost.reason.startswith("HTTP 503")
+
+
+def test_a_reply_that_was_cut_off_is_no_verdict(serve: Any) -> None:
+    reply = {"choices": [{"message": {"content": "One could say [[2]] if one"}, "finish_reason": "length"}]}
+    server = serve(lambda *_: (200, json.dumps(reply).encode()))
+    (value,) = Rubric(backend=endpoint(server)).measure([sample("5")])
+    assert isinstance(value, Unscored)
+    assert "finish_reason=length: raise max_new_tokens" in value.reason
+    assert len(server.got) == 1  # another try would be cut off as well
 
 
 def test_half_a_character_in_a_reply_can_be_written(serve: Any) -> None:

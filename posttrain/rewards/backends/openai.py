@@ -18,6 +18,7 @@ from posttrain.errors import ConfigError, Problem
 from posttrain.rewards.backends.base import Backend, Question, Silence
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+CUT_OFF = {"length": "raise max_new_tokens", "content_filter": "the endpoint withheld the rest"}
 LARGEST_REPLY = 1 << 22
 LONGEST_PAUSE = 30.0
 
@@ -139,13 +140,16 @@ class _Call:
 
 
 def _content(reply: Any) -> str:
-    """The text of a chat completion, half a surrogate pair in it as U+FFFD. Raises ValueError where it is none."""
+    """The text of a chat completion, half a surrogate pair in it as U+FFFD. Raises ValueError where it is none, _Refused where it was cut
+    off: what stands in half a reply is no verdict, and the next one would be as long."""
     try:
-        content = reply["choices"][0]["message"]["content"]
+        content, finish = reply["choices"][0]["message"]["content"], reply["choices"][0].get("finish_reason")
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion, {json.dumps(reply)[:200]}") from error
     if not isinstance(content, str):
         raise ValueError("the completion has no text")
+    if finish in CUT_OFF:
+        raise _Refused(f"the reply ended with finish_reason={finish}: {CUT_OFF[finish]}")
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
