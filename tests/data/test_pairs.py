@@ -179,3 +179,19 @@ def test_equal_answers_with_different_ratings_are_no_pair():
     from posttrain.data.formats import get as get_format
 
     assert isinstance(get_format("code_ultrafeedback").convert(rated_row("5", "1", text="same")), Filtered)
+
+
+def test_an_answer_without_text_does_not_cost_the_other_answers():
+    from posttrain.data.formats import get as get_format
+
+    row = rated_row("5", "4", "1")
+    row["responses"][0]["response"], row["responses"][2]["response"] = " ", None
+    row["responses"].append({"model": "m", "response": "slow"})
+    row["annotations"].append({"rating": "2"})
+    found = get_format("code_ultrafeedback").convert(row)
+    assert [(answer.messages[0]["content"], answer.score) for answer in found.answers] == [("code 1", 4.0), ("slow", 2.0)]
+
+
+def test_an_answer_whose_last_turn_has_no_weight_is_refused():
+    silent = Answer(({"role": "assistant", "content": "Yes", "weight": 0.0},))
+    assert "the last turn of an answer has a weight of 0" in str(encode(Example(messages=PROMPT, answers=(silent, said("No")))))

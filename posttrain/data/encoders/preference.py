@@ -54,6 +54,8 @@ def _render(chat: Chat, example: Example, settings: EncodeSettings) -> list[Rend
 
 def answer_sequence(chat: Chat, example: Example, answer: Answer, settings: EncodeSettings) -> Rendered:
     """The prompt with one answer, of which the answer alone is trained. Raises RowError."""
+    if answer.messages[-1].get("weight", 1.0) == 0:
+        raise RowError("the last turn of an answer has a weight of 0: what is judged is the whole answer")
     prompt = tuple({**message, "weight": 0.0} if message["role"] == "assistant" else message for message in example.messages)
     found = render_example(chat, replace(example, messages=prompt + answer.messages, answers=()), train_on=settings.train_on)
     if len(found) > 1:

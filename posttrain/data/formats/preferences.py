@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from posttrain.data.formats.fields import Message, filled, list_of, says_something
+from posttrain.data.formats.fields import Message, filled, list_of, says_something, text_of
 from posttrain.data.formats.messages import below_system, message_of, tools_of
 from posttrain.data.formats.registry import Fields, Filtered, RowError, register
 from posttrain.types import Answer, Example
@@ -194,7 +194,7 @@ def convert_rated(
 ) -> Example | list[Example] | Filtered:
     """CodeUltraFeedback's raw rows: {"instruction", "preference", "responses": [{"model", "response"}], "annotations": [{"rating"}]}.
 
-    An answer without a rating does not count, and equal ratings or equal answers are no pair. The rating, from 1 to 5, is also that of the
+    An answer without a rating, or without a text, does not count, and equal ratings or equal answers are no pair. The rating, from 1 to 5, is also that of the
     attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or instruction_following.
     preference: only the rows that are judged by it. pairs: the best answer against the worst, or all pairs of a row.
     """
@@ -215,7 +215,7 @@ Rated = tuple[float, str]
 
 
 def _rated(row: Mapping[str, Any]) -> list[Rated]:
-    """Rating and text of every answer of a row that has a rating."""
+    """Rating and text of every answer of a row that has both."""
     responses, annotations = list_of(row, "responses"), list_of(row, "annotations")
     if len(responses) != len(annotations):
         raise RowError(f"{len(responses)} responses but {len(annotations)} annotations")
@@ -224,8 +224,9 @@ def _rated(row: Mapping[str, Any]) -> list[Rated]:
         if not isinstance(response, Mapping) or not isinstance(annotation, Mapping):
             raise RowError("responses and annotations must be lists of objects")
         rating = number_of(annotation, "rating")
-        if rating is not None:
-            rated.append((rating, filled(response, "response")))
+        text = "" if response.get("response") is None else text_of(response, "response")
+        if rating is not None and text.strip():
+            rated.append((rating, text))
     return rated
 
 
