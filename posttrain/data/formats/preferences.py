@@ -194,8 +194,9 @@ def convert_rated(
 ) -> Example | list[Example] | Filtered:
     """CodeUltraFeedback's raw rows: {"instruction", "preference", "responses": [{"model", "response"}], "annotations": [{"rating"}]}.
 
-    An answer without a rating, or without a text, does not count, and equal ratings or equal answers are no pair. The rating, from 1 to 5, is also that of the
-    attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or instruction_following.
+    An answer without a rating, or without a text, does not count, and equal ratings or equal answers are no pair. The rating, from 1 to 5,
+    is also that of the attribute the row is judged by: readability, efficiency (called complexity there), style, explanation or
+    instruction_following.
     preference: only the rows that are judged by it. pairs: the best answer against the worst, or all pairs of a row.
     """
     if preference is not None and row.get("preference") != preference:
