@@ -256,8 +256,14 @@ def _log_losses(report: SourceReport) -> None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """blake2b of all of a tokenizer that decides tokens: its backend, special tokens, chat template."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    """blake2b of all of a tokenizer that decides tokens: its backend, special tokens, chat template.
+
+    How it truncates and pads is left out: nothing is encoded so here, and the first call of a tokenizer resets what its file says of it.
+    """
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    else:
+        backend = sorted(tokenizer.get_vocab().items())
     return _hash(type(tokenizer).__name__, backend, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, tokenizer.chat_template)
 
 

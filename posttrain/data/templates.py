@@ -23,10 +23,11 @@ from posttrain.data.turns import find_turn, narrowed
 from posttrain.types import Example
 
 
-def render_example(chat: Chat, example: Example, *, train_on: str = "assistant") -> list[Rendered]:
+def render_example(chat: Chat, example: Example, *, train_on: str = "assistant", open_ends: bool = False) -> list[Rendered]:
     """The sequences of a conversation: one, or one for each trained turn where the template rewrites earlier turns.
 
-    train_on: assistant (every assistant turn), last (the last one alone), all (every token).
+    train_on: assistant (every assistant turn), last (the last one alone), all (every token). open_ends: a turn that no token ends is no
+    reason for several sequences.
     Special tokens within its texts stay text, see `guard`. Raises RowError for a conversation that the template refuses, or of which it
     leaves something out.
     """
@@ -43,10 +44,14 @@ def render_example(chat: Chat, example: Example, *, train_on: str = "assistant")
         return [_sequence(chat, whole, (Span(0, len(whole), 1.0),), prompt)]
     kept = trained[-1:] if train_on == "last" else trained
     turns = [find_turn(chat, messages, k, tools, (whole, tags) if k == last else None) for k in kept]
-    ends = [turn.end_in(whole, chat) for turn in turns]
+    ends = [turn.end_in(whole, chat, open_ends=open_ends) for turn in turns]
+    following = example.messages[last + 1 :]
     if None in ends:
-        turns = [turn.ended(chat, messages[k + 1 :]) for k, turn in zip(kept, turns, strict=True)]
+        turns = [turn.ended(chat, [*messages[k + 1 :], *following]) for k, turn in zip(kept, turns, strict=True)]
         return [_sequence(chat, turn.text, narrowed(chat, turn.text, turn.tags, [turn.span()]), turn.prompt) for turn in turns]
+    closing = turns[-1].ended(chat, following)
+    if closing is not turns[-1]:
+        whole, turns[-1], ends[-1] = closing.text, closing, None
     spans = narrowed(chat, whole, tags, [turn.span(end) for turn, end in zip(turns, ends, strict=True)])
     return [_sequence(chat, whole, spans, turns[-1].prompt)]
 

@@ -39,11 +39,12 @@ class Turn:
         """The turn up to `end`, or without the white space after its last token: nobody has to write that."""
         return Span(self.start, len(self.text.rstrip()) if end is None else end, float(self.message.get("weight", 1.0)))
 
-    def end_in(self, whole: str, chat: Chat) -> int | None:
-        """Where the turn ends in the whole conversation; None where that shows the turn differently, or without a token that ends it."""
+    def end_in(self, whole: str, chat: Chat, *, open_ends: bool = False) -> int | None:
+        """Where the turn ends in the whole conversation; None where that shows the turn differently, or, unless `open_ends`, without a
+        token that ends it."""
         own = self.text.rstrip()
         if whole.startswith(own):
-            return _closed(own, whole[len(own) :], chat)
+            return len(own) if open_ends else _closed(own, whole[len(own) :], chat)
         # A template may close the conversation with more than it closes a turn with.
         shared = common(whole, self.text)
         end = max((shared.rfind(special) + len(special) for special in chat.specials if special in shared), default=0)

@@ -39,13 +39,14 @@ def checksums(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 def weights_digest(folder: Path) -> str:
     """Of a model folder's weights, quickly: an artifact's checksums, else each weight file's name, size and SAMPLES stretches of it.
 
-    Another training gives another digest, since it moves all weights; a change of single bytes may not.
+    A training that moves all weights gives another digest; a change of few tensors or bytes may not.
     """
     digest = hashlib.sha256()
     if has_record(folder):
         digest.update(json.dumps(read_record(folder)["files"], sort_keys=True).encode())
         return digest.hexdigest()
-    for file in sorted([*weight_files(folder), *folder.glob("*.bin")]):
+    whole = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")] or [*folder.glob("*.safetensors")]
+    for file in sorted(file for file in [*whole, *folder.glob("adapter_model.*")] if file.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder).as_posix()} {size}".encode())
         with file.open("rb") as stream:

@@ -36,12 +36,23 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
         return _alone(matches[-1], rules["more"])
     if right := {letter.upper() for letter in rules["right"].findall(text)}:
         return right.pop() if len(right) == 1 else None
-    wrong, listed, marked_all = (list(map(str.upper, rules[name].findall(text))) for name in ("wrong", "listed", "marked_all"))
-    repeats = len(set(listed)) > 1 or (len(marked_all) > 1 and marked_all == list(letters.upper())[: len(marked_all)])
-    if not repeats and (match := rules["first"].match(text.lstrip())) and match["letter"].upper() not in wrong:
+    if _lists_options(list(rules["option"].finditer(text)), letters.upper()):
+        return None
+    wrong, listed = (set(map(str.upper, rules[name].findall(text))) for name in ("wrong", "listed"))
+    if len(listed) < 2 and (match := rules["first"].match(text.lstrip())) and match["letter"].upper() not in wrong:
         return _alone(match, rules["more"])
-    bracketed = set(map(str.upper, rules["bracketed"].findall(text))) - set(wrong)
+    bracketed = set(map(str.upper, rules["bracketed"].findall(text))) - wrong
     return bracketed.pop() if len(bracketed) == 1 else None
+
+
+def _lists_options(marks: list[re.Match[str]], letters: str) -> bool:
+    """Whether a text begins with all options on one line: marks of one style, in order; two of them where the first option ends in a comma,
+    a semicolon or a number, as no sentence does that goes on with the name of another option."""
+    alike = [mark for mark in marks if mark.group("open", "close") == marks[0].group("open", "close")]
+    named = "".join(mark["letter"].upper() for mark in alike)
+    if len(named) < 2 or not letters.startswith(named) or alike[0].string[: alike[0].start()].strip():
+        return False
+    return len(named) > 2 or re.search(r"[,;\d]\s*$", alike[0].string[alike[0].end() : alike[1].start()]) is not None
 
 
 def _alone(match: re.Match[str], more: re.Pattern[str]) -> str | None:
@@ -63,7 +74,7 @@ def _rules(letters: str) -> dict[str, re.Pattern[str]]:
         "right": rf"(?<![\w']){_OPEN}([{letters}]){_CLOSE} (?:is|must be) (?:the )?(?:correct|right|true|best)\b",
         "wrong": rf"(?<![\w']){_OPEN}([{letters}]){wrong}",
         "listed": rf"(?m:^)[ \t]{{0,4}}[(*]{{0,3}}({either})[.):*]",
-        "marked_all": rf"(?<![\w'])[(*]{{0,3}}({either})[.):](?!\w)",
+        "option": rf"(?<![\w'])(?P<open>\(?)(?P<letter>{either})(?P<close>[.):])(?!\w)",
         "first": rf"[(*]{{0,3}}(?P<letter>{either})(?:[.):*]|\s*$)",
         "bracketed": rf"\(({either})\)",
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.rewards.backends.base import Backend, Question, Silence
+from posttrain.rewards.backends.base import Backend, CutOff, Question, Silence
 from posttrain.rewards.fences import fence
 from posttrain.rewards.judge import as_text
 
@@ -95,7 +95,9 @@ class Constitution:
         """Ask about all that have not failed, at once."""
         going = [one for one in made if one.failure is None]
         for one, reply in zip(going, self.backend.ask([ask(one) for one in going]) if going else [], strict=True):
-            if isinstance(reply, Silence):
+            if isinstance(reply, CutOff):  # half a draft or critique is one, and a revision says where it ends
+                take(one, reply.text)
+            elif isinstance(reply, Silence):
                 one.failure = f"no reply: {reply.reason}"
             else:
                 take(one, reply)

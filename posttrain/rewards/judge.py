@@ -46,7 +46,7 @@ Do not let the order or the length of the answers sway you.
 Say in a sentence how they differ, then say which is better, in a last line of this form: Verdict: [[A]], [[B]], or [[C]] for a tie"""
 _NUMBER = r"(\d{1,3}(?:\.\d{1,3})?)(?![\d.]*\d)"
 _RATINGS = (
-    re.compile(rf"\[\[\s*{_NUMBER}[^\[\]]{{0,20}}\]"),
+    re.compile(rf"\[\[\s*{_NUMBER}[^\[\]]{{0,200}}\]"),
     re.compile(rf"rating\**:?\s*\**\s*{_NUMBER}", re.IGNORECASE),
 )  # as asked for, and in other words
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]", re.IGNORECASE)

@@ -73,10 +73,10 @@ def check_held_out(folder: Path, prepared: Prepared) -> None:
     before = _read(folder) if has_begun(folder) else None
     if before is None:
         return
-    now = {(source.part, source.origin): source.digest for source in prepared.report.sources}
-    apart = [old for old in before if old.part == "val"]
-    for old in apart or [old for old in before if old.part == "train"]:
-        if now.get((old.part, old.origin), old.digest) != old.digest:
+    pairs = list(zip(before, prepared.report.sources, strict=False))  # the same sources, since the configuration is the same
+    apart = [pair for pair in pairs if pair[0].part == "val"]
+    for old, new in apart or pairs:
+        if old.digest != new.digest:
             message = f"{old.origin} has other contents than when the run trained, so what it held out is not known"
             raise ConfigError(Problem("data", message, "put them back, or name examples that it was not trained on: data=FILE"))
 

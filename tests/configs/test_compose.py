@@ -110,7 +110,8 @@ def taken_by(option: str) -> list[str]:
 def test_every_option_composes_and_checks(group: str, option: str) -> None:
     path = {"data": ["data.train=x.jsonl"], "model": ["model.path=some/model"]}.get(group, []) if NEEDS_A_PATH.get(group) == option else []
     method = taken_by(option) if group == "method/loss" else ["method=reward_model"] if group == "method/head" else []
-    config = compose_and_check([*method, f"{group}={option}", *path], rules=PLAN)
+    terms = ["method.loss.terms={sigmoid:0.8,bco:0.2}"] if option == "weighted" else []
+    config = compose_and_check([*method, f"{group}={option}", *path, *terms], rules=PLAN)
     assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 

@@ -313,7 +313,13 @@ def test_text_parts_are_one_text_wherever_messages_are_read():
         (
             "sharegpt",
             {"conversations": [{"from": "function_call", "value": "f(1)"}]},
-            "turn 1 is from function_call, and its value is no JSON",
+            "turn 1 is from function_call, and its value calls nothing",
+        ),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "{'name': 'f'}"}]}, "a function call is not readable"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": '{"name": "f", "args": {"a": 1}}'}]},
+            "has args, and no arguments",
         ),
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "[1]"}]}, "needs a function name"),
         ("alpaca", {"instruction": "x", "output": "x", "history": [["Hi"]]}, "history 1 must be two texts"),
@@ -717,3 +723,21 @@ def test_a_sharegpt_turn_from_function_call_calls_its_tools():
     assert messages[1] == {"role": "assistant", "content": "", "weight": 0.0, "tool_calls": [first]}
     assert messages[3] == {"role": "assistant", "content": "<think>now both</think>", "tool_calls": [first, second]}
     assert messages[5] == {"role": "assistant", "content": "2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('{"name": "add", "parameters": {"a": 1}}', ""),
+        ("""{"name": "add", "arguments": '{"a": 1}'}""", ""),
+        ("""<functioncall> {"name": "add", "arguments": '{"a": 1}'}""", ""),
+        ('<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', ""),
+        ('Let me see.\n{"name": "add", "arguments": {"a": 1}}', "Let me see."),
+        ('<think>a [b] {c}</think>{"name": "add", "arguments": {"a": 1}}', "<think>a [b] {c}</think>"),
+    ],
+)
+def test_how_sharegpt_calls_are_written(value: str, said: str):
+    turns = [{"from": "human", "value": "?"}, {"from": "function-call", "value": value}, {"from": "function-response", "value": "1"}]
+    message = get("sharegpt").convert({"conversations": turns}).messages[1]
+    assert message["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert message["content"] == said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import CHATML, END, THINKING, byte_level, real
+from data_helpers import BARE, CHATML, END, THINKING, byte_level, real
 
 from posttrain.data.arithmetic import pairs
 from posttrain.data.encoders import Drop, Encoded, EncodeSettings, get
@@ -112,6 +112,14 @@ def test_a_template_that_rewrites_turns_refuses_answers_of_several():
     assert isinstance(outcome, RowError)
     assert "rewrites earlier turns" in str(outcome)
     assert isinstance(encode(Example(messages=PROMPT, answers=(several, said("No"))), template=THINKING, train_on="last"), list)
+
+
+def test_an_answer_of_several_turns_is_one_sequence_where_no_token_ends_turns():
+    turn = {"role": "assistant", "content": "So"}
+    several = Answer((turn, {"role": "user", "content": "Why?"}, turn))
+    (found,) = encode(Example(messages=PROMPT, answers=(several, said("No"))), template=BARE)
+    branches = np.split(found.tokens.ids, np.cumsum(found.tokens.segment_lengths)[:-1])
+    assert byte_level(BARE).decode(branches[1]) == "So\nuser: Why?\nassistant: So</s>"
 
 
 @pytest.mark.parametrize("settings", [dict(truncation="split"), dict(train_on="all")])

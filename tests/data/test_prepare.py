@@ -27,7 +27,7 @@ from posttrain.data.encoders import example_of
 from posttrain.data.encoders import get as get_encoder
 from posttrain.data.encoders.text import chunks
 from posttrain.data.guard import GUARD
-from posttrain.data.prepare import Prepared, prepare
+from posttrain.data.prepare import Prepared, prepare, tokenizer_digest
 from posttrain.data.rows import Row
 from posttrain.data.show import histogram, show, stretches
 from posttrain.data.spans import encode_ids, encode_texts
@@ -652,3 +652,9 @@ def test_prompts_that_are_all_too_long_may_lose_their_beginning(tmp_path: Path, 
     with pytest.raises(DataError, match=r"raise max_length, or set data\.truncation=left"):
         run(node(train=path), chatml, "prompt", 32)
     assert len(run(node(train=path, truncation="left", val_fraction=0), chatml, "prompt", 32).train) == 1
+
+
+def test_what_a_tokenizers_file_says_of_truncation_is_no_other_tokenizer(chatml: PreTrainedTokenizerFast):
+    before = tokenizer_digest(chatml)
+    chatml.backend_tokenizer.enable_truncation(max_length=512)
+    assert tokenizer_digest(chatml) == before  # its first call resets it

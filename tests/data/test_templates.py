@@ -378,6 +378,15 @@ def test_what_a_turn_is_written_after_keeps_the_reasoning_that_a_later_answer_ma
     assert contexts[1].endswith('"TT"<|end|><|start|>assistant')
 
 
+def test_a_call_before_turns_that_are_not_trained_ends_as_every_call_does():
+    tokenizer = published("glm4moe")
+    call, result = assistant("", tool_calls=[CALL]), {"role": "tool", "name": "add", "tool_call_id": "abcdefghi", "content": "TT"}
+    ((ids, weights),) = encode_example(
+        tokenizer, Example(messages=(user("Q"), call, result, assistant("A", weight=0.0)), tools=AGENTIC.tools)
+    )
+    assert tokenizer.decode(ids[weights > 0]).endswith("</tool_call><|observation|>")
+
+
 def test_a_turn_that_the_next_header_ends_learns_the_header():
     tokenizer = published("glm4moe")
     (ids, weights), *others = encode_example(tokenizer, TWO_TURNS)

@@ -91,3 +91,12 @@ def test_held_out_examples_are_read_with_the_artifacts_own_tokenizer(tmp_path):
     assert run_job(compose([*line, "model=hf", f"model.path={moved}", f"output_dir={tmp_path / 'run'}"])) == 0
     shutil.rmtree(moved)
     assert evaluate.main({"run": str(tmp_path / "run"), "suite": "validation"}) == 0
+
+
+def test_sources_that_are_read_from_one_file_are_each_compared_with_themselves(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"question": f"{n}+1?", "a": str(n + 1), "b": f"It is {n + 1}"}) for n in range(40)))
+    sources = ",".join(f"{{path:{data},columns:{{answer:{name}}}}}" for name in "ab")
+    line = ["data=mixed", f"data.sources=[{sources}]", "data.val_fraction=0.2", "evaluation=none", "tracking=none", "hardware=cpu"]
+    assert run_job(compose([*line, "global_batch=8", "max_steps=1", f"output_dir={tmp_path / 'run'}"])) == 0
+    assert evaluate.main({"run": str(tmp_path / "run"), "suite": "validation"}) == 0

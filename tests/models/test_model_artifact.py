@@ -16,7 +16,7 @@ from posttrain.errors import ConfigError
 from posttrain.models import artifact as artifact_module
 from posttrain.models.artifact import ArtifactRecord, load_artifact, save_artifact
 from posttrain.models.artifact_weights import CorruptArtifactError
-from posttrain.models.integrity import config_hash, verify
+from posttrain.models.integrity import config_hash, verify, weights_digest
 from posttrain.models.lineage import parents_of
 from posttrain.models.loading import build_model
 from posttrain.models.peft import apply_peft
@@ -334,3 +334,15 @@ def test_an_adapter_is_not_put_on_a_base_that_was_replaced(conf, tmp_path, ids, 
 def _moved(module: torch.nn.Module) -> None:
     if isinstance(module, torch.nn.Linear):
         module.weight.data += 0.1
+
+
+def test_a_digest_of_the_weights_that_are_loaded_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1 << 18))
+    before = weights_digest(tmp_path)
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"1")
+    (tmp_path / "training_args.bin").write_bytes(b"1")
+    (tmp_path / "pytorch_model.bin").symlink_to(tmp_path / "gone")
+    assert weights_digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(bytes([1]) * (1 << 18))
+    assert weights_digest(tmp_path) != before

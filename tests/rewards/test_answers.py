@@ -254,6 +254,12 @@ LETTERS = [
     ("(A) 3 (B) 4\n", None),
     ("B) because C) is too small", "B"),
     ("A) because B is wrong", "A"),
+    ("A. Paris, because (B) is in Germany", "A"),
+    ("A. The process described in (B) needs light.", "A"),
+    ("A) Hepatitis B. It is viral", "A"),
+    ("A. This follows from B.", "A"),
+    ("**A.** Both (B) and (C) are too small", "A"),
+    ("(A) since (B) would be larger", "A"),
     ("I choose a dog", None),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import ConfigError
-from posttrain.rewards.backends.base import Backend, Question, Silence
+from posttrain.rewards.backends.base import Backend, CutOff, Question, Silence
 from posttrain.rewards.backends.writer import Writer
 from posttrain.rewards.constitution import Constitution, read_principles
 
@@ -34,6 +34,18 @@ def _number(question: Question) -> int:
 
 def revised(text: str) -> str:
     return f"Here:\n[revision]\n{text}\n[end of revision]"
+
+
+def test_half_a_draft_and_half_a_critique_are_gone_on_with() -> None:
+    replies: dict[str, str | Silence] = {
+        "answer": CutOff("cut", "half an ans"), "critique": CutOff("cut", "it is rud"), "revision": revised("better"),
+    }  # fmt: skip
+    (made,) = Constitution(Says(lambda stage, _: replies[stage]), ["Be kind."]).revise(PROMPTS[:1])
+    assert (made.first, made.rounds[0]["critique"], made.answer, made.failure) == ("half an ans", "it is rud", "better", None)
+    replies["revision"] = CutOff("cut", "[revision]\nbett")
+    (made,) = Constitution(Says(lambda stage, _: replies[stage]), ["Be kind."]).revise(PROMPTS[:1])
+    assert made.failure is not None
+    assert made.failure.startswith("no revision")
 
 
 def test_a_writer_that_follows_a_rule() -> None:

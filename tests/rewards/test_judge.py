@@ -18,7 +18,7 @@ import pytest
 from reward_helpers import QUESTION, built, sample
 
 from posttrain.errors import ConfigError
-from posttrain.rewards.backends.base import Backend, Question, Silence
+from posttrain.rewards.backends.base import Backend, CutOff, Question, Silence
 from posttrain.rewards.backends.openai import OpenAI
 from posttrain.rewards.backends.scripted import Scripted
 from posttrain.rewards.base import Unscored
@@ -301,6 +301,8 @@ def test_a_reply_that_was_cut_off_is_no_verdict(serve: Any) -> None:
     assert isinstance(value, Unscored)
     assert "finish_reason=length: raise max_new_tokens" in value.reason
     assert len(server.got) == 1  # another try would be cut off as well
+    many = endpoint(server, patience=2, concurrency=1).ask(ASKED * 6)
+    assert many == [CutOff(value.reason, "One could say [[2]] if one")] * 6  # it lives: nothing is given up
 
 
 def test_half_a_character_in_a_reply_can_be_written(serve: Any) -> None:

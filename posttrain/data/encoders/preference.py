@@ -57,10 +57,10 @@ def answer_sequence(chat: Chat, example: Example, answer: Answer, settings: Enco
     if answer.messages[-1].get("weight", 1.0) == 0:
         raise RowError("the last turn of an answer has a weight of 0: what is judged is the whole answer")
     prompt = tuple({**message, "weight": 0.0} if message["role"] == "assistant" else message for message in example.messages)
-    found = render_example(chat, replace(example, messages=prompt + answer.messages, answers=()), train_on=settings.train_on)
+    whole = replace(example, messages=prompt + answer.messages, answers=())
+    found = render_example(chat, whole, train_on=settings.train_on, open_ends=True)  # an answer is one sequence, whatever it holds
     if len(found) > 1:
-        reason = "the chat template rewrites earlier turns, or leaves their ends open"
-        raise RowError(f"{reason}: an answer of several turns is not one sequence; set data.train_on=last")
+        raise RowError("the chat template rewrites earlier turns: an answer of several turns is not one sequence; set data.train_on=last")
     return found[0]
 
 

@@ -66,17 +66,21 @@ def _message(role: str, text: str, place: int) -> Message:
     return message | ({"tool_calls": [_call(call.strip(), place) for call in calls]} if calls else {})
 
 
-def _call(text: str, place: int) -> dict[str, Any]:
-    """{"name": "f", "arguments": '{"a": 1}'}: the arguments are JSON between single quotes, which JSON itself does not know."""
+def read_call(text: str) -> Any:
+    """A call, or a list of them, as JSON; {"name": "f", "arguments": '{"a": 1}'} too, where the arguments are JSON between single quotes,
+    which JSON itself does not know. Raises RowError."""
     quoted = _QUOTED.search(text)
     try:
-        if quoted:
-            call = json.loads(text[: quoted.start()] + quoted[1] + "null}")
-            call["arguments"] = json.loads(quoted[2].replace("\\'", "'"))
-        else:
-            call = json.loads(text)
+        if not quoted:
+            return json.loads(text)
+        call = json.loads(text[: quoted.start()] + quoted[1] + "null}")
+        return {**call, "arguments": json.loads(quoted[2].replace("\\'", "'"))}
     except (ValueError, RecursionError) as error:
         raise RowError(f"a function call is not readable: {error} in {text[:80]!r}") from error
+
+
+def _call(text: str, place: int) -> dict[str, Any]:
+    call = read_call(text)
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise RowError(f"a function call without a name: {text[:80]!r}")
     return call_of(call, place)

@@ -109,7 +109,9 @@ def call_of(call: Any, place: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"message {place}: a tool call needs a function name")
-    arguments = function.get("arguments")
+    arguments = function.get("arguments", function.get("parameters"))
+    if arguments is None and (others := sorted(set(function) - {"name", "arguments", "parameters", "id", "type", "index"})):
+        raise RowError(f"message {place}: the call of {function['name']} has {', '.join(others)}, and no arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from posttrain.data.formats.fields import Message, conversation, list_of, text_of, turn
+from posttrain.data.formats.glaive import read_call
 from posttrain.data.formats.messages import below_system, message_of, tools_of
 from posttrain.data.formats.registry import RowError, register
 from posttrain.types import Example
@@ -27,9 +28,12 @@ ROLES = {
     "observation": "tool",
     "function_response": "tool",
     "tool_response": "tool",
+    "function-response": "tool",
     "function_call": "assistant",
     "function-call": "assistant",
 }
+_TAGS = re.compile(r"</?(?:functioncall|function_call|tool_call)>")
+_BRACKET = re.compile(r"[\[{]")
 CALLS = ("function_call", "function-call")  # turns whose value is what is called, as JSON
 
 
@@ -62,13 +66,16 @@ def _message(entry: Any, place: int) -> Message:
 
 
 def _called(value: str, place: int) -> dict[str, Any]:
-    """Content and tool calls of a turn that calls; a thought in <think> tags may stand in front of the JSON."""
-    thought, mark, said = value.rpartition("</think>")
-    try:
-        found = json.loads(said)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"turn {place} is from function_call, and its value is no JSON: {error}") from error
-    return {"content": (thought + mark).strip(), "tool_calls": found if isinstance(found, list) else [found]}
+    """Content and tool calls of a turn that calls: JSON, perhaps in tags, perhaps behind a thought or a text."""
+    behind = value.rfind("</think>") + 1  # a thought may hold brackets of its own
+    start = _BRACKET.search(value, behind)
+    if start is None:
+        raise RowError(f"turn {place} is from function_call, and its value calls nothing")
+    said, calls = value[: start.start()], list[Any]()
+    for text in filter(str.strip, _TAGS.split(value[start.start() :])):
+        found = read_call(text.strip())
+        calls += found if isinstance(found, list) else [found]
+    return {"content": _TAGS.sub("", said).strip(), "tool_calls": calls}
 
 
 @register("capybara", needs=[["conversation"]])

@@ -30,6 +30,13 @@ class Silence:
     reason: str
 
 
+@dataclass(frozen=True)
+class CutOff(Silence):
+    """A reply that was cut off before its end, which is no verdict. text: what there is of it."""
+
+    text: str
+
+
 class Backend(ABC):
     """Replies to questions."""
 

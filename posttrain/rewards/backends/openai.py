@@ -15,7 +15,7 @@ from http.client import HTTPException
 from typing import Any
 
 from posttrain.errors import ConfigError, Problem
-from posttrain.rewards.backends.base import Backend, Question, Silence
+from posttrain.rewards.backends.base import Backend, CutOff, Question, Silence
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 CUT_OFF = {"length": "raise max_new_tokens", "content_filter": "the endpoint withheld the rest"}
@@ -85,7 +85,7 @@ class OpenAI(Backend):
             call.over = True
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def once(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def once(self, messages: Sequence[Mapping[str, Any]]) -> str | CutOff:
         """One request. Raises _Failed or _Refused."""
         try:
             return _content(json.loads(self._post({**self.body, "messages": list(messages)})))
@@ -139,18 +139,16 @@ class _Call:
             time.sleep(min(LONGEST_PAUSE, max(asked, pause)))
 
 
-def _content(reply: Any) -> str:
-    """The text of a chat completion, half a surrogate pair in it as U+FFFD. Raises ValueError where it is none, _Refused where it was cut
-    off: what stands in half a reply is no verdict, and the next one would be as long."""
+def _content(reply: Any) -> str | CutOff:
+    """The text of a chat completion, half a surrogate pair in it as U+FFFD. Raises ValueError where it is none."""
     try:
         content, finish = reply["choices"][0]["message"]["content"], reply["choices"][0].get("finish_reason")
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion, {json.dumps(reply)[:200]}") from error
     if not isinstance(content, str):
         raise ValueError("the completion has no text")
-    if finish in CUT_OFF:
-        raise _Refused(f"the reply ended with finish_reason={finish}: {CUT_OFF[finish]}")
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return CutOff(f"the reply ended with finish_reason={finish}: {CUT_OFF[finish]}", text) if finish in CUT_OFF else text
 
 
 def _all_of(response: Any, deadline: float) -> bytes:
