@@ -91,8 +91,16 @@ class Chat:
 
     def header_after(self, role: str) -> str:
         """The header that ends an assistant turn which a message of this role follows; empty where turns end otherwise."""
+        return self._headers.get(role, "")
+
+    @cached_property
+    def _headers(self) -> Mapping[str, str]:
+        """By role, see `header_after`."""
         if not any(header in self.specials for header in _ENDING_HEADERS):
-            return ""
+            return {}
+        return {role: self._header_after(role) for role in ("system", "user", "assistant", "tool")}
+
+    def _header_after(self, role: str) -> str:
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "An answer."}, {"role": role, "content": "y"}]
         try:
             return self.ending_header(self.render(messages, ()).partition("An answer.")[2].lstrip())
