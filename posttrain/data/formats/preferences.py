@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -85,8 +86,16 @@ def convert(row: Mapping[str, Any]) -> Example:
         if not _within(stated, asked):
             raise RowError(f"{key} is not what the conversations in chosen and rejected begin with")
     if not asked:
-        raise RowError("chosen and rejected answer different prompts" if key is None else f"field {key!r} is empty")
+        raise RowError(_without_prompt(row) if key is None else f"field {key!r} is empty")
     return _pair(below_system(asked, row), [tuple(messages) for messages in both], row)
+
+
+def _without_prompt(row: Mapping[str, Any]) -> str:
+    """What is wrong with a row that has no prompt of its own, and whose conversations do not begin alike."""
+    if not all(isinstance(row[name], str) for name in ("chosen", "rejected")):
+        return "chosen and rejected answer different prompts"
+    hint = "; give what both texts begin with there" if os.path.commonprefix([row["chosen"], row["rejected"]]).strip() else ""
+    return f"has no prompt: chosen and rejected are texts, and no field {' or '.join(map(repr, PROMPTS))} says what they answer{hint}"
 
 
 def holds(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
