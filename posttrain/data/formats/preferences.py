@@ -94,7 +94,8 @@ def _without_prompt(row: Mapping[str, Any]) -> str:
     """What is wrong with a row that has no prompt of its own, and whose conversations do not begin alike."""
     if not all(isinstance(row[name], str) for name in ("chosen", "rejected")):
         return "chosen and rejected answer different prompts"
-    hint = "; give what both texts begin with there" if os.path.commonprefix([row["chosen"], row["rejected"]]).strip() else ""
+    shared = os.path.commonprefix([row["chosen"], row["rejected"]])  # noqa: RUF071 (characters are what is meant)
+    hint = "; give what both texts begin with there" if shared.strip() else ""
     return f"has no prompt: chosen and rejected are texts, and no field {' or '.join(map(repr, PROMPTS))} says what they answer{hint}"
 
 
