@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.errors import ConfigError, Problem
 from posttrain.rewards.backends.base import Backend, CutOff, Question, Silence
+from posttrain.rewards.http_replies import body_of, explanation_of
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 CUT_OFF = {"length": "raise max_new_tokens", "content_filter": "the endpoint withheld the rest"}
@@ -102,7 +103,7 @@ class OpenAI(Backend):
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         deadline = time.monotonic() + self.timeout
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return _all_of(response, deadline)
+            return body_of(response, deadline, most=LARGEST_REPLY)
 
 
 class _Call:
@@ -151,25 +152,8 @@ def _content(reply: Any) -> str | CutOff:
     return CutOff(f"the reply ended with finish_reason={finish}: {CUT_OFF[finish]}", text) if finish in CUT_OFF else text
 
 
-def _all_of(response: Any, deadline: float) -> bytes:
-    """A reply's body. Raises TimeoutError where it trickles past the deadline, ValueError where it is huge."""
-    body = bytearray()
-    while part := response.read1(1 << 16):
-        body += part
-        if time.monotonic() > deadline:
-            raise TimeoutError("the reply takes too long")
-        if len(body) > LARGEST_REPLY:
-            raise ValueError("the reply is too large")
-    return bytes(body)
-
-
 def _of_status(error: urllib.error.HTTPError) -> Exception:
-    try:
-        with error:
-            said = error.read(300).decode("utf-8", "replace")
-    except (OSError, HTTPException) as broken:  # the status came, its explanation did not
-        said = f"({broken})"
-    reason = f"HTTP {error.code}: {' '.join(said.split())}"
+    reason = f"HTTP {error.code}: {explanation_of(error)}"
     asked = error.headers.get("Retry-After", "")
     pause = float(asked) if asked.isascii() and asked.isdigit() else 0.0
     return _Failed(reason, pause) if error.code in RETRIED else _Refused(reason)

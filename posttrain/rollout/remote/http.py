@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
 
+from posttrain.rewards.http_replies import body_of, explanation_of
+
 LONGEST_PAUSE = 30.0
 
 
@@ -80,10 +82,10 @@ class Server:
         deadline = time.monotonic() + timeout
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                text = _all_of(response, deadline)
+                text = body_of(response, deadline)
             return json.loads(text) if text.strip() else None
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{self.url}{path}: HTTP {error.code}: {_explanation(error)}", error.code) from error
+            raise ServerError(f"{self.url}{path}: HTTP {error.code}: {explanation_of(error)}", error.code) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
@@ -91,24 +93,3 @@ class Server:
             raise NoConnection(f"no connection to {self.url}{path}: {reason or type(error).__name__}") from error
         except (ValueError, RecursionError) as error:
             raise ServerError(f"{self.url}{path}: the reply is no JSON: {error}") from error
-
-
-def _explanation(error: urllib.error.HTTPError) -> str:
-    """What a server says beside a status, as far as it comes."""
-    try:
-        with error:
-            return " ".join(error.read(2000).decode("utf-8", "replace").split())[:500]
-    except (OSError, HTTPException) as broken:
-        return f"({broken or type(broken).__name__})"
-
-
-def _all_of(response: Any, deadline: float) -> bytes:
-    """A reply's body. Raises TimeoutError where it trickles past the deadline, HTTPException where it is cut off."""
-    body = bytearray()
-    while part := response.read1(1 << 20):
-        body += part
-        if time.monotonic() > deadline:
-            raise TimeoutError("the reply takes too long")
-    if response.length:  # what the headers promised and did not come
-        raise HTTPException(f"the reply was cut off {response.length} bytes before its end")
-    return bytes(body)
